@@ -1,0 +1,17 @@
+//! Bytes and names: everything that has a fixed form on the wire or in the repository.
+//!
+//! No I/O, no clock, no randomness, no async: so this crate can be fuzzed, property-tested and
+//! trusted. Whatever reads bytes here never panics, never allocates what its input merely
+//! announces, and fails closed on anything unknown.
+
+mod class;
+mod ids;
+mod lsn;
+mod time;
+
+pub use class::Class;
+pub use ids::{
+    BaseId, LineageId, Oid, ParseIdError, RepositoryId, SourceId, SystemId, TimelineId, Xid,
+};
+pub use lsn::{Lsn, ParseLsnError};
+pub use time::{ParseTimeError, PgTimestamp};
