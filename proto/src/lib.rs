@@ -6,7 +6,10 @@
 
 mod class;
 mod ids;
+pub mod key;
+pub mod listing;
 mod lsn;
+pub mod manifest;
 mod time;
 
 pub use class::Class;

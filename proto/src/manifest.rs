@@ -1,0 +1,245 @@
+//! The small JSON files of a repository: what a source, a lineage, a base is.
+//!
+//! Every file names its version as `v`; a reader refuses any other and any unknown field, because
+//! what it does not know it cannot restore.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::key::ArchiveName;
+use crate::{
+    BaseId, LineageId, Lsn, Oid, PgTimestamp, RepositoryId, SourceId, SystemId, TimelineId,
+};
+
+/// The version of every file here. A change that an older reader would misread raises it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Version1;
+
+impl Serialize for Version1 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Version1 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u32::deserialize(deserializer)? {
+            1 => Ok(Version1),
+            other => Err(serde::de::Error::custom(format!(
+                "format version {other} is not known; a newer lastgood wrote this"
+            ))),
+        }
+    }
+}
+
+/// `lastgood.json`: this prefix is a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryFile {
+    pub v: Version1,
+    pub id: RepositoryId,
+    pub created: PgTimestamp,
+}
+
+/// `source.json`: which database this is. Settings are not here; they belong to the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFile {
+    pub v: Version1,
+    pub id: SourceId,
+    pub name: String,
+    pub database: String,
+    pub system_id: SystemId,
+    pub created: PgTimestamp,
+}
+
+/// `lineage.json`: written once the slot exists, before anything is streamed from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LineageFile {
+    pub v: Version1,
+    pub id: LineageId,
+    pub system_id: SystemId,
+    pub timeline: TimelineId,
+    pub slot: String,
+    pub publication: String,
+    /// A publication that was dropped and made anew has another OID: rows were missed between.
+    pub publication_oid: Oid,
+    /// As `server_version_num`: 180006.
+    pub server_version: u32,
+    pub server_encoding: String,
+    pub database: String,
+    /// The slot's consistent point; the first segment starts here.
+    pub start: Lsn,
+    pub created: PgTimestamp,
+}
+
+/// `end.json`: the lineage's last word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LineageEnd {
+    pub v: Version1,
+    /// The durable LSN when it ended; what the source committed past it is in no segment.
+    pub end: Lsn,
+    pub reason: EndReason,
+    /// One sentence for the operator.
+    pub detail: String,
+    pub time: PgTimestamp,
+}
+
+/// Why a lineage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The slot is gone, or another one bears its name.
+    SlotMissing,
+    /// The server removed WAL the slot needed, or invalidated it for another reason.
+    SlotLost,
+    /// The slot's confirmed position is beyond what is durable.
+    SlotAhead,
+    /// The publication was dropped or made anew.
+    PublicationChanged,
+    /// Another cluster answers: dump and restore, a clone, a major upgrade.
+    SystemChanged,
+    /// The source was promoted or itself restored.
+    TimelineChanged,
+    /// The server's WAL ends before what is durable: its storage was set back.
+    ServerBehind,
+    /// The slot held more WAL than the budget allows and was dropped to protect the source.
+    BudgetExceeded,
+    /// An operator paused the source and let the slot go, or removed the source.
+    Stopped,
+}
+
+/// A named restore point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointFile {
+    pub v: Version1,
+    pub name: String,
+    /// Every transaction whose commit record starts at or below it is before the point.
+    pub lsn: Lsn,
+    pub time: PgTimestamp,
+}
+
+/// `manifest.json`: a finished base. Written last; without it there is no base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseManifest {
+    pub v: Version1,
+    pub id: BaseId,
+    /// Transactions whose commit LSN is below are in the base; all others are not.
+    pub consistent_point: Lsn,
+    /// The server's clock right after the snapshot was taken: the base is never newer.
+    pub snapshot_time: PgTimestamp,
+    pub started: PgTimestamp,
+    pub finished: PgTimestamp,
+    pub server_version: u32,
+    /// As `pg_dump --version` prints it.
+    pub pg_dump_version: String,
+    pub database: String,
+    pub encoding: String,
+    pub archives: Vec<Archive>,
+    pub tables: Vec<TableEntry>,
+    pub sequences: Vec<SequenceEntry>,
+    /// Number of large objects, which are as fresh as the base.
+    pub large_objects: u64,
+}
+
+/// One archive of a base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    pub name: ArchiveName,
+    /// Schema and table, if the archive holds one table's data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<(String, String)>,
+    /// Of the archive itself, before compression.
+    pub bytes: u64,
+    pub stored_bytes: u64,
+    /// SHA-256 of the archive itself, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A table as it was under the base's snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableEntry {
+    pub oid: Oid,
+    pub schema: String,
+    pub name: String,
+    /// `pg_class.relkind`: `r` table, `p` partitioned table, `f` foreign table, `m` materialized view.
+    pub kind: char,
+    pub protection: Protection,
+    /// The primary key, or the replica identity index: what a replay finds rows by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity_index: Option<String>,
+    /// `pg_class.reltuples`, if ever analyzed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_estimate: Option<u64>,
+    pub bytes: u64,
+}
+
+/// How far a table is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// Every change is captured.
+    Full,
+    /// As fresh as the base: it has no usable replica identity.
+    NoIdentity,
+    /// As fresh as the base: the settings leave it out.
+    Excluded,
+    /// As fresh as the base: unlogged.
+    Unlogged,
+    /// As fresh as the base: the role does not own it, so it could not be published.
+    NotOwned,
+    /// Only its definition is kept: its rows live elsewhere.
+    Foreign,
+    /// It has no rows of its own: a partitioned table, a materialized view.
+    Derived,
+}
+
+/// A sequence as it was under the base's snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SequenceEntry {
+    pub schema: String,
+    pub name: String,
+    /// Absent if the role may not read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_value: Option<String>,
+    pub is_called: bool,
+    pub increment: i64,
+    /// Schema, table and column, if a column owns it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<(String, String, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_or_field_is_refused() {
+        let file = RepositoryFile {
+            v: Version1,
+            id: RepositoryId::from_bytes([1; 8]),
+            created: PgTimestamp::from_micros(0),
+        };
+        let text = serde_json::to_string(&file).unwrap();
+        assert_eq!(
+            text,
+            r#"{"v":1,"id":"0101010101010101","created":"2000-01-01T00:00:00.000000Z"}"#
+        );
+        assert_eq!(serde_json::from_str::<RepositoryFile>(&text).unwrap(), file);
+        for wrong in [
+            text.replace("\"v\":1", "\"v\":2"),
+            text.replace("{", "{\"x\":1,"),
+        ] {
+            assert!(
+                serde_json::from_str::<RepositoryFile>(&wrong).is_err(),
+                "{wrong}"
+            );
+        }
+    }
+}
