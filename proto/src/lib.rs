@@ -5,11 +5,14 @@
 //! announces, and fails closed on anything unknown.
 
 mod class;
+pub mod copy_both;
+pub mod cursor;
 mod ids;
 pub mod key;
 pub mod listing;
 mod lsn;
 pub mod manifest;
+pub mod pgoutput;
 mod time;
 
 pub use class::Class;
