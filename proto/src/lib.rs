@@ -4,6 +4,11 @@
 //! trusted. Whatever reads bytes here never panics, never allocates what its input merely
 //! announces, and fails closed on anything unknown.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod class;
 pub mod copy_both;
 pub mod cursor;
@@ -13,6 +18,7 @@ pub mod listing;
 mod lsn;
 pub mod manifest;
 pub mod pgoutput;
+pub mod segment;
 mod time;
 
 pub use class::Class;

@@ -1,0 +1,363 @@
+//! Lines to records. Believes nothing: every record is checked for its place, its fields and its
+//! columns, and the whole against the footer, so that a segment that was cut, altered or swapped
+//! is an error. Records already yielded when that comes out must be undone by the consumer.
+
+use std::io::{self, BufRead};
+
+use serde::Deserialize;
+
+use super::ledger::{Change, Ledger, Refusal};
+use super::line::{
+    BeginLine, CommitLine, DeleteLine, FooterLine, HeaderLine, InsertLine, MessageLine,
+    RelationLine, SequencesLine, TruncateLine, UpdateLine,
+};
+use super::lines::Lines;
+use super::record::{
+    Cell, Footer, Header, MessageRecord, Old, Record, RelationRecord, SequenceSample,
+};
+use super::{LINE_BYTES_MAX, VERSION};
+use crate::key::SegmentKey;
+use crate::{Class, LineageId, Oid, SourceId};
+
+/// A segment being read.
+pub struct SegmentReader<R> {
+    lines: Lines<R>,
+    header: Header,
+    key: Option<SegmentKey>,
+    ledger: Ledger,
+    state: State,
+}
+
+enum State {
+    Reading,
+    /// Read to its end, and everything agrees.
+    Verified(Footer),
+    Failed,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("cannot read the segment")]
+    Io(#[from] io::Error),
+    #[error("the segment ends in line {line}, before its footer")]
+    Truncated { line: u64 },
+    #[error("line {line} is longer than {} bytes", LINE_BYTES_MAX)]
+    LineTooLong { line: u64 },
+    /// Without the parser's own message, which quotes values.
+    #[error("line {line} is no record of this format, from column {column} on")]
+    Malformed { line: u64, column: usize },
+    #[error("line {line} is a record of an unknown kind")]
+    UnknownRecord { line: u64 },
+    #[error("the segment has format version {0}, this program reads {VERSION}")]
+    Version(u32),
+    #[error("line {line} is out of place")]
+    Refused {
+        line: u64,
+        #[source]
+        refusal: Refusal,
+    },
+    #[error("the {what} does not agree with the object's key")]
+    Key { what: &'static str },
+    #[error("the footer's {what} does not agree with the segment's content")]
+    Footer { what: &'static str },
+    #[error("something follows the footer")]
+    Trailing,
+    #[error("the segment was given up after an earlier error")]
+    Unusable,
+}
+
+impl ReadError {
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            // What unseals and decompresses reports bytes that are not what was written so.
+            Self::Io(error) => match error.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Class::Corrupt,
+                _ => Class::Transient,
+            },
+            Self::Version(_) => Class::NeedsOperator,
+            Self::Truncated { .. }
+            | Self::LineTooLong { .. }
+            | Self::Malformed { .. }
+            | Self::UnknownRecord { .. }
+            | Self::Refused { .. }
+            | Self::Key { .. }
+            | Self::Footer { .. }
+            | Self::Trailing
+            | Self::Unusable => Class::Corrupt,
+        }
+    }
+}
+
+impl<R: BufRead> SegmentReader<R> {
+    /// Reads the header. `expect` is where the segment was found: header and footer must agree.
+    pub fn open(
+        input: R,
+        expect: Option<(SourceId, LineageId, &SegmentKey)>,
+    ) -> Result<Self, ReadError> {
+        let mut lines = Lines::new(input);
+        lines.advance()?;
+        if lines.tag() != Some(b'H') {
+            return Err(ReadError::UnknownRecord { line: lines.number });
+        }
+        let VersionOnly { v } = lines.parse()?;
+        if v != VERSION {
+            return Err(ReadError::Version(v));
+        }
+        let line: HeaderLine = lines.parse()?;
+        let header = Header {
+            source: line.source,
+            lineage: line.lineage,
+            start: line.start,
+            server: line.server,
+        };
+        if let Some((source, lineage, key)) = expect {
+            agrees("source", &header.source, &source)?;
+            agrees("lineage", &header.lineage, &lineage)?;
+            agrees("start", &header.start, &key.start)?;
+        }
+        Ok(Self {
+            lines,
+            header,
+            key: expect.map(|(_, _, key)| *key),
+            ledger: Ledger::new(header.start),
+            state: State::Reading,
+        })
+    }
+
+    #[must_use]
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The footer, once [`SegmentReader::next`] has returned `None`.
+    #[must_use]
+    pub const fn footer(&self) -> Option<&Footer> {
+        match &self.state {
+            State::Verified(footer) => Some(footer),
+            State::Reading | State::Failed => None,
+        }
+    }
+
+    /// The next record between header and footer; `None` when the footer has been read and the
+    /// whole segment agrees with it. After an error there is nothing but errors.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "fallible: callers write `while let Some(record) = reader.next()?`"
+    )]
+    pub fn next(&mut self) -> Result<Option<Record>, ReadError> {
+        match self.state {
+            State::Verified(_) => return Ok(None),
+            State::Failed => return Err(ReadError::Unusable),
+            State::Reading => {}
+        }
+        // Set before, so that whatever goes wrong leaves it behind.
+        self.state = State::Failed;
+        self.lines.advance()?;
+        if self.lines.tag() == Some(b'F') {
+            self.state = State::Verified(self.verified_footer()?);
+            return Ok(None);
+        }
+        let record = self.record()?;
+        self.state = State::Reading;
+        Ok(Some(record))
+    }
+
+    fn record(&mut self) -> Result<Record, ReadError> {
+        let line = self.lines.number;
+        let refused = |refusal| ReadError::Refused { line, refusal };
+        let record = match self.lines.tag() {
+            Some(b'R') => relation(self.lines.parse()?),
+            Some(b'B') => begin(&self.lines.parse()?),
+            Some(b'I') => insert(self.lines.parse()?),
+            Some(b'U') => update(self.lines.parse()?).map_err(refused)?,
+            Some(b'D') => delete(self.lines.parse()?).map_err(refused)?,
+            Some(b'T') => truncate(self.lines.parse()?),
+            Some(b'M') => message(self.lines.parse()?),
+            Some(b'S') => sequences(self.lines.parse()?),
+            Some(b'C') => commit(&self.lines.parse()?),
+            _ => return Err(ReadError::UnknownRecord { line }),
+        };
+        enter(&mut self.ledger, &record).map_err(refused)?;
+        Ok(record)
+    }
+
+    fn verified_footer(&mut self) -> Result<Footer, ReadError> {
+        let line: FooterLine = self.lines.parse()?;
+        let (bytes, sha256) = self.lines.digest();
+        let read = self
+            .ledger
+            .finish(line.end, line.observed_through, bytes, sha256)
+            .map_err(|refusal| ReadError::Refused {
+                line: self.lines.number,
+                refusal,
+            })?;
+        for (what, same) in [
+            ("transactions", line.transactions == read.transactions),
+            ("commit_times", line.commit_times == read.commit_times),
+            ("rows", line.rows == read.rows),
+            ("bytes", line.bytes == read.bytes),
+            ("sha256", line.sha256 == read.sha256),
+        ] {
+            if !same {
+                return Err(ReadError::Footer { what });
+            }
+        }
+        if let Some(key) = &self.key {
+            let found = read.key(self.header.start);
+            agrees("end", &found.end, &key.end)?;
+            agrees("commit time", &found.max_commit_time, &key.max_commit_time)?;
+            agrees(
+                "observed time",
+                &found.observed_through,
+                &key.observed_through,
+            )?;
+        }
+        self.lines.end()?;
+        Ok(read)
+    }
+}
+
+/// Holds a record against the order and counts it.
+fn enter(ledger: &mut Ledger, record: &Record) -> Result<(), Refusal> {
+    match record {
+        Record::Relation(relation) => {
+            ledger.relation(relation.rel, relation.columns.len());
+            Ok(())
+        }
+        Record::Begin { lsn, time, .. } => ledger.begin(*lsn, *time),
+        Record::Insert { rel, new } => {
+            sent(*rel, new)?;
+            ledger.change(*rel, Change::Insert { new: new.len() })
+        }
+        Record::Update { rel, old, new } => {
+            let old = old_columns(*rel, old)?;
+            let new = new.len();
+            ledger.change(*rel, Change::Update { old, new })
+        }
+        Record::Delete { rel, old } => {
+            let old = old_columns(*rel, old)?.ok_or(Refusal::DeleteWithoutOld(*rel))?;
+            ledger.change(*rel, Change::Delete { old })
+        }
+        Record::Truncate { rels, .. } => ledger.truncate(rels),
+        Record::Message(message) => ledger.message(message.transactional),
+        Record::Sequences { .. } => ledger.sequences(),
+        Record::Commit { lsn, end } => ledger.commit(*lsn, *end, None),
+    }
+}
+
+fn old_columns(rel: Oid, old: &Old) -> Result<Option<usize>, Refusal> {
+    match old {
+        Old::None => Ok(None),
+        Old::Key(cells) | Old::Full(cells) => sent(rel, cells).map(|()| Some(cells.len())),
+    }
+}
+
+/// Only the new row of an update leaves values out.
+fn sent(rel: Oid, cells: &[Cell]) -> Result<(), Refusal> {
+    if cells.contains(&Cell::Unchanged) {
+        return Err(Refusal::Unchanged(rel));
+    }
+    Ok(())
+}
+
+fn relation(line: RelationLine) -> Record {
+    Record::Relation(RelationRecord {
+        rel: line.rel,
+        schema: line.schema,
+        table: line.table,
+        identity: line.identity,
+        columns: line.columns,
+    })
+}
+
+const fn begin(line: &BeginLine) -> Record {
+    Record::Begin {
+        xid: line.xid,
+        lsn: line.lsn,
+        time: line.time,
+    }
+}
+
+fn insert(line: InsertLine) -> Record {
+    Record::Insert {
+        rel: line.rel,
+        new: line.new,
+    }
+}
+
+fn update(line: UpdateLine) -> Result<Record, Refusal> {
+    Ok(Record::Update {
+        rel: line.rel,
+        old: old(line.rel, line.key, line.old)?,
+        new: line.new,
+    })
+}
+
+fn delete(line: DeleteLine) -> Result<Record, Refusal> {
+    Ok(Record::Delete {
+        rel: line.rel,
+        old: old(line.rel, line.key, line.old)?,
+    })
+}
+
+fn old(rel: Oid, key: Option<Vec<Cell>>, full: Option<Vec<Cell>>) -> Result<Old, Refusal> {
+    match (key, full) {
+        (None, None) => Ok(Old::None),
+        (Some(key), None) => Ok(Old::Key(key)),
+        (None, Some(full)) => Ok(Old::Full(full)),
+        (Some(_), Some(_)) => Err(Refusal::TwoOldRows(rel)),
+    }
+}
+
+fn truncate(line: TruncateLine) -> Record {
+    Record::Truncate {
+        rels: line.rels,
+        cascade: line.cascade,
+        restart_identity: line.restart_identity,
+    }
+}
+
+fn message(line: MessageLine) -> Record {
+    Record::Message(MessageRecord {
+        transactional: line.transactional,
+        lsn: line.lsn,
+        prefix: line.prefix.0,
+        content: line.content.0,
+    })
+}
+
+fn sequences(line: SequencesLine) -> Record {
+    let samples = line.sequences.into_iter();
+    Record::Sequences {
+        lsn: line.lsn,
+        samples: samples
+            .map(|(schema, name, last_value, is_called)| SequenceSample {
+                schema,
+                name,
+                last_value,
+                is_called,
+            })
+            .collect(),
+    }
+}
+
+const fn commit(line: &CommitLine) -> Record {
+    Record::Commit {
+        lsn: line.lsn,
+        end: line.end,
+    }
+}
+
+fn agrees<T: PartialEq>(what: &'static str, found: &T, expected: &T) -> Result<(), ReadError> {
+    if found != expected {
+        return Err(ReadError::Key { what });
+    }
+    Ok(())
+}
+
+/// Read before the rest of the header: another version may have other fields.
+#[derive(Deserialize)]
+struct VersionOnly {
+    v: u32,
+}

@@ -1,0 +1,290 @@
+//! What a segment says, in owned form: what the reader yields and what header and footer hold.
+//!
+//! `Debug` of a cell or a message shows sizes only: row values go into no log.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::SegmentKey;
+use crate::pgoutput::{self, ReplicaIdentity};
+use crate::{LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
+
+/// The first record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    pub source: SourceId,
+    pub lineage: LineageId,
+    /// End of the segment before, or start of the lineage.
+    pub start: Lsn,
+    /// `server_version_num` of the source.
+    pub server: u32,
+}
+
+/// Every record between header and footer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    Relation(RelationRecord),
+    Begin {
+        xid: Xid,
+        /// The commit LSN: start of the commit record.
+        lsn: Lsn,
+        time: PgTimestamp,
+    },
+    Insert {
+        rel: Oid,
+        new: Vec<Cell>,
+    },
+    Update {
+        rel: Oid,
+        old: Old,
+        new: Vec<Cell>,
+    },
+    Delete {
+        rel: Oid,
+        /// Never [`Old::None`].
+        old: Old,
+    },
+    Truncate {
+        /// Never empty.
+        rels: Vec<Oid>,
+        cascade: bool,
+        restart_identity: bool,
+    },
+    Message(MessageRecord),
+    Sequences {
+        /// Sampled at or after this position, which may lie beyond the segment's end.
+        lsn: Lsn,
+        samples: Vec<SequenceSample>,
+    },
+    Commit {
+        lsn: Lsn,
+        end: Lsn,
+    },
+}
+
+/// How the rows that follow are to be read, until the same relation comes again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelationRecord {
+    pub rel: Oid,
+    pub schema: String,
+    pub table: String,
+    pub identity: ReplicaIdentity,
+    pub columns: Vec<ColumnRecord>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnRecord {
+    pub name: String,
+    /// Printable, for people: a restore goes by the target's own catalog.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    #[serde(rename = "oid")]
+    pub type_oid: Oid,
+    #[serde(rename = "mod")]
+    pub type_modifier: i32,
+    /// Part of the replica identity.
+    pub key: bool,
+}
+
+impl RelationRecord {
+    /// `type_names` are in the order of the columns, one each: checked by the writer.
+    #[must_use]
+    pub fn new(relation: &pgoutput::Relation, type_names: &[String]) -> Self {
+        let columns = relation.columns.iter().zip(type_names);
+        Self {
+            rel: relation.oid,
+            schema: relation.schema.clone(),
+            table: relation.table.clone(),
+            identity: relation.identity,
+            columns: columns
+                .map(|(column, type_name)| ColumnRecord {
+                    name: column.name.clone(),
+                    type_name: type_name.clone(),
+                    type_oid: column.type_oid,
+                    type_modifier: column.type_modifier,
+                    key: column.key,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The old row of an UPDATE or DELETE as far as the replica identity has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Old {
+    /// An UPDATE that left the key alone: the key is in the new row.
+    None,
+    /// The key columns; every other cell is null, which here means "not sent".
+    Key(Vec<Cell>),
+    /// The whole row.
+    Full(Vec<Cell>),
+}
+
+/// One value.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Cell {
+    Null,
+    /// A TOASTed value that the UPDATE did not touch and the server did not send.
+    Unchanged,
+    Text(String),
+    /// PostgreSQL's text form too, but no UTF-8: from a SQL_ASCII source.
+    Bytes(Vec<u8>),
+}
+
+impl Cell {
+    /// PostgreSQL's text form; none for a null and an unchanged value.
+    #[must_use]
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Null | Self::Unchanged => None,
+            Self::Text(text) => Some(text.as_bytes()),
+            Self::Bytes(bytes) => Some(bytes),
+        }
+    }
+}
+
+impl fmt::Debug for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Unchanged => f.write_str("unchanged"),
+            Self::Text(text) => write!(f, "{} bytes", text.len()),
+            Self::Bytes(bytes) => write!(f, "{} bytes, no UTF-8", bytes.len()),
+        }
+    }
+}
+
+/// `pg_logical_emit_message`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MessageRecord {
+    /// Part of the transaction around it; else it stands between transactions.
+    pub transactional: bool,
+    pub lsn: Lsn,
+    pub prefix: Vec<u8>,
+    pub content: Vec<u8>,
+}
+
+impl fmt::Debug for MessageRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageRecord")
+            .field("transactional", &self.transactional)
+            .field("lsn", &self.lsn)
+            .field("prefix", &String::from_utf8_lossy(&self.prefix))
+            .field("content_bytes", &self.content.len())
+            .finish()
+    }
+}
+
+/// A sequence's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SequenceSample {
+    pub schema: String,
+    pub name: String,
+    pub last_value: String,
+    pub is_called: bool,
+}
+
+/// The last record: what a reader holds against what it read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footer {
+    /// Every transaction that ends at or below it, and begins its commit record at or above the
+    /// header's start, is inside.
+    pub end: Lsn,
+    pub transactions: u64,
+    /// None if there is no transaction.
+    pub commit_times: Option<CommitTimes>,
+    /// The server's clock up to which this segment and those before it hold every commit.
+    pub observed_through: Option<PgTimestamp>,
+    /// One entry for each relation that is described, rows or not.
+    pub rows: BTreeMap<Oid, RowCounts>,
+    /// Of NDJSON before the footer.
+    pub bytes: u64,
+    /// SHA-256 of these bytes.
+    pub sha256: Digest,
+}
+
+impl Footer {
+    /// The key of the segment that begins at `start` and ends with this footer.
+    #[must_use]
+    pub fn key(&self, start: Lsn) -> SegmentKey {
+        SegmentKey {
+            start,
+            end: self.end,
+            max_commit_time: self.commit_times.map(|times| times.max),
+            observed_through: self.observed_through,
+        }
+    }
+}
+
+/// Commit times do not rise with the commit LSN, so these need not be the first and the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitTimes {
+    pub min: PgTimestamp,
+    pub max: PgTimestamp,
+}
+
+impl CommitTimes {
+    /// The range that also holds `time`.
+    pub(super) fn extend(range: Option<Self>, time: PgTimestamp) -> Self {
+        let range = range.unwrap_or(Self {
+            min: time,
+            max: time,
+        });
+        Self {
+            min: range.min.min(time),
+            max: range.max.max(time),
+        }
+    }
+}
+
+/// Rows of one relation; in the footer `[inserts, updates, deletes, truncates]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "[u64; 4]", into = "[u64; 4]")]
+pub struct RowCounts {
+    pub inserts: u64,
+    pub updates: u64,
+    pub deletes: u64,
+    pub truncates: u64,
+}
+
+impl From<[u64; 4]> for RowCounts {
+    fn from([inserts, updates, deletes, truncates]: [u64; 4]) -> Self {
+        Self {
+            inserts,
+            updates,
+            deletes,
+            truncates,
+        }
+    }
+}
+
+impl From<RowCounts> for [u64; 4] {
+    fn from(counts: RowCounts) -> Self {
+        [
+            counts.inserts,
+            counts.updates,
+            counts.deletes,
+            counts.truncates,
+        ]
+    }
+}
+
+/// A SHA-256, written as 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
