@@ -1,1 +1,17 @@
+//! The harness of the tests: throw-away PostgreSQL servers of every supported major, a real S3
+//! server, a TCP proxy with faults, the `lastgood` binary as a child process, content digests, and
+//! waiting for a state under a deadline.
+//!
+//! Nothing here mocks anything. Every server is removed when its handle is dropped, and also when the
+//! test process dies in any other way (see [`guardian`]). Tests never sleep: whoever must wait uses
+//! [`wait`], where the only polling lives.
 
+pub mod digest;
+mod guardian;
+mod port;
+pub mod postgres;
+pub mod seed;
+pub mod tools;
+pub mod wait;
+
+pub use postgres::{Postgres, Stop, TestDatabase};

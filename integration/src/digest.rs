@@ -1,0 +1,142 @@
+//! What a database contains, as digests that can be compared: of every table, and the state of every
+//! sequence, in one snapshot.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tokio_postgres::{Client, IsolationLevel};
+
+/// Everything in the user's schemas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// By quoted name: rows, and a digest that does not depend on their order.
+    pub tables: BTreeMap<String, Table>,
+    /// By quoted name: the next value that `nextval` could give at the earliest.
+    pub sequences: BTreeMap<String, i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub rows: i64,
+    pub digest: String,
+}
+
+/// The settings that decide how a value looks as text.
+const PINNED: &str = "SET DateStyle='ISO'; SET IntervalStyle='postgres'; SET TimeZone='UTC'; \
+     SET extra_float_digits=3; SET bytea_output='hex'; SET lc_monetary='C'; SET search_path='pg_catalog'; \
+     SET statement_timeout=0; SET enable_seqscan=on; SET row_security=off";
+
+/// Our own schemas and PostgreSQL's are left out.
+const OUTSIDE: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'lastgood', 'lastgood_restore') \
+     AND n.nspname !~ '^pg_(toast|temp)'";
+
+/// Under a snapshot of another transaction, or the newest one.
+///
+/// # Errors
+/// The server's.
+pub async fn of(client: &mut Client, snapshot: Option<&str>) -> Result<Content> {
+    client.batch_execute(PINNED).await?;
+    let transaction = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await?;
+    if let Some(snapshot) = snapshot {
+        transaction
+            .batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))
+            .await?;
+    }
+    let mut content = Content::default();
+    let relations = transaction
+        .query(
+            &format!(
+                "SELECT format('%I.%I', n.nspname, c.relname), c.relkind::text FROM pg_class c \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'm', 'S') AND c.relpersistence = 'p' AND {OUTSIDE} ORDER BY 1"
+            ),
+            &[],
+        )
+        .await?;
+    for relation in relations {
+        let (name, kind): (String, String) = (relation.get(0), relation.get(1));
+        if kind == "S" {
+            let next = transaction
+                .query_one(
+                    &format!("SELECT last_value + is_called::int FROM {name}"),
+                    &[],
+                )
+                .await?;
+            content.sequences.insert(name, next.get(0));
+        } else {
+            // A sum of the rows' digests: no order, no limit on the size, no memory.
+            let row = transaction
+                .query_one(
+                    &format!(
+                        "SELECT count(*), coalesce(sum(('x' || left(d, 16))::bit(64)::bigint::numeric) || '/' || \
+                         sum(('x' || right(d, 16))::bit(64)::bigint::numeric), '') \
+                         FROM (SELECT md5(t::text) AS d FROM ONLY {name} t) digests"
+                    ),
+                    &[],
+                )
+                .await?;
+            content.tables.insert(
+                name,
+                Table {
+                    rows: row.get(0),
+                    digest: row.get(1),
+                },
+            );
+        }
+    }
+    transaction.rollback().await?;
+    Ok(content)
+}
+
+impl Content {
+    /// Says what differs, one line each; empty if `restored` has exactly these tables with these rows
+    /// and every sequence stands where it stood or beyond.
+    pub fn differences(&self, restored: &Content) -> Vec<String> {
+        let mut found = Vec::new();
+        for (name, table) in &self.tables {
+            match restored.tables.get(name) {
+                None => found.push(format!("{name}: missing")),
+                Some(other) if other != table => {
+                    found.push(format!(
+                        "{name}: {} rows, expected {}",
+                        other.rows, table.rows
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        for name in restored
+            .tables
+            .keys()
+            .filter(|name| !self.tables.contains_key(*name))
+        {
+            found.push(format!("{name}: not expected"));
+        }
+        for (name, next) in &self.sequences {
+            match restored.sequences.get(name) {
+                None => found.push(format!("{name}: missing")),
+                Some(other) if other < next => {
+                    found.push(format!("{name}: next is {other}, expected at least {next}"));
+                }
+                Some(_) => {}
+            }
+        }
+        found
+    }
+
+    /// # Panics
+    /// With the differences, if there are any.
+    pub fn assert_restored(&self, restored: &Content, what: &str) {
+        let differences = self.differences(restored);
+        assert!(
+            differences.is_empty(),
+            "{what}:\n{}",
+            differences.join("\n")
+        );
+    }
+}

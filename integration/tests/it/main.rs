@@ -1,0 +1,3 @@
+//! End-to-end tests: real servers, and the binary as a process.
+
+mod harness;
