@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{Error as _, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::record::{Cell, ColumnRecord, CommitTimes, Digest, RowCounts};
+use super::record::{Cell, ColumnRecord, CommitTimes, Digest, Footer, RowCounts};
 use crate::pgoutput::ReplicaIdentity;
 use crate::{LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 
@@ -150,6 +150,21 @@ pub(super) struct FooterLine {
     pub(super) rows: BTreeMap<Oid, RowCounts>,
     pub(super) bytes: u64,
     pub(super) sha256: Digest,
+}
+
+impl From<&Footer> for FooterLine {
+    fn from(footer: &Footer) -> Self {
+        Self {
+            t: Tag,
+            end: footer.end,
+            transactions: footer.transactions,
+            commit_times: footer.commit_times,
+            observed_through: footer.observed_through,
+            rows: footer.rows.clone(),
+            bytes: footer.bytes,
+            sha256: footer.sha256,
+        }
+    }
 }
 
 /// A field that may be absent but not null.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Read as _};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::LINE_BYTES_MAX;
@@ -65,6 +65,11 @@ impl<R: BufRead> Lines<R> {
             line: self.number,
             column: error.column(),
         })
+    }
+
+    /// Whether the line is what the writer makes of this.
+    pub(super) fn is(&self, value: &impl Serialize) -> bool {
+        serde_json::to_vec(value).is_ok_and(|json| self.line.strip_suffix(b"\n") == Some(&json))
     }
 
     /// Length and SHA-256 of everything before the line last read.

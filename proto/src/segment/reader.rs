@@ -203,6 +203,10 @@ impl<R: BufRead> SegmentReader<R> {
                 return Err(ReadError::Footer { what });
             }
         }
+        // The digest does not cover the footer itself: so it has one form, to the byte.
+        if !self.lines.is(&FooterLine::from(&read)) {
+            return Err(ReadError::Footer { what: "form" });
+        }
         if let Some(key) = &self.key {
             let found = read.key(self.header.start);
             agrees("end", &found.end, &key.end)?;

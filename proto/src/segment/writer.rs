@@ -245,18 +245,7 @@ impl<W: Write> SegmentWriter<W> {
     ) -> Result<(W, Footer), WriteError> {
         let (bytes, sha256) = (self.lines.bytes(), self.lines.digest());
         let footer = self.ledger.finish(end, observed_through, bytes, sha256)?;
-        self.line(|lines| {
-            lines.json(&FooterLine {
-                t: Tag,
-                end,
-                transactions: footer.transactions,
-                commit_times: footer.commit_times,
-                observed_through,
-                rows: footer.rows.clone(),
-                bytes,
-                sha256,
-            })
-        })?;
+        self.line(|lines| lines.json(&FooterLine::from(&footer)))?;
         Ok((self.lines.finish()?, footer))
     }
 

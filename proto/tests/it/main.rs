@@ -1,0 +1,8 @@
+//! The codecs, seen from outside: properties, real servers' bytes, and tampering.
+
+#[cfg(test)]
+mod captured;
+#[cfg(test)]
+mod owned;
+#[cfg(test)]
+mod pgoutput;
