@@ -1,0 +1,479 @@
+//! A repository: what says that a prefix is one, and the keys of its sources.
+//!
+//! Invariants: a repository is encrypted or not from its first day on, so no reader ever accepts the
+//! clear form in place of the encrypted one. A data key is deleted under one master key only after it
+//! was read back under another.
+//!
+//! Opening writes nothing: a restore needs no right to write. The first put probes the store.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lastgood_proto::key::{Fingerprint, Form, Key, KeyId, SourceObject};
+use lastgood_proto::manifest::{SourceFile, Version1};
+use lastgood_proto::{PgTimestamp, RepositoryId, SourceId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::config::{RepositoryUrl, StorageOptions};
+use crate::envelope::Header;
+use crate::error::{Error, Result};
+use crate::keyring::{DataKey, Encryption, MasterKey, WrappedKey};
+use crate::objects::{ConditionalPut, Objects, SealedBody};
+use crate::reader::ObjectReader;
+use crate::source::SourceStore;
+
+/// `lastgood.json` and key objects are a few hundred bytes.
+const SMALL_BYTES_MAX: u64 = 64 * 1024;
+
+/// `lastgood.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RepositoryFile {
+    v: Version1,
+    id: RepositoryId,
+    created: PgTimestamp,
+    encryption: Cipher,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Cipher {
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+    #[serde(rename = "none")]
+    None,
+}
+
+/// What a rotation of the master key did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    pub from: Fingerprint,
+    pub to: Fingerprint,
+    /// Data keys that the new master key opens now, and the old one no longer.
+    pub data_keys: usize,
+}
+
+/// Everything kept under one prefix. Cheap to clone.
+#[derive(Clone)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    objects: Arc<Objects>,
+    id: RepositoryId,
+    /// None if the repository is not encrypted. Replaced by a rotation.
+    master: Option<Mutex<MasterKey>>,
+}
+
+impl Repository {
+    /// Opens a repository that exists, without writing anything.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`], [`Error::WrongMasterKey`], or a mismatch of encryption.
+    pub async fn open(
+        url: &RepositoryUrl,
+        options: &StorageOptions,
+        encryption: Encryption,
+    ) -> Result<Self> {
+        let backend = Backend::connect(url, options, false).await?;
+        Self::open_on(backend, encryption).await
+    }
+
+    /// Opens a repository for writing, and makes it if there is none. Proves that it can be written.
+    ///
+    /// # Errors
+    /// As [`Repository::open`]; [`Error::Refused`] if it cannot be written.
+    pub async fn create_or_open(
+        url: &RepositoryUrl,
+        options: &StorageOptions,
+        encryption: Encryption,
+    ) -> Result<Self> {
+        let backend = Backend::connect(url, options, true).await?;
+        Self::create_or_open_on(backend, encryption).await
+    }
+
+    /// As [`Repository::open`], on a store that is connected already.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub async fn open_on(backend: Backend, encryption: Encryption) -> Result<Self> {
+        let objects = Arc::new(Objects::new(backend));
+        match read_file(&objects).await? {
+            Some(file) => Self::assemble(objects, &file, encryption).await,
+            None => Err(Error::NoRepository {
+                url: objects.backend.to_string(),
+            }),
+        }
+    }
+
+    /// As [`Repository::create_or_open`], on a store that is connected already.
+    ///
+    /// # Errors
+    /// As [`Repository::create_or_open`].
+    pub async fn create_or_open_on(backend: Backend, encryption: Encryption) -> Result<Self> {
+        let objects = Arc::new(Objects::new(backend));
+        objects.probe().await?;
+        objects.sweep().await;
+        let file = match read_file(&objects).await? {
+            Some(file) => file,
+            None => create_file(&objects, &encryption).await?,
+        };
+        Self::assemble(objects, &file, encryption).await
+    }
+
+    async fn assemble(
+        objects: Arc<Objects>,
+        file: &RepositoryFile,
+        encryption: Encryption,
+    ) -> Result<Self> {
+        let master = match (file.encryption, encryption) {
+            (Cipher::None, Encryption::Off) => None,
+            (Cipher::Aes256Gcm, Encryption::On(master)) => Some(Mutex::new(master)),
+            (Cipher::Aes256Gcm, Encryption::Off) => return Err(Error::MasterKeyNeeded),
+            (Cipher::None, Encryption::On(_)) => return Err(Error::NotEncrypted),
+        };
+        let repository = Self {
+            inner: Arc::new(Inner {
+                objects,
+                id: file.id,
+                master,
+            }),
+        };
+        if let Some(master) = repository.master() {
+            let given = master.fingerprint();
+            let wraps = repository.wraps().await?;
+            // Not all have to be ours: a rotation may have been interrupted.
+            let ours = wraps.iter().any(|(_, fingerprint)| *fingerprint == given);
+            if let (false, Some(&(_, expected))) = (ours, wraps.first()) {
+                return Err(Error::WrongMasterKey { expected, given });
+            }
+        }
+        Ok(repository)
+    }
+
+    #[must_use]
+    pub fn id(&self) -> RepositoryId {
+        self.inner.id
+    }
+
+    /// The form of every object below `sources/`.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        match self.inner.master {
+            Some(_) => Form::ZstdEncrypted,
+            None => Form::Zstd,
+        }
+    }
+
+    /// The fingerprint of the master key in use; none if the repository is not encrypted.
+    #[must_use]
+    pub fn master_fingerprint(&self) -> Option<Fingerprint> {
+        self.master().map(|master| master.fingerprint())
+    }
+
+    /// What the store makes of create-only puts; none if it was opened for reading and nothing has been
+    /// put yet.
+    #[must_use]
+    pub fn conditional_put(&self) -> Option<ConditionalPut> {
+        self.inner.objects.conditional_put()
+    }
+
+    /// The sources that are described, by id.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub async fn sources(&self) -> Result<Vec<(SourceId, SourceFile)>> {
+        let mut ids: Vec<SourceId> = self
+            .inner
+            .objects
+            .folders("sources")
+            .await?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        ids.sort_unstable();
+        let mut sources = Vec::with_capacity(ids.len());
+        for id in ids {
+            let described = match self.source(id).await {
+                Ok(store) => store.get_json(&SourceObject::Source).await,
+                Err(error) => Err(error),
+            };
+            match described {
+                Ok(file) => sources.push((id, file)),
+                // Its making was interrupted before anything was kept.
+                Err(Error::NotFound { .. } | Error::NoDataKeyOfSource { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sources)
+    }
+
+    /// A source's store, with its data key opened.
+    ///
+    /// # Errors
+    /// [`Error::NoDataKeyOfSource`] if it was never made, [`Error::DataKeyMissing`] if its key is gone.
+    pub async fn source(&self, id: SourceId) -> Result<SourceStore> {
+        let Some(_) = self.master() else {
+            return Ok(SourceStore::new(self.clone(), id, None));
+        };
+        // Its description names the key it was sealed with; before there is one, look at all.
+        let key = Key::Source(id, SourceObject::Source, self.form()).path();
+        let header = match self
+            .objects()
+            .get_range(&key, 0..Header::BYTES as u64)
+            .await
+        {
+            Ok((bytes, _)) => Some(bytes),
+            Err(Error::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let key = match header {
+            Some(bytes) => {
+                let header = bytes
+                    .first_chunk()
+                    .ok_or(crate::UnsealError::NoHeader)
+                    .and_then(Header::decode)
+                    .map_err(|error| Error::corrupt(&key, error))?;
+                self.data_key(id, header.key_id).await?
+            }
+            None => self.search_data_key(id).await?,
+        };
+        Ok(SourceStore::new(self.clone(), id, Some(key)))
+    }
+
+    /// A new source's store: makes its data key, unless there is one.
+    ///
+    /// # Errors
+    /// If the key cannot be stored.
+    pub async fn create_source(&self, id: SourceId) -> Result<SourceStore> {
+        match self.source(id).await {
+            Err(Error::NoDataKeyOfSource { .. }) => {}
+            result => return result,
+        }
+        let key = DataKey::generate()?;
+        if let Some(master) = self.master() {
+            self.store_wrap(&master, id, &key).await?;
+        }
+        Ok(SourceStore::new(self.clone(), id, Some(key)))
+    }
+
+    /// Any object below `sources/`, by its path in the repository.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the path names none, or one of the other form.
+    pub async fn open_path(&self, path: &str) -> Result<ObjectReader> {
+        match Key::parse(path) {
+            Ok(Key::Source(source, object, form)) if form == self.form() => {
+                self.source(source).await?.open(&object).await
+            }
+            Ok(_) => Err(Error::Format {
+                key: path.to_owned(),
+                reason: "only objects below sources/, as they are named there, can be opened"
+                    .to_owned(),
+            }),
+            Err(error) => Err(Error::Format {
+                key: path.to_owned(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Wraps every data key with `new` and forgets the wraps by other master keys. Interrupted, it is
+    /// simply run again, by whichever of the two keys still opens the repository.
+    ///
+    /// # Errors
+    /// If a data key does not open, or a wrap cannot be stored. Then nothing was deleted that `new`
+    /// cannot open.
+    pub async fn rotate_master_key(&self, new: MasterKey) -> Result<Rotation> {
+        let Some(old) = self.master() else {
+            return Err(Error::NotEncrypted);
+        };
+        let (from, to) = (old.fingerprint(), new.fingerprint());
+        let wraps = self.wraps().await?;
+        let mut ids: Vec<KeyId> = wraps.iter().map(|(id, _)| *id).collect();
+        ids.dedup();
+        for &id in &ids {
+            let source = match wraps.contains(&(id, to)) {
+                true => self.wrap(id, to).await?.source,
+                false => {
+                    let wrap = self.wrap(id, from).await.map_err(|error| {
+                        match (error, wraps.iter().find(|wrap| wrap.0 == id)) {
+                            (Error::NotFound { .. }, Some(&(_, expected))) => {
+                                Error::WrongMasterKey {
+                                    expected,
+                                    given: from,
+                                }
+                            }
+                            (error, _) => error,
+                        }
+                    })?;
+                    let key = self.unwrap(&wrap, &old, id)?;
+                    self.store_wrap(&new, wrap.source, &key).await?;
+                    wrap.source
+                }
+            };
+            // Read back, so that no key is ever forgotten on the word of a put.
+            let stored = self.wrap(id, to).await?;
+            self.unwrap(&stored, &new, id)?;
+            debug_assert_eq!(stored.source, source);
+        }
+        if let Some(master) = &self.inner.master {
+            *master.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        }
+        for (id, fingerprint) in wraps.into_iter().filter(|(_, by)| *by != to) {
+            let key = Key::DataKey(id, fingerprint).path();
+            self.objects().delete(&key).await?;
+        }
+        Ok(Rotation {
+            from,
+            to,
+            data_keys: ids.len(),
+        })
+    }
+
+    pub(crate) fn objects(&self) -> &Arc<Objects> {
+        &self.inner.objects
+    }
+
+    /// The data key `id`, which must be `source`'s.
+    pub(crate) async fn data_key(&self, source: SourceId, id: KeyId) -> Result<DataKey> {
+        let Some(master) = self.master() else {
+            return Err(Error::NotEncrypted);
+        };
+        let given = master.fingerprint();
+        let wrap = match self.wrap(id, given).await {
+            Ok(wrap) => wrap,
+            Err(Error::NotFound { .. }) => {
+                let wraps = self.wraps().await?;
+                let expected = wraps.iter().find(|(other, _)| *other == id);
+                return Err(match expected {
+                    Some(&(_, expected)) => Error::WrongMasterKey { expected, given },
+                    None => Error::DataKeyMissing { id },
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        if wrap.source != source {
+            return Err(Error::Format {
+                key: Key::DataKey(id, given).path(),
+                reason: format!("it is the key of source {}, not of {source}", wrap.source),
+            });
+        }
+        self.unwrap(&wrap, &master, id)
+    }
+
+    /// The data key of a source that has no description yet.
+    async fn search_data_key(&self, source: SourceId) -> Result<DataKey> {
+        if let Some(master) = self.master() {
+            let given = master.fingerprint();
+            for (id, fingerprint) in self.wraps().await? {
+                if fingerprint == given {
+                    let wrap = self.wrap(id, given).await?;
+                    if wrap.source == source {
+                        return self.unwrap(&wrap, &master, id);
+                    }
+                }
+            }
+        }
+        Err(Error::NoDataKeyOfSource { source_id: source })
+    }
+
+    async fn store_wrap(&self, master: &MasterKey, source: SourceId, key: &DataKey) -> Result<()> {
+        let wrap = WrappedKey::wrap(master, self.inner.id, source, key)?;
+        let path = Key::DataKey(key.id(), master.fingerprint()).path();
+        let body = SealedBody::Memory(json_line(&path, &wrap)?);
+        self.objects().put_new(&path, &body).await.map(|_| ())
+    }
+
+    async fn wrap(&self, id: KeyId, fingerprint: Fingerprint) -> Result<WrappedKey> {
+        let path = Key::DataKey(id, fingerprint).path();
+        let bytes = self.objects().get_small(&path, SMALL_BYTES_MAX).await?;
+        parse_json(&path, &bytes)
+    }
+
+    fn unwrap(&self, wrap: &WrappedKey, master: &MasterKey, id: KeyId) -> Result<DataKey> {
+        wrap.unwrap(master, self.inner.id, id)
+            .ok_or_else(|| Error::Format {
+                key: Key::DataKey(id, master.fingerprint()).path(),
+                reason: "the wrapped key does not open: altered, or another repository's"
+                    .to_owned(),
+            })
+    }
+
+    /// All wrapped keys by their names, sorted.
+    async fn wraps(&self) -> Result<Vec<(KeyId, Fingerprint)>> {
+        let entries = self.objects().list("keys", None).await?;
+        let names = entries.iter().map(|entry| Key::parse(&entry.key));
+        let wraps = names.filter_map(|key| match key {
+            Ok(Key::DataKey(id, fingerprint)) => Some((id, fingerprint)),
+            Ok(_) | Err(_) => None,
+        });
+        Ok(wraps.collect())
+    }
+
+    fn master(&self) -> Option<MasterKey> {
+        let master = self.inner.master.as_ref()?;
+        Some(
+            master
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        )
+    }
+}
+
+async fn read_file(objects: &Objects) -> Result<Option<RepositoryFile>> {
+    let path = Key::Repository.path();
+    match objects.get_small(&path, SMALL_BYTES_MAX).await {
+        Ok(bytes) => parse_json(&path, &bytes).map(Some),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn create_file(objects: &Objects, encryption: &Encryption) -> Result<RepositoryFile> {
+    let mut id = [0; 8];
+    getrandom::fill(&mut id).map_err(|_| Error::Random)?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let file = RepositoryFile {
+        v: Version1,
+        id: RepositoryId::from_bytes(id),
+        created: PgTimestamp::from_unix_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX)),
+        encryption: match encryption {
+            Encryption::On(_) => Cipher::Aes256Gcm,
+            Encryption::Off => Cipher::None,
+        },
+    };
+    let path = Key::Repository.path();
+    let body = SealedBody::Memory(json_line(&path, &file)?);
+    match objects.put_new(&path, &body).await {
+        Ok(_) => Ok(file),
+        // Two made it at once; the first one's holds.
+        Err(Error::Conflict { key }) => match read_file(objects).await? {
+            Some(file) => Ok(file),
+            None => Err(Error::NotFound { key }),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+fn json_line(key: &str, value: &impl Serialize) -> Result<Bytes> {
+    let mut text = serde_json::to_vec(value).map_err(|error| Error::Format {
+        key: key.to_owned(),
+        reason: error.to_string(),
+    })?;
+    text.push(b'\n');
+    Ok(text.into())
+}
+
+fn parse_json<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| Error::Format {
+        key: key.to_owned(),
+        reason: error.to_string(),
+    })
+}
