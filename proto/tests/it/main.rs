@@ -6,3 +6,7 @@ mod captured;
 mod owned;
 #[cfg(test)]
 mod pgoutput;
+#[cfg(test)]
+mod segment;
+#[cfg(test)]
+mod tamper;

@@ -23,7 +23,7 @@ proptest! {
         if let Ok(Message::Insert(insert)) = decoded {
             prop_assert_eq!(insert.new.iter().count(), insert.new.len());
             prop_assert_eq!(insert.new.iter().len(), insert.new.len());
-            prop_assert_eq!(insert.new.is_empty(), insert.new.len() == 0);
+            prop_assert_eq!(insert.new.is_empty(), insert.new.iter().next().is_none());
         }
     }
 
