@@ -1,0 +1,304 @@
+//! `pg_dump`, `pg_dumpall` and `pg_restore` as child processes.
+//!
+//! Invariants: the password reaches a child by its environment only, never by its arguments; no
+//! `PG*` variable of ours reaches it but those that the connection string stands for, and no
+//! password or service file is read; a child is killed when its handle is dropped; what is kept of
+//! its stderr is bounded.
+
+mod environment;
+mod process;
+mod toc;
+mod tools;
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{ChildStdin, ChildStdout, Command};
+
+pub use process::ToolError;
+pub use toc::TocEntry;
+pub use tools::{ArchiveMaker, PgTools};
+
+use crate::config::ConnectionConfig;
+use crate::publication::TableName;
+use crate::quote;
+use process::Process;
+
+/// What goes into an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DumpContent {
+    #[default]
+    Everything,
+    SchemaOnly,
+    DataOnly,
+}
+
+/// One run of `pg_dump`, always in the custom format and uncompressed: compression is ours.
+#[derive(Debug, Clone, Default)]
+pub struct DumpOptions {
+    /// An exported snapshot to read under.
+    pub snapshot: Option<String>,
+    pub content: DumpContent,
+    /// Only these tables, if any are named.
+    pub tables: Vec<TableName>,
+    pub exclude_tables: Vec<TableName>,
+    /// Definition only.
+    pub exclude_table_data: Vec<TableName>,
+    pub exclude_schemas: Vec<String>,
+    /// How long to wait for a table's lock; for ever if `None`.
+    pub lock_wait_timeout: Option<Duration>,
+}
+
+/// What a restore reads from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RestoreInput {
+    /// From [`RestoreProcess::stdin`]: in order, so without jobs and without reordering.
+    #[default]
+    Stdin,
+    File(PathBuf),
+}
+
+/// A section of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    PreData,
+    Data,
+    PostData,
+}
+
+/// One run of `pg_restore` into the connection's database. Publications and subscriptions are
+/// never restored: a publication brought back would impose its rules on the restored database.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    pub input: RestoreInput,
+    /// All, if none is named.
+    pub sections: Vec<Section>,
+    /// A file with lines as [`PgTools::list`] gives them ([`TocEntry::line`]): only these entries.
+    pub list_file: Option<PathBuf>,
+    /// Parallel connections; needs a file as input.
+    pub jobs: Option<u32>,
+    pub no_owner: bool,
+    pub no_privileges: bool,
+    /// Stop at the first error; else errors are counted and reported at the end.
+    pub exit_on_error: bool,
+}
+
+/// A running `pg_dump` or `pg_dumpall`. Read stdout to its end, then [`DumpProcess::wait`].
+pub struct DumpProcess {
+    pub stdout: ChildStdout,
+    process: Process,
+}
+
+impl DumpProcess {
+    /// Success only if the tool says so: an archive whose dump failed looks like one that is cut.
+    pub async fn wait(self) -> Result<(), ToolError> {
+        let Self { stdout, process } = self;
+        drop(stdout);
+        process.wait().await.map(drop)
+    }
+}
+
+/// A running `pg_restore`.
+pub struct RestoreProcess {
+    /// `Some` if the input is [`RestoreInput::Stdin`]; to be dropped, or shut down, at its end.
+    pub stdin: Option<ChildStdin>,
+    process: Process,
+    tolerates: bool,
+}
+
+impl RestoreProcess {
+    /// What the tool warned of, empty as a rule.
+    ///
+    /// A `pg_restore` of 17 or later sets a setting that a target before 17 does not know, counts
+    /// that as an error and goes on; without `exit_on_error` this, and only this, is passed over.
+    pub async fn wait(self) -> Result<String, ToolError> {
+        let Self {
+            stdin,
+            process,
+            tolerates,
+        } = self;
+        drop(stdin);
+        match process.wait().await {
+            Err(ToolError::Failed { stderr, .. })
+                if tolerates && process::only_unknown_settings(&stderr) =>
+            {
+                Ok(stderr)
+            }
+            result => result,
+        }
+    }
+}
+
+impl PgTools {
+    /// Starts `pg_dump` of the connection's database.
+    pub fn dump(
+        &self,
+        config: &ConnectionConfig,
+        options: &DumpOptions,
+    ) -> Result<DumpProcess, ToolError> {
+        let mut command = self.command("pg_dump", config);
+        command.args(["--format=custom", "--compress=0", "--no-password"]);
+        command.args(["--no-publications", "--no-subscriptions"]);
+        if let Some(snapshot) = &options.snapshot {
+            command.arg(format!("--snapshot={snapshot}"));
+        }
+        match options.content {
+            DumpContent::Everything => {}
+            DumpContent::SchemaOnly => {
+                command.arg("--schema-only");
+            }
+            DumpContent::DataOnly => {
+                command.arg("--data-only");
+            }
+        }
+        for (option, tables) in [
+            ("table", &options.tables),
+            ("exclude-table", &options.exclude_tables),
+            ("exclude-table-data", &options.exclude_table_data),
+        ] {
+            for table in tables {
+                command.arg(format!("--{option}={}", table.quoted()));
+            }
+        }
+        if !options.tables.is_empty() {
+            // A table that is gone must be an error, not an empty archive.
+            command.arg("--strict-names");
+        }
+        for schema in &options.exclude_schemas {
+            command.arg(format!("--exclude-schema={}", quote::identifier(schema)));
+        }
+        if let Some(limit) = options.lock_wait_timeout {
+            command.arg(format!("--lock-wait-timeout={}ms", limit.as_millis()));
+        }
+        command.arg(environment::database_argument(config.database()));
+        spawn_reading(command, "pg_dump")
+    }
+
+    /// Starts `pg_dumpall` for what belongs to no database: roles without their passwords,
+    /// memberships, tablespaces. SQL text; a best effort, many providers refuse parts of it.
+    pub fn dumpall_globals(&self, config: &ConnectionConfig) -> Result<DumpProcess, ToolError> {
+        let mut command = self.command("pg_dumpall", config);
+        command.args(["--globals-only", "--no-role-passwords", "--no-password"]);
+        command.arg(environment::database_argument(config.database()));
+        spawn_reading(command, "pg_dumpall")
+    }
+
+    /// Starts `pg_restore` into the connection's database.
+    pub fn restore(
+        &self,
+        config: &ConnectionConfig,
+        options: &RestoreOptions,
+    ) -> Result<RestoreProcess, ToolError> {
+        let mut command = self.command("pg_restore", config);
+        command.args(["--format=custom", "--no-password"]);
+        command.args(["--no-publications", "--no-subscriptions"]);
+        for section in &options.sections {
+            command.arg(match section {
+                Section::PreData => "--section=pre-data",
+                Section::Data => "--section=data",
+                Section::PostData => "--section=post-data",
+            });
+        }
+        if let Some(list) = &options.list_file {
+            command.arg("--use-list").arg(list);
+        }
+        if let Some(jobs) = options.jobs {
+            command.arg(format!("--jobs={jobs}"));
+        }
+        for (wanted, argument) in [
+            (options.no_owner, "--no-owner"),
+            (options.no_privileges, "--no-privileges"),
+            (options.exit_on_error, "--exit-on-error"),
+        ] {
+            if wanted {
+                command.arg(argument);
+            }
+        }
+        command.arg(environment::database_argument(config.database()));
+        match &options.input {
+            RestoreInput::Stdin => {
+                command.stdin(Stdio::piped());
+            }
+            RestoreInput::File(path) => {
+                command.arg(path).stdin(Stdio::null());
+            }
+        }
+        command.stdout(Stdio::null());
+        let mut process = Process::spawn(command, "pg_restore")?;
+        Ok(RestoreProcess {
+            stdin: process.take_stdin(),
+            process,
+            tolerates: !options.exit_on_error,
+        })
+    }
+
+    /// The table of contents of an archive, in its order. `head` is the archive from its beginning;
+    /// the table stands at the front, so no more of it is read than that takes.
+    pub async fn list(&self, mut head: impl AsyncRead + Unpin) -> Result<Vec<TocEntry>, ToolError> {
+        /// Far beyond the contents of any database, and still no harm.
+        const LIST_BYTES_MAX: u64 = 256 << 20;
+
+        let mut command = self.bare_command("pg_restore");
+        command.args(["--format=custom", "--list"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process::spawn(command, "pg_restore")?;
+        let (stdin, stdout) = (process.take_stdin(), process.take_stdout());
+        let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else {
+            return Err(ToolError::NoPipe { tool: "pg_restore" });
+        };
+        // Closes the pipe when the archive ends, which tells the tool so.
+        let feed = async move {
+            let mut chunk = vec![0; 64 * 1024];
+            loop {
+                let count = head.read(&mut chunk).await?;
+                // The tool leaves when it has seen enough: a broken pipe is no error here.
+                if count == 0 || stdin.write_all(&chunk[..count]).await.is_err() {
+                    return std::io::Result::Ok(());
+                }
+            }
+        };
+        let mut text = String::new();
+        let mut stdout = stdout.take(LIST_BYTES_MAX);
+        // Reading ends with the tool; what is then left of the archive is not fed.
+        let outcome = async {
+            let mut read = std::pin::pin!(stdout.read_to_string(&mut text));
+            tokio::select! {
+                biased;
+                result = &mut read => result.map(drop),
+                fed = feed => match fed {
+                    Ok(()) => read.await.map(drop),
+                    Err(error) => Err(error),
+                },
+            }
+        };
+        outcome.await.map_err(|source| ToolError::Io {
+            tool: "pg_restore",
+            source,
+        })?;
+        process.wait().await?;
+        Ok(toc::parse(&text))
+    }
+
+    fn command(&self, tool: &'static str, config: &ConnectionConfig) -> Command {
+        let mut command = self.bare_command(tool);
+        for (name, value) in environment::connection(config, self.major()) {
+            command.env(name, value);
+        }
+        command
+    }
+
+    fn bare_command(&self, tool: &'static str) -> Command {
+        let mut command = Command::new(self.dir().join(tool));
+        environment::clear(&mut command);
+        command
+    }
+}
+
+fn spawn_reading(mut command: Command, tool: &'static str) -> Result<DumpProcess, ToolError> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut process = Process::spawn(command, tool)?;
+    let stdout = process.take_stdout().ok_or(ToolError::NoPipe { tool })?;
+    Ok(DumpProcess { stdout, process })
+}

@@ -1,0 +1,190 @@
+//! Frames: PostgreSQL's protocol 3.0 as tagged, length-prefixed messages over a transport.
+//!
+//! Invariants: one buffer; a body handed out is a view of it, never a copy. No announced length is
+//! believed beyond the limit, and memory grows with the bytes that arrive, not with those that are
+//! promised. Reading and writing are cancel-safe: what was read stays in the buffer, what was not
+//! yet written stays in the other.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
+
+use crate::config::Host;
+use crate::error::Error;
+use crate::transport::Transport;
+
+/// Before authentication nothing longer has any business here (libpq has the same bound).
+const HANDSHAKE_MESSAGE_BYTES_MAX: u64 = 30_000;
+/// A row cannot be longer than PostgreSQL's own limit on one allocation (`MaxAllocSize`).
+const MESSAGE_BYTES_MAX: u64 = 1 << 30;
+/// Room made for each read: what a socket buffer holds after the reader was away for a moment.
+const READ_BYTES: usize = 256 * 1024;
+
+/// A message above this takes its buffer along, so that one huge row is not paid for ever after.
+const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
+
+/// Tag and length.
+const HEADER_BYTES: usize = 5;
+
+pub(crate) struct Wire {
+    stream: Transport,
+    host: Host,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+    /// Bytes were handed to the transport that it may still hold (TLS records).
+    unflushed: bool,
+    limit: u64,
+    pace: Pace,
+}
+
+/// When to read next.
+///
+/// A walsender sends each message by a system call of its own, and a reader that wakes for each
+/// one halves the sender's speed. So after a read that brought little, the next one waits until a
+/// moment's worth has gathered. A message that is complete is never held back by this.
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// At once, for dialogues.
+    Eager,
+    /// Not before this moment. It is kept across cancelled calls, which must not begin it anew.
+    Lazy { not_before: Option<Instant> },
+}
+
+/// How long a short read is followed by a pause.
+const PAUSE: Duration = Duration::from_micros(500);
+/// A read below this is short.
+const SHORT_READ_BYTES: usize = 64 * 1024;
+
+impl Wire {
+    pub(crate) fn new(stream: Transport, host: Host) -> Self {
+        Self {
+            stream,
+            host,
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+            unflushed: false,
+            limit: HANDSHAKE_MESSAGE_BYTES_MAX,
+            pace: Pace::Eager,
+        }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// From here on messages may be as long as the server makes them.
+    pub(crate) fn lift_limit(&mut self) {
+        self.limit = MESSAGE_BYTES_MAX;
+    }
+
+    /// From here on bytes come in a stream that nobody waits for message by message.
+    pub(crate) fn read_lazily(&mut self) {
+        self.pace = Pace::Lazy { not_before: None };
+    }
+
+    pub(crate) fn read_eagerly(&mut self) {
+        self.pace = Pace::Eager;
+    }
+
+    /// The next message: its tag and body. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<(u8, Bytes), Error> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(message);
+            }
+            self.flush().await?;
+            self.read().await?;
+        }
+    }
+
+    /// The next message if it has arrived in full.
+    pub(crate) fn take(&mut self) -> Result<Option<(u8, Bytes)>, Error> {
+        let Some(&[tag, a, b, c, d]) = self.incoming.first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let length = u64::from(u32::from_be_bytes([a, b, c, d]));
+        // The length counts itself and not the tag.
+        let Some(body) = length.checked_sub(4) else {
+            return Err(Error::Protocol(format!("a message of length {length}")));
+        };
+        if body > self.limit {
+            return Err(Error::MessageTooLong {
+                length: body,
+                limit: self.limit,
+            });
+        }
+        let body = usize::try_from(body).unwrap_or(usize::MAX);
+        if self.incoming.len().saturating_sub(HEADER_BYTES) < body {
+            return Ok(None);
+        }
+        self.incoming.advance(HEADER_BYTES);
+        let message = self.incoming.split_to(body).freeze();
+        if body > KEPT_BYTES_MAX {
+            // What follows it shares its allocation and would keep all of it alive.
+            self.incoming = BytesMut::from(&self.incoming[..]);
+        }
+        Ok(Some((tag, message)))
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        if let Pace::Lazy {
+            not_before: Some(moment),
+        } = self.pace
+        {
+            tokio::time::sleep_until(moment).await;
+            self.pace = Pace::Lazy { not_before: None };
+        }
+        // Reclaims the buffer if all bodies handed out are gone, else makes a new one.
+        self.incoming.reserve(READ_BYTES);
+        let count = self
+            .stream
+            .read_buf(&mut self.incoming)
+            .await
+            .map_err(Error::Broken)?;
+        if count == 0 {
+            return Err(Error::Closed);
+        }
+        if let Pace::Lazy { not_before } = &mut self.pace {
+            *not_before = (count < SHORT_READ_BYTES).then(|| Instant::now() + PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Queues a message and sends all that is queued. Cancel-safe: a call that is dropped leaves
+    /// the rest queued for the next one.
+    pub(crate) async fn send(&mut self, message: &[u8]) -> Result<(), Error> {
+        self.queue(message);
+        self.flush().await
+    }
+
+    pub(crate) fn queue(&mut self, message: &[u8]) {
+        self.outgoing.extend_from_slice(message);
+    }
+
+    pub(crate) async fn flush(&mut self) -> Result<(), Error> {
+        self.write().await.map_err(Error::Broken)
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        while self.outgoing.has_remaining() {
+            self.unflushed = true;
+            self.stream.write_buf(&mut self.outgoing).await?;
+        }
+        if self.unflushed {
+            poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await?;
+            self.unflushed = false;
+        }
+        Ok(())
+    }
+
+    /// Sends what is queued and says that no more will come.
+    pub(crate) async fn shut_down(mut self) -> io::Result<()> {
+        self.write().await?;
+        self.stream.shutdown().await
+    }
+}
