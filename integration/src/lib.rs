@@ -10,8 +10,14 @@ pub mod digest;
 mod guardian;
 mod port;
 pub mod postgres;
+pub mod proxy;
 pub mod seed;
+pub mod service;
+pub mod storage;
 pub mod tools;
 pub mod wait;
 
 pub use postgres::{Postgres, Stop, TestDatabase};
+pub use proxy::Proxy;
+pub use service::Service;
+pub use storage::Storage;

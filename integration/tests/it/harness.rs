@@ -1,9 +1,10 @@
 //! The harness itself: what the other tests trust.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
-use lastgood_integration::{Postgres, Stop, TestDatabase, digest, tools};
+use lastgood_integration::{Postgres, Proxy, Stop, TestDatabase, digest, postgres, tools};
 
 #[tokio::test]
 async fn every_major_starts_and_decodes() -> Result<()> {
@@ -98,5 +99,30 @@ async fn digests_see_content_and_nothing_else() -> Result<()> {
     two.execute("UPDATE t SET a = '' WHERE a IS NULL").await?;
     let other = digest::of(&mut clients.1, None).await?;
     assert_eq!(truth.differences(&other), ["public.t: 3 rows, expected 3"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_proxy_cuts_and_is_silent() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let proxy = Proxy::start(("127.0.0.1", database.server.port())).await?;
+    let port = database.server.port().to_string();
+    let url = database
+        .url()
+        .replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
+    let client = postgres::connect(&url).await?;
+    proxy.set(|network| network.latency = Duration::from_millis(20));
+    client.batch_execute("SELECT 1").await?;
+    proxy.set(|network| network.blackhole = true);
+    let silent = tokio::time::timeout(Duration::from_millis(200), client.batch_execute("SELECT 1"));
+    assert!(silent.await.is_err());
+    proxy.set(|network| network.blackhole = false);
+    client.batch_execute("SELECT 1").await?;
+    proxy.cut();
+    assert!(client.batch_execute("SELECT 1").await.is_err());
+    postgres::connect(&url)
+        .await?
+        .batch_execute("SELECT 1")
+        .await?;
     Ok(())
 }

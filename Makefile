@@ -1,0 +1,57 @@
+# `make` says what there is. Everything installs what it needs first (tools/setup.sh).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt lint docker-lint bench oracle sim fuzz clean-tools
+
+TOOLS := $(shell tools/setup.sh root)
+# The programs of every major, for the service, the tests and the demo.
+export LASTGOOD_PG_BIN_DIRS ?= $(TOOLS)/pg/18/bin:$(TOOLS)/pg/17/bin:$(TOOLS)/pg/16/bin:$(TOOLS)/pg/15/bin:$(TOOLS)/pg/14/bin:$(TOOLS)/pg/13/bin
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+SEEDS ?= 100
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+
+demo: ## a shop, a disaster, the way back (KEEP=1 leaves it running)
+	tools/setup.sh demo
+	cargo build -p lastgood
+	$(BUILT)/debug/lastgood demo $(if $(KEEP),--keep)
+
+test: ## every test, on real PostgreSQL servers and a real S3 server
+	tools/setup.sh test
+	cargo build --workspace --all-targets
+	tools/with-s3.sh cargo test --workspace
+
+check: ## formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## format
+	cargo fmt --all
+
+lint: check docker-lint ## check, and the files that are not Rust
+
+docker-lint: ## the Dockerfile and the compose file
+	tools/setup.sh lint
+	$(TOOLS)/lint/bin/hadolint docker/Dockerfile
+	$(TOOLS)/lint/bin/yamllint -s -c docker/yamllint.yaml docker/compose.yaml
+	tools/compose-lint.sh
+
+bench: ## capture and restore beside PostgreSQL's own tools; prints the table of BENCHMARKS.md
+	tools/setup.sh pg 18
+	cargo build --release -p lastgood
+	tools/bench.sh
+
+oracle: ## restores to random moments of random histories, SEEDS=n of them
+	tools/setup.sh test
+	cargo build --workspace --all-targets
+	LASTGOOD_ORACLE_SEEDS=$(SEEDS) tools/with-s3.sh cargo test -p lastgood-integration --test it oracle -- --nocapture
+
+sim: ## the capture loop against a simulated server and store, SEEDS=n crash schedules
+	LASTGOOD_SIM_SEEDS=$(SEEDS) cargo test -p lastgood-engine sim -- --nocapture
+
+fuzz: ## the readers of foreign bytes, FUZZ_CASES=n random inputs each
+	PROPTEST_CASES=$(or $(FUZZ_CASES),100000) cargo test --release -p lastgood-proto -p lastgood-store
+
+clean-tools: ## remove what tools/setup.sh installed below its folder
+	rm -rf $(TOOLS)
