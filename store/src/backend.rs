@@ -41,8 +41,13 @@ pub(crate) enum Kind {
 }
 
 impl Backend {
-    /// The store behind `url`. A local folder is made if it is not there and `create` is set.
-    pub(crate) async fn connect(
+    /// The store behind `url`. A local folder is made if it is not there and `create` is set. No
+    /// request is made yet.
+    ///
+    /// # Errors
+    /// [`Error::Url`] if the settings do not fit together; [`Error::NoRepository`] or
+    /// [`Error::Refused`] about a local folder.
+    pub async fn connect(
         url: &RepositoryUrl,
         options: &StorageOptions,
         create: bool,
