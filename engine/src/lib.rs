@@ -2,7 +2,31 @@
 //!
 //! Absent on purpose: restoring, the catalog, more than one source at a time, deleting objects.
 
+mod base;
+mod error;
+mod events;
+mod marks;
+mod open_segment;
+mod point;
+pub mod probe;
+mod publication;
+mod random;
+mod remove;
+pub mod resume;
 pub mod schedule;
 mod settings;
+mod source;
+mod spool;
+mod tables;
+mod watch;
+pub mod worker;
 
+pub use base::take_base;
+pub use error::{Error, chain};
+pub use events::{Event, Events, SourceState, SourceStatus};
+pub use lastgood_proto::Class;
+pub use marks::{Mark, Marks};
+pub use point::create_point;
+pub use remove::{Left, Removal, remove};
 pub use settings::{NoIdentity, SettingsError, SourceSettings};
+pub use source::{Control, Source, Stopped, release_slot, run, watch_paused};

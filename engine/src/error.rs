@@ -1,0 +1,134 @@
+//! What can go wrong between PostgreSQL and the objects, one variant for each thing a caller or an
+//! operator does differently.
+
+use lastgood_pg::Condition;
+use lastgood_proto::listing::ListingError;
+use lastgood_proto::manifest::EndReason;
+use lastgood_proto::{Class, LineageId, Lsn};
+
+use crate::settings::SettingsError;
+
+/// An error of the engine. Row values never stand in one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Pg(#[from] lastgood_pg::Error),
+    #[error(transparent)]
+    Store(#[from] lastgood_store::Error),
+    #[error("an SQL command on the source failed while {doing}")]
+    Sql {
+        doing: &'static str,
+        #[source]
+        source: lastgood_pg::Error,
+    },
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The repository contradicts itself.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
+    /// The walsender sent what the protocol does not allow.
+    #[error("the replication stream is not understood: {0}")]
+    Stream(String),
+    #[error("the spool in {folder} cannot be written")]
+    Spool {
+        folder: String,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A keepalive asked for a confirmation and it could not be given in time. A server that shuts
+    /// down waits for it, so the connection is closed; the slot keeps the WAL.
+    #[error(
+        "the server asked for confirmation past {durable} and storage did not take the segment in \
+         time; the connection was closed so that the server need not wait"
+    )]
+    NotConfirmed { durable: Lsn },
+    /// The repository changed between listing it and streaming: another service was at work.
+    #[error(
+        "lineage {lineage} grew past {listed} while it was being opened: another writer was at work"
+    )]
+    Overtaken { lineage: LineageId, listed: Lsn },
+    /// Something was missed; the lineage ends at the next start.
+    #[error("the lineage cannot go on: {detail}")]
+    Gap { reason: EndReason, detail: String },
+    /// The lineage ended and a new one waits to be asked for.
+    #[error("the lineage ended ({reason:?}: {detail}); start a new one to go on")]
+    Ended { reason: EndReason, detail: String },
+    /// The server closed the stream without an error.
+    #[error("the server ended the replication stream")]
+    StreamEnded,
+    /// The tables changed between the base's snapshot and the locks that hold them still.
+    #[error("tables were altered or truncated while the base was starting")]
+    CatalogMoved,
+    #[error("the source cannot be protected as it is: {0}")]
+    Unfit(String),
+    #[error("\"{0}\" is no name of a restore point: 1 to 64 of A-Z a-z 0-9 . _ -")]
+    PointName(String),
+    #[error("the source is not being captured: it has no open lineage")]
+    NoLineage,
+    /// A task of ours, or a pipe between us and a tool.
+    #[error("internal: {0}")]
+    Task(String),
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    pub(crate) fn sql(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |error| Self::Sql {
+            doing,
+            source: error.into(),
+        }
+    }
+
+    /// What the server meant, if it is the server that refused.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        match self {
+            Self::Pg(error) | Self::Sql { source: error, .. } => error.condition(),
+            _ => Condition::Other,
+        }
+    }
+
+    /// What it asks for.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Pg(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Sql { source, .. } => source.class(),
+            Self::Listing(_) | Self::Stream(_) => Class::Corrupt,
+            Self::Settings(_)
+            | Self::Ended { .. }
+            | Self::Unfit(_)
+            | Self::PointName(_)
+            | Self::NoLineage => Class::NeedsOperator,
+            Self::Spool { source, .. } => match source.kind() {
+                std::io::ErrorKind::Interrupted => Class::Transient,
+                _ => Class::NeedsOperator,
+            },
+            Self::NotConfirmed { .. }
+            | Self::Overtaken { .. }
+            | Self::Gap { .. }
+            | Self::Task(_)
+            | Self::StreamEnded
+            | Self::CatalogMoved
+            | Self::Cancelled => Class::Transient,
+        }
+    }
+}
+
+/// An error and its causes in one line, for events and answers.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        // Some errors repeat their cause.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,164 @@
+//! Marks: the server's WAL position, clock and sequences, asked on a side connection.
+//!
+//! A mark says: what had committed by `clock` lies at or below `lsn`, because the position was read
+//! after the clock, and something is taken off the clock for those on their way into the WAL.
+//! It serves two ends: it moves the observed-through time while nothing is published (a keepalive's
+//! clock cannot: a walsender that lags sends a fresh clock with an old position), and it carries
+//! the sequences, which the stream never does.
+
+use std::future::Future;
+
+use lastgood_pg::{ConnectionConfig, Purpose, Session};
+use lastgood_proto::segment::SequenceSample;
+use lastgood_proto::{Lsn, PgTimestamp};
+use tokio_postgres::Client;
+
+use crate::error::Error;
+
+/// One sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    pub lsn: Lsn,
+    pub clock: PgTimestamp,
+    /// Sampled after `lsn` was read: each value is that at `lsn` or later.
+    pub sequences: Vec<SequenceSample>,
+}
+
+/// Where marks come from: a session, or a simulator.
+pub trait Marks: Send + 'static {
+    /// Takes a mark. With `wake`, also commits an empty message, so that a server on which nothing
+    /// happens moves its WAL and with it the recoverable time.
+    fn take(&mut self, wake: bool) -> impl Future<Output = Result<Mark, Error>> + Send;
+}
+
+/// Taken off the clock: a transaction reads its commit time a moment before its commit record is in
+/// the WAL, so a record with an earlier time may still follow the position.
+const CLOCK_SLACK_MICROS: i64 = 100_000;
+
+/// Sequences asked in one statement.
+const SEQUENCES_PER_STATEMENT: usize = 200;
+
+/// One statement each, in this order: a position read before its clock would claim too much.
+pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
+const POSITION: &str = "SELECT (pg_current_wal_insert_lsn() - '0/0')::text";
+
+const WAKE: &str = "SET LOCAL synchronous_commit = off; \
+                    SELECT pg_logical_emit_message(true, 'lastgood.mark', '')";
+
+/// Sequences the role may read, but for those that belong to an extension.
+const SEQUENCES: &str = "\
+    SELECT n.nspname, c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname) \
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
+      AND n.nspname <> 'information_schema' \
+      AND has_schema_privilege(n.oid, 'USAGE') AND has_sequence_privilege(c.oid, 'SELECT') \
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
+                      AND d.objid = c.oid AND d.deptype = 'e') \
+    ORDER BY 1, 2";
+
+/// Marks of a real server. The session is opened when it is needed and again after it broke.
+pub(crate) struct SessionMarks {
+    config: ConnectionConfig,
+    session: Option<Session>,
+}
+
+impl SessionMarks {
+    pub(crate) fn new(config: ConnectionConfig) -> Self {
+        Self {
+            config,
+            session: None,
+        }
+    }
+
+    async fn sample(&mut self, wake: bool) -> Result<Mark, Error> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => Session::connect(&self.config, Purpose::Capture).await?,
+        };
+        let client = session.client();
+        let clock: i64 = client
+            .query_one(CLOCK, &[])
+            .await
+            .map_err(Error::sql("reading the clock"))?
+            .get(0);
+        let lsn = wal_position(client).await?;
+        let sequences = sequences(client).await?;
+        if wake {
+            let transaction = format!("BEGIN; {WAKE}; COMMIT");
+            if let Err(error) = client.batch_execute(&transaction).await {
+                // Only the idle source's recoverable time suffers; a mark is worth more.
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot move an idle WAL"
+                );
+            }
+        }
+        // Kept only now: a session that failed half-way is closed.
+        self.session = Some(session);
+        Ok(Mark {
+            lsn,
+            clock: PgTimestamp::from_unix_micros(clock.saturating_sub(CLOCK_SLACK_MICROS)),
+            sequences,
+        })
+    }
+}
+
+impl Marks for SessionMarks {
+    async fn take(&mut self, wake: bool) -> Result<Mark, Error> {
+        self.sample(wake).await
+    }
+}
+
+/// The end of what is written into the WAL, flushed or not.
+pub(crate) async fn wal_position(client: &Client) -> Result<Lsn, Error> {
+    let row = client
+        .query_one(POSITION, &[])
+        .await
+        .map_err(Error::sql("reading the WAL position"))?;
+    let text: String = row.get(0);
+    text.parse()
+        .map(Lsn::new)
+        .map_err(|_| Error::Stream(format!("\"{text}\" is no WAL position")))
+}
+
+/// All sequences the role may read. Each is asked itself: `pg_sequences` does not tell one that
+/// `setval` placed and nobody has used yet from a new one.
+pub(crate) async fn sequences(client: &Client) -> Result<Vec<SequenceSample>, Error> {
+    let rows = client
+        .query(SEQUENCES, &[])
+        .await
+        .map_err(Error::sql("listing sequences"))?;
+    let named: Vec<(String, String, String)> = rows
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect();
+    let mut samples = Vec::with_capacity(named.len());
+    for chunk in named.chunks(SEQUENCES_PER_STATEMENT) {
+        let selects: Vec<String> = chunk
+            .iter()
+            .enumerate()
+            .map(|(position, (_, _, quoted))| {
+                format!("SELECT {position}::int4, last_value::text, is_called FROM {quoted}")
+            })
+            .collect();
+        let rows = client
+            .query(&selects.join(" UNION ALL "), &[])
+            .await
+            .map_err(Error::sql("reading sequences"))?;
+        for row in rows {
+            let position: i32 = row.get(0);
+            let Some((schema, name, _)) =
+                usize::try_from(position).ok().and_then(|at| chunk.get(at))
+            else {
+                continue;
+            };
+            samples.push(SequenceSample {
+                schema: schema.clone(),
+                name: name.clone(),
+                last_value: row.get(1),
+                is_called: row.get(2),
+            });
+        }
+    }
+    Ok(samples)
+}

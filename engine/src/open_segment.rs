@@ -1,0 +1,390 @@
+//! The segment that is being filled: pgoutput messages in, one sealed body out.
+//!
+//! Owns what a cut needs to know: where a segment would end if it were cut now, the commit times
+//! inside, the marks it covers. The writer below it is made at the first record, so an idle source
+//! costs nothing; a segment without one is empty and only carries the position forward.
+//!
+//! Invariant: `end` is never past anything that was not written: it moves at a COMMIT, at a message
+//! between transactions, at a keepalive between transactions.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lastgood_proto::copy_both::ReplicationMessage;
+use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::pgoutput::{self, Begin, Message, Relation};
+use lastgood_proto::segment::{Header, SegmentWriter, SequenceSample, WriteError};
+use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp};
+use lastgood_store::{SealedBody, Sealer, SourceStore};
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::marks::Mark;
+use crate::spool::{Body, Spool};
+
+/// zstd's default: at the walsender's pace it costs less than decoding does on the source.
+const COMPRESSION_LEVEL: i32 = 3;
+
+/// One segment in the making.
+pub(crate) struct OpenSegment {
+    place: Place,
+    /// End of the segment before.
+    start: Lsn,
+    /// Where it would end if it were cut now; never below `start`.
+    end: Lsn,
+    writing: Option<Writing>,
+    /// A BEGIN whose transaction has shown nothing yet: before PostgreSQL 15 the walsender also
+    /// sends transactions of which nothing is published.
+    pending: Option<Begin>,
+    in_transaction: bool,
+    /// Carried from segment to segment: it only grows.
+    observed_through: Option<PgTimestamp>,
+    marks: VecDeque<(Lsn, PgTimestamp)>,
+    /// A mark's sequences that came while a transaction was open.
+    held_sequences: Option<(Lsn, Vec<SequenceSample>)>,
+    relations: HashMap<Oid, Relation>,
+    types: HashMap<Oid, String>,
+}
+
+/// What every segment of this lineage has in common.
+pub(crate) struct Place {
+    pub(crate) store: SourceStore,
+    pub(crate) lineage: LineageId,
+    pub(crate) server_version: u32,
+    pub(crate) spool_folder: PathBuf,
+}
+
+struct Writing {
+    writer: SegmentWriter<Sealer<Spool>>,
+    /// Relations whose current description is in this segment.
+    described: HashSet<Oid>,
+    /// The relation of the row before: rows come in runs.
+    last_described: Option<Oid>,
+    /// The spool's length; the spool itself is below writer and sealer.
+    spooled: Arc<AtomicU64>,
+    since: Instant,
+}
+
+/// A segment that is cut: it can only be uploaded.
+pub(crate) struct SealedSegment {
+    pub(crate) key: SegmentKey,
+    pub(crate) body: SealedBody,
+    pub(crate) transactions: u64,
+    pub(crate) ndjson_bytes: u64,
+    pub(crate) stored_bytes: u64,
+}
+
+impl OpenSegment {
+    pub(crate) fn new(place: Place, start: Lsn, observed_through: Option<PgTimestamp>) -> Self {
+        Self {
+            place,
+            start,
+            end: start,
+            writing: None,
+            pending: None,
+            in_transaction: false,
+            observed_through,
+            marks: VecDeque::new(),
+            held_sequences: None,
+            relations: HashMap::new(),
+            types: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn end(&self) -> Lsn {
+        self.end
+    }
+
+    /// It may be cut here: no transaction is open and the position has moved.
+    pub(crate) fn can_cut(&self) -> bool {
+        !self.in_transaction && self.end > self.start
+    }
+
+    pub(crate) fn in_transaction(&self) -> bool {
+        self.in_transaction
+    }
+
+    /// NDJSON so far.
+    pub(crate) fn ndjson_bytes(&self) -> u64 {
+        self.writing
+            .as_ref()
+            .map_or(0, |writing| writing.writer.bytes())
+    }
+
+    /// Sealed bytes so far, in memory or on disk.
+    pub(crate) fn spooled_bytes(&self) -> u64 {
+        self.writing
+            .as_ref()
+            .map_or(0, |writing| writing.spooled.load(Ordering::Relaxed))
+    }
+
+    /// When the first record was written.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.writing.as_ref().map(|writing| writing.since)
+    }
+
+    /// Takes one message of the walsender in.
+    pub(crate) fn take(&mut self, message: &ReplicationMessage) -> Result<(), Error> {
+        match message {
+            ReplicationMessage::Keepalive { wal_end, .. } => {
+                // Inside a transaction it says nothing: its rows came, its COMMIT did not.
+                if !self.in_transaction {
+                    self.end = self.end.max(*wal_end);
+                }
+                Ok(())
+            }
+            ReplicationMessage::XLogData { data, .. } => {
+                let message = pgoutput::decode(data)
+                    .map_err(|error| Error::Stream(format!("pgoutput: {error}")))?;
+                self.record(message)
+            }
+        }
+    }
+
+    fn record(&mut self, message: Message<'_>) -> Result<(), Error> {
+        match message {
+            Message::Begin(begin) => {
+                if self.in_transaction {
+                    return Err(Error::Stream("BEGIN inside a transaction".to_owned()));
+                }
+                if begin.commit_lsn < self.start {
+                    return Err(Error::Stream(format!(
+                        "transaction {} committed at {}, before {}, which was asked for",
+                        begin.xid, begin.commit_lsn, self.start
+                    )));
+                }
+                self.in_transaction = true;
+                self.pending = Some(begin);
+                Ok(())
+            }
+            Message::Commit(commit) => {
+                if !self.in_transaction {
+                    return Err(Error::Stream("COMMIT outside a transaction".to_owned()));
+                }
+                self.in_transaction = false;
+                let observed = Some(commit.commit_time);
+                self.observed_through = self.observed_through.max(observed);
+                if self.pending.take().is_none() {
+                    let writing = self.writing()?;
+                    writing.writer.commit(&commit).map_err(broken)?;
+                }
+                self.end = self.end.max(commit.end_lsn);
+                match self.held_sequences.take() {
+                    Some((lsn, samples)) => self.sequences(lsn, samples),
+                    None => Ok(()),
+                }
+            }
+            // Where a transaction came from changes nothing about what it did.
+            Message::Origin(_) => Ok(()),
+            Message::Type(named) => {
+                let name = format!("{}.{}", named.schema, named.name);
+                self.types.insert(named.oid, name);
+                Ok(())
+            }
+            Message::Relation(relation) => {
+                if let Some(writing) = &mut self.writing {
+                    writing.described.remove(&relation.oid);
+                    writing.last_described = None;
+                }
+                self.relations.insert(relation.oid, relation);
+                Ok(())
+            }
+            Message::Insert(insert) => {
+                let writer = self.row(insert.relation)?;
+                writer.insert(&insert).map_err(broken)
+            }
+            Message::Update(update) => {
+                let writer = self.row(update.relation)?;
+                writer.update(&update).map_err(broken)
+            }
+            Message::Delete(delete) => {
+                let writer = self.row(delete.relation)?;
+                writer.delete(&delete).map_err(broken)
+            }
+            Message::Truncate(truncate) => {
+                for oid in &truncate.relations {
+                    self.row(*oid)?;
+                }
+                self.begun()?.writer.truncate(&truncate).map_err(broken)
+            }
+            Message::Message(message) => {
+                if message.transactional {
+                    return self.begun()?.writer.message(&message).map_err(broken);
+                }
+                // One that belongs to no transaction comes between two of them. Streaming from
+                // beyond its first byte does not send it again.
+                self.writing()?.writer.message(&message).map_err(broken)?;
+                let past = Lsn::new(message.lsn.as_u64().saturating_add(1));
+                self.end = self.end.max(past);
+                Ok(())
+            }
+        }
+    }
+
+    /// A mark was taken: its clock counts as soon as a segment's end reaches its LSN.
+    pub(crate) fn mark(&mut self, mark: Mark, sequences_changed: bool) -> Result<(), Error> {
+        self.marks.push_back((mark.lsn, mark.clock));
+        if !sequences_changed {
+            return Ok(());
+        }
+        if self.in_transaction {
+            self.held_sequences = Some((mark.lsn, mark.sequences));
+            return Ok(());
+        }
+        self.sequences(mark.lsn, mark.sequences)
+    }
+
+    fn sequences(&mut self, lsn: Lsn, samples: Vec<SequenceSample>) -> Result<(), Error> {
+        let writing = self.writing()?;
+        writing.writer.sequences(lsn, &samples).map_err(broken)
+    }
+
+    /// The writer, inside a begun transaction, with `relation` described.
+    fn row(&mut self, relation: Oid) -> Result<&mut SegmentWriter<Sealer<Spool>>, Error> {
+        self.begun()?;
+        let described = self.writing.as_ref().is_some_and(|writing| {
+            writing.last_described == Some(relation) || writing.described.contains(&relation)
+        });
+        if !described {
+            let known = self.relations.get(&relation).ok_or_else(|| {
+                Error::Stream(format!(
+                    "a row of relation {relation}, which was never described"
+                ))
+            })?;
+            let names: Vec<String> = known
+                .columns
+                .iter()
+                .map(|column| self.type_name(column.type_oid))
+                .collect();
+            let known = known.clone();
+            let writing = self.writing()?;
+            writing.writer.relation(&known, &names).map_err(broken)?;
+            writing.described.insert(relation);
+        }
+        let writing = self.writing()?;
+        writing.last_described = Some(relation);
+        Ok(&mut writing.writer)
+    }
+
+    fn type_name(&self, oid: Oid) -> String {
+        match tokio_postgres::types::Type::from_oid(oid.get()) {
+            Some(built_in) => built_in.name().to_owned(),
+            None => self
+                .types
+                .get(&oid)
+                .cloned()
+                .unwrap_or_else(|| oid.to_string()),
+        }
+    }
+
+    /// Inside a transaction whose B is written.
+    fn begun(&mut self) -> Result<&mut Writing, Error> {
+        if !self.in_transaction {
+            return Err(Error::Stream("a change outside a transaction".to_owned()));
+        }
+        let pending = self.pending.take();
+        let writing = self.writing()?;
+        if let Some(begin) = pending {
+            writing.writer.begin(&begin).map_err(broken)?;
+        }
+        Ok(writing)
+    }
+
+    fn writing(&mut self) -> Result<&mut Writing, Error> {
+        if self.writing.is_none() {
+            self.writing = Some(self.place.open(self.start)?);
+        }
+        self.writing
+            .as_mut()
+            .ok_or_else(|| Error::Stream("no segment is open".to_owned()))
+    }
+
+    /// Cuts here and begins the next segment. Only when [`Self::can_cut`].
+    pub(crate) fn seal(&mut self) -> Result<SealedSegment, Error> {
+        let writing = match self.writing.take() {
+            Some(writing) => writing,
+            None => self.place.open(self.start)?,
+        };
+        while let Some((lsn, clock)) = self.marks.front().copied() {
+            if lsn > self.end {
+                break;
+            }
+            self.observed_through = self.observed_through.max(Some(clock));
+            self.marks.pop_front();
+        }
+        let (sealer, footer) = writing
+            .writer
+            .finish(self.end, self.observed_through)
+            .map_err(broken)?;
+        let spool = sealer.finish().map_err(|error| self.place.spool(error))?;
+        let (body, stored_bytes) = spool.into_body();
+        let key = SegmentKey {
+            start: self.start,
+            end: self.end,
+            max_commit_time: footer.commit_times.map(|times| times.max),
+            observed_through: self.observed_through,
+        };
+        self.start = self.end;
+        Ok(SealedSegment {
+            key,
+            body: match body {
+                Body::Memory(bytes) => SealedBody::Memory(bytes.into()),
+                Body::File(file) => SealedBody::File(file, stored_bytes),
+            },
+            transactions: footer.transactions,
+            ndjson_bytes: footer.bytes,
+            stored_bytes,
+        })
+    }
+}
+
+impl Place {
+    fn open(&self, start: Lsn) -> Result<Writing, Error> {
+        // Only lineage and start bind the body; the rest of its name is known when it is cut.
+        let object = SourceObject::Segment(
+            self.lineage,
+            SegmentKey {
+                start,
+                end: start,
+                max_commit_time: None,
+                observed_through: None,
+            },
+        );
+        let spool = Spool::new(self.spool_folder.clone());
+        let spooled = spool.counter();
+        let sealer = self.store.sealer(&object, spool, COMPRESSION_LEVEL)?;
+        let header = Header {
+            source: self.store.id(),
+            lineage: self.lineage,
+            start,
+            server: self.server_version,
+        };
+        Ok(Writing {
+            writer: SegmentWriter::new(sealer, &header).map_err(broken)?,
+            described: HashSet::new(),
+            last_described: None,
+            spooled,
+            since: Instant::now(),
+        })
+    }
+
+    fn spool(&self, source: std::io::Error) -> Error {
+        Error::Spool {
+            folder: self.spool_folder.display().to_string(),
+            source,
+        }
+    }
+}
+
+/// What the writer refuses is the stream's fault, unless the spool below it is full.
+fn broken(error: WriteError) -> Error {
+    match error {
+        WriteError::Sink(source) => Error::Spool {
+            folder: "the spool folder".to_owned(),
+            source,
+        },
+        other => Error::Stream(other.to_string()),
+    }
+}

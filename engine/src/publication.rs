@@ -1,0 +1,251 @@
+//! The publication of a source: made before the slot, kept in step before every base.
+//!
+//! Only tables with a usable replica identity are added, and one that loses it later is taken out
+//! again ([`reconcile`]): the source's own UPDATEs must not fail because of us. Every lock has a
+//! timeout: the source's traffic must not queue up behind us. Where the settings ask for `REPLICA IDENTITY FULL`, what the
+//! identity was before is remembered in the publication's comment, so that [`crate::remove`] can
+//! give it back without knowing anything else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lastgood_pg::Session;
+use lastgood_proto::{Oid, SourceId};
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use crate::error::Error;
+use crate::settings::SourceSettings;
+use crate::tables::{self, Identity, Table, published};
+
+/// The publication of a source.
+#[must_use]
+pub(crate) fn name(source: SourceId) -> String {
+    format!("lastgood_{source}")
+}
+
+/// A publication that is in step with the settings, as far as locks allowed.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) oid: Oid,
+    /// Could not be added because somebody held a lock; the next base tries again.
+    pub(crate) busy: Vec<String>,
+}
+
+/// What the comment on the publication holds.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Remembered {
+    /// `relreplident` before it was set to FULL, by table OID.
+    pub(crate) replica_identity_before_full: BTreeMap<u32, char>,
+}
+
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '5s'";
+
+/// Makes the publication, or brings the one there is into step; it keeps its OID.
+pub(crate) async fn ensure(
+    session: &Session,
+    source: SourceId,
+    settings: &SourceSettings,
+) -> Result<Published, Error> {
+    let client = session.client();
+    let name = name(source);
+    let tables = tables::list(client, session.server_version()).await?;
+    let wanted = published(&tables, settings);
+    let generated = wanted.iter().any(|table| table.needs_generated);
+    let oid = match lastgood_pg::publication::oid(session, &name).await? {
+        Some(oid) => oid,
+        None => create(session, &name).await?,
+    };
+    if generated {
+        // Without it, UPDATEs of such a table fail on the source once it is published.
+        let sql = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)");
+        batch(client, &sql).await?;
+    }
+    let members = members(client, oid).await?;
+    let unwanted: Vec<&str> = tables
+        .iter()
+        .filter(|table| members.contains(&table.oid))
+        .filter(|table| !wanted.iter().any(|wanted| wanted.oid == table.oid))
+        .map(|table| table.quoted.as_str())
+        .collect();
+    if !unwanted.is_empty() {
+        let list = unwanted.join(", ONLY ");
+        batch(
+            client,
+            &format!("ALTER PUBLICATION {name} DROP TABLE ONLY {list}"),
+        )
+        .await?;
+    }
+    let missing: Vec<&Table> = wanted
+        .into_iter()
+        .filter(|table| !members.contains(&table.oid))
+        .collect();
+    let busy = add(session, &name, oid, &missing, settings).await?;
+    Ok(Published { oid, busy })
+}
+
+async fn create(session: &Session, name: &str) -> Result<Oid, Error> {
+    let sql = format!(
+        "CREATE PUBLICATION {name} WITH (publish = 'insert, update, delete, truncate', \
+         publish_via_partition_root = false)"
+    );
+    batch(session.client(), &sql).await?;
+    lastgood_pg::publication::oid(session, name)
+        .await?
+        .ok_or_else(|| {
+            Error::Unfit(format!(
+                "publication \"{name}\" is gone as soon as it is made"
+            ))
+        })
+}
+
+/// What a look at a running lineage's publication found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Coverage {
+    /// Should be captured and is not until the next base.
+    pub(crate) uncovered: Vec<(String, String)>,
+    /// Was taken out just now: its UPDATEs would have failed.
+    pub(crate) removed: Vec<(String, String)>,
+}
+
+/// Takes out tables that have lost their replica identity and names those that are not captured.
+pub(crate) async fn reconcile(
+    session: &Session,
+    oid: Oid,
+    source: SourceId,
+    settings: &SourceSettings,
+) -> Result<Coverage, Error> {
+    let client = session.client();
+    let tables = tables::list(client, session.server_version()).await?;
+    let members = members(client, oid).await?;
+    let wanted = published(&tables, settings);
+    let mut coverage = Coverage::default();
+    for table in &tables {
+        let name = || (table.schema.clone(), table.name.clone());
+        let member = members.contains(&table.oid);
+        let through_root = table.root.is_some_and(|root| members.contains(&root));
+        let lost = matches!(table.identity, Identity::None | Identity::Impossible);
+        if member && lost && table.kind == 'r' {
+            let publication = self::name(source);
+            let sql = format!(
+                "ALTER PUBLICATION {publication} DROP TABLE ONLY {}",
+                table.quoted
+            );
+            if attempt(client, &sql).await? {
+                coverage.removed.push(name());
+            }
+        }
+        let is_wanted = wanted.iter().any(|wanted| wanted.oid == table.oid);
+        if is_wanted && table.kind == 'r' && !member && !through_root {
+            coverage.uncovered.push(name());
+        }
+    }
+    Ok(coverage)
+}
+
+/// OIDs of the tables that were put into the publication by name.
+pub(crate) async fn members(client: &Client, oid: Oid) -> Result<BTreeSet<Oid>, Error> {
+    let rows = client
+        .query(
+            "SELECT prrelid FROM pg_publication_rel WHERE prpubid = $1",
+            &[&oid.get()],
+        )
+        .await
+        .map_err(Error::sql("listing published tables"))?;
+    Ok(rows.iter().map(|row| Oid::new(row.get(0))).collect())
+}
+
+async fn add(
+    session: &Session,
+    name: &str,
+    oid: Oid,
+    missing: &[&Table],
+    settings: &SourceSettings,
+) -> Result<Vec<String>, Error> {
+    let client = session.client();
+    let plain: Vec<&str> = missing
+        .iter()
+        .filter(|table| !table.needs_full(settings))
+        .map(|table| table.quoted.as_str())
+        .collect();
+    // All at once; one by one only if one of them is in somebody's hands.
+    if !plain.is_empty() && attempt(client, &add_sql(name, &plain.join(", ONLY "))).await? {
+        return add_full(client, name, oid, missing, settings, Vec::new()).await;
+    }
+    let mut busy = Vec::new();
+    for table in plain {
+        if !attempt(client, &add_sql(name, table)).await? {
+            busy.push(table.to_owned());
+        }
+    }
+    add_full(client, name, oid, missing, settings, busy).await
+}
+
+async fn add_full(
+    client: &Client,
+    name: &str,
+    oid: Oid,
+    missing: &[&Table],
+    settings: &SourceSettings,
+    mut busy: Vec<String>,
+) -> Result<Vec<String>, Error> {
+    for table in missing.iter().filter(|table| table.needs_full(settings)) {
+        let mut remembered = remembered(client, oid).await?;
+        remembered
+            .replica_identity_before_full
+            .entry(table.oid.get())
+            .or_insert(table.replica_identity);
+        let comment = serde_json::to_string(&remembered).unwrap_or_default();
+        let quoted = &table.quoted;
+        let sql = format!(
+            "COMMENT ON PUBLICATION {name} IS '{comment}'; \
+             ALTER TABLE ONLY {quoted} REPLICA IDENTITY FULL; {}",
+            add_sql(name, quoted)
+        );
+        if !attempt(client, &sql).await? {
+            busy.push(quoted.clone());
+        }
+    }
+    Ok(busy)
+}
+
+fn add_sql(name: &str, tables: &str) -> String {
+    format!("ALTER PUBLICATION {name} ADD TABLE ONLY {tables}")
+}
+
+/// Runs `sql` in a transaction; false if a lock was not to be had.
+async fn attempt(client: &Client, sql: &str) -> Result<bool, Error> {
+    let outcome = client
+        .batch_execute(&format!("BEGIN; {LOCK_TIMEOUT}; {sql}; COMMIT"))
+        .await;
+    let Err(error) = outcome else {
+        return Ok(true);
+    };
+    batch(client, "ROLLBACK").await?;
+    match error.code() {
+        Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE => Ok(false),
+        _ => Err(Error::sql("publishing tables")(error)),
+    }
+}
+
+async fn batch(client: &Client, sql: &str) -> Result<(), Error> {
+    client
+        .batch_execute(sql)
+        .await
+        .map_err(Error::sql("keeping the publication in step"))
+}
+
+/// What the comment remembers; nothing if somebody wrote another one.
+pub(crate) async fn remembered(client: &Client, oid: Oid) -> Result<Remembered, Error> {
+    let row = client
+        .query_one(
+            "SELECT obj_description($1, 'pg_publication')",
+            &[&oid.get()],
+        )
+        .await
+        .map_err(Error::sql("reading the publication's comment"))?;
+    let comment: Option<String> = row.get(0);
+    Ok(comment
+        .and_then(|comment| serde_json::from_str(&comment).ok())
+        .unwrap_or_default())
+}

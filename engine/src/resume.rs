@@ -1,0 +1,278 @@
+//! Go on, or admit a gap: the decision at every start, as a pure function of what the repository
+//! and the server say.
+//!
+//! A lineage may go on only if nothing can have been missed since its last durable segment: the
+//! same cluster on the same timeline, with WAL that reaches past what is durable; the same slot,
+//! not invalidated, whose confirmed position is not beyond what is durable; the same publication.
+//! Anything else ends the lineage, with the reason on record. Nothing here papers over.
+
+use lastgood_proto::listing::LineageListing;
+use lastgood_proto::manifest::{EndReason, LineageFile};
+use lastgood_proto::{Lsn, Oid, SystemId, TimelineId};
+
+/// What the server says of itself and of what the lineage depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerState {
+    pub system_id: SystemId,
+    pub timeline: TimelineId,
+    pub database: String,
+    /// End of the flushed WAL.
+    pub wal_end: Lsn,
+    pub slot: SlotState,
+    /// The publication's OID, if it exists.
+    pub publication: Option<Oid>,
+}
+
+/// The lineage's slot on the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SlotState {
+    Missing,
+    /// It bears the name and is something else, or the server has invalidated it.
+    Unusable(String),
+    Usable {
+        /// The server never sends again what commits below; none before the slot was first used.
+        confirmed: Option<Lsn>,
+    },
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Stream from this LSN, the end of what is durable.
+    Resume { from: Lsn },
+    /// The lineage ends here; a new one starts with a new base.
+    Gap { reason: EndReason, detail: String },
+}
+
+/// Compares a lineage with the server. `listing` is the lineage's own, `file` its `lineage.json`.
+#[must_use]
+pub fn decide(listing: &LineageListing, file: &LineageFile, server: &ServerState) -> Decision {
+    let gap = |reason, detail: String| Decision::Gap { reason, detail };
+    let durable = durable_end(listing, file);
+
+    if server.system_id != file.system_id {
+        return gap(
+            EndReason::SystemChanged,
+            format!(
+                "system identifier {} answers, the lineage was begun on {}",
+                server.system_id, file.system_id
+            ),
+        );
+    }
+    if server.database != file.database {
+        return gap(
+            EndReason::SystemChanged,
+            format!(
+                "database \"{}\" answers, the lineage was begun on \"{}\"",
+                server.database, file.database
+            ),
+        );
+    }
+    if server.timeline != file.timeline {
+        return gap(
+            EndReason::TimelineChanged,
+            format!(
+                "the server is on timeline {}, the lineage was begun on {}",
+                server.timeline, file.timeline
+            ),
+        );
+    }
+    if server.wal_end < durable {
+        return gap(
+            EndReason::ServerBehind,
+            format!(
+                "the server's WAL ends at {}, before {durable}, which is durable: its storage was \
+                 set back",
+                server.wal_end
+            ),
+        );
+    }
+    match server.publication {
+        Some(oid) if oid == file.publication_oid => {}
+        Some(oid) => {
+            return gap(
+                EndReason::PublicationChanged,
+                format!(
+                    "publication \"{}\" was made anew: its OID is {oid}, not {}",
+                    file.publication, file.publication_oid
+                ),
+            );
+        }
+        None => {
+            return gap(
+                EndReason::PublicationChanged,
+                format!("publication \"{}\" is gone", file.publication),
+            );
+        }
+    }
+    match &server.slot {
+        SlotState::Missing => gap(
+            EndReason::SlotMissing,
+            format!("slot \"{}\" is gone", file.slot),
+        ),
+        SlotState::Unusable(why) => gap(
+            EndReason::SlotLost,
+            format!("slot \"{}\" cannot be used: {why}", file.slot),
+        ),
+        SlotState::Usable {
+            confirmed: Some(confirmed),
+        } if *confirmed > durable => gap(
+            EndReason::SlotAhead,
+            format!(
+                "slot \"{}\" has confirmed {confirmed}, beyond {durable}, which is durable: it was \
+                 recreated, or somebody else reads from it",
+                file.slot
+            ),
+        ),
+        SlotState::Usable { .. } => Decision::Resume { from: durable },
+    }
+}
+
+/// End of the contiguous durable run, the lineage's start before its first segment.
+///
+/// A chain that does not begin at the lineage's start lost its head to retention or by hand; its
+/// end is where capture goes on all the same.
+#[must_use]
+pub fn durable_end(listing: &LineageListing, file: &LineageFile) -> Lsn {
+    listing.durable_lsn().unwrap_or(file.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_proto::key::SegmentKey;
+    use lastgood_proto::manifest::Version1;
+    use lastgood_proto::{LineageId, PgTimestamp};
+
+    fn fixture(segments: &[(u64, u64)]) -> (LineageListing, LineageFile, ServerState) {
+        let id = LineageId::new(1, 7);
+        let listing = LineageListing {
+            id,
+            described: true,
+            ended: false,
+            bases: Vec::new(),
+            points: Vec::new(),
+            segments: segments
+                .iter()
+                .map(|(start, end)| SegmentKey {
+                    start: Lsn::new(*start),
+                    end: Lsn::new(*end),
+                    max_commit_time: None,
+                    observed_through: None,
+                })
+                .collect(),
+            orphans: Vec::new(),
+        };
+        let file = LineageFile {
+            v: Version1,
+            id,
+            system_id: SystemId::new(42),
+            timeline: TimelineId::new(1),
+            slot: "lastgood_x_00000001".to_owned(),
+            publication: "lastgood_x".to_owned(),
+            publication_oid: Oid::new(16400),
+            server_version: 150_018,
+            server_encoding: "UTF8".to_owned(),
+            database: "shop".to_owned(),
+            start: Lsn::new(100),
+            created: PgTimestamp::from_micros(0),
+        };
+        let server = ServerState {
+            system_id: file.system_id,
+            timeline: file.timeline,
+            database: file.database.clone(),
+            wal_end: Lsn::new(1000),
+            slot: SlotState::Usable {
+                confirmed: Some(Lsn::new(100)),
+            },
+            publication: Some(file.publication_oid),
+        };
+        (listing, file, server)
+    }
+
+    #[track_caller]
+    fn check(
+        segments: &[(u64, u64)],
+        change: impl FnOnce(&mut ServerState),
+    ) -> Result<u64, EndReason> {
+        let (listing, file, mut server) = fixture(segments);
+        change(&mut server);
+        match decide(&listing, &file, &server) {
+            Decision::Resume { from } => Ok(from.as_u64()),
+            Decision::Gap { reason, detail } => {
+                assert!(!detail.is_empty());
+                Err(reason)
+            }
+        }
+    }
+
+    fn confirmed(lsn: u64) -> SlotState {
+        SlotState::Usable {
+            confirmed: Some(Lsn::new(lsn)),
+        }
+    }
+
+    #[test]
+    fn goes_on_from_the_durable_end() {
+        assert_eq!(check(&[], |_| {}), Ok(100));
+        assert_eq!(check(&[(100, 200), (200, 300)], |_| {}), Ok(300));
+        let segments = [(100, 300)];
+        assert_eq!(check(&segments, |s| s.slot = confirmed(300)), Ok(300));
+        assert_eq!(
+            check(&segments, |s| s.slot =
+                SlotState::Usable { confirmed: None }),
+            Ok(300)
+        );
+        assert_eq!(check(&segments, |s| s.wal_end = Lsn::new(300)), Ok(300));
+    }
+
+    #[test]
+    fn a_slot_ahead_is_a_gap() {
+        assert_eq!(
+            check(&[], |s| s.slot = confirmed(101)),
+            Err(EndReason::SlotAhead)
+        );
+        assert_eq!(
+            check(&[(100, 300)], |s| s.slot = confirmed(301)),
+            Err(EndReason::SlotAhead)
+        );
+    }
+
+    #[test]
+    fn every_other_change_is_a_gap() {
+        let segments = [(100, 300)];
+        let gap = |change: fn(&mut ServerState)| check(&segments, change).unwrap_err();
+        assert_eq!(gap(|s| s.slot = SlotState::Missing), EndReason::SlotMissing);
+        assert_eq!(
+            gap(|s| s.slot = SlotState::Unusable("wal_removed".to_owned())),
+            EndReason::SlotLost
+        );
+        assert_eq!(gap(|s| s.publication = None), EndReason::PublicationChanged);
+        assert_eq!(
+            gap(|s| s.publication = Some(Oid::new(16401))),
+            EndReason::PublicationChanged
+        );
+        assert_eq!(
+            gap(|s| s.system_id = SystemId::new(43)),
+            EndReason::SystemChanged
+        );
+        assert_eq!(
+            gap(|s| s.database = "other".to_owned()),
+            EndReason::SystemChanged
+        );
+        assert_eq!(
+            gap(|s| s.timeline = TimelineId::new(2)),
+            EndReason::TimelineChanged
+        );
+        assert_eq!(gap(|s| s.wal_end = Lsn::new(299)), EndReason::ServerBehind);
+        // The deeper cause is named first: a new cluster has no slot either.
+        assert_eq!(
+            gap(|s| {
+                s.system_id = SystemId::new(43);
+                s.slot = SlotState::Missing;
+                s.publication = None;
+            }),
+            EndReason::SystemChanged
+        );
+    }
+}

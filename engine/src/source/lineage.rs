@@ -1,0 +1,240 @@
+//! Lineages: opened, begun, ended.
+
+use lastgood_pg::slot::{drop_slot, slot_info, slots_with_prefix};
+use lastgood_pg::{Purpose, ReplicationConnection, Session, SlotKind};
+use lastgood_proto::key::SourceObject;
+use lastgood_proto::listing::{LineageListing, Listing};
+use lastgood_proto::manifest::{EndReason, LineageEnd, LineageFile, SourceFile, Version1};
+use lastgood_proto::{LineageId, PgTimestamp};
+use lastgood_store::SourceStore;
+
+use super::{Control, FirstBase, Opened, Source, goes_on, replication_options};
+use crate::base::Snapshot;
+use crate::error::Error;
+use crate::events::{Event, Events};
+use crate::remove::{Removal, drop_slots};
+use crate::resume::{Decision, ServerState, SlotState, decide, durable_end};
+use crate::{publication, random};
+
+/// Goes on with the newest lineage if nothing can have been missed, else begins a new one.
+pub(super) async fn open(
+    source: &Source,
+    store: &SourceStore,
+    control: Control,
+    events: &Events,
+) -> Result<Opened, Error> {
+    let (session, source) = source.session(Purpose::Capture).await?;
+    let options = replication_options(&source.settings, session.server_encoding());
+    let mut connection = ReplicationConnection::connect(&source.connection, &options).await?;
+    let listing = store.list().await?;
+    let Some(newest) = listing.newest() else {
+        return begin(&source, store, &session, connection, &listing, events).await;
+    };
+    let file: LineageFile = store.get_json(&SourceObject::Lineage(newest.id)).await?;
+    if newest.ended {
+        let end: LineageEnd = store.get_json(&SourceObject::LineageEnd(newest.id)).await?;
+        if !goes_on(end.reason, &source.settings, control) {
+            return Err(Error::Ended {
+                reason: end.reason,
+                detail: end.detail,
+            });
+        }
+        return begin(&source, store, &session, connection, &listing, events).await;
+    }
+    let server = server_state(&session, &mut connection, &file).await?;
+    match decide(newest, &file, &server) {
+        Decision::Resume { from } => Ok(Opened {
+            source,
+            durable: from,
+            observed_through: newest.observed_through(),
+            connection,
+            base: match newest.bases.is_empty() {
+                true => FirstBase::Missing,
+                false => FirstBase::Present,
+            },
+            file,
+        }),
+        Decision::Gap { reason, detail } => {
+            end(store, newest, &file, reason, detail, events).await?;
+            begin(&source, store, &session, connection, &listing, events).await
+        }
+    }
+}
+
+async fn server_state(
+    session: &Session,
+    connection: &mut ReplicationConnection,
+    file: &LineageFile,
+) -> Result<ServerState, Error> {
+    let identity = connection.identify_system().await?;
+    let slot = match slot_info(session, &file.slot).await? {
+        None => SlotState::Missing,
+        Some(slot) if slot.is_lost() => SlotState::Unusable(
+            slot.invalidation_reason
+                .unwrap_or_else(|| "the WAL it needs was removed".to_owned()),
+        ),
+        Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
+            SlotState::Unusable("it is no slot of pgoutput".to_owned())
+        }
+        Some(slot) if slot.database.as_deref() != Some(identity.database.as_str()) => {
+            SlotState::Unusable("it belongs to another database".to_owned())
+        }
+        Some(slot) => SlotState::Usable {
+            confirmed: slot.confirmed_flush_lsn,
+        },
+    };
+    Ok(ServerState {
+        system_id: identity.system_id,
+        timeline: identity.timeline,
+        database: identity.database,
+        wal_end: identity.flush_lsn,
+        slot,
+        publication: lastgood_pg::publication::oid(session, &file.publication).await?,
+    })
+}
+
+/// Publication, slot, snapshot, `lineage.json`, in this order.
+async fn begin(
+    source: &Source,
+    store: &SourceStore,
+    session: &Session,
+    mut connection: ReplicationConnection,
+    listing: &Listing,
+    events: &Events,
+) -> Result<Opened, Error> {
+    let identity = connection.identify_system().await?;
+    let mut now = clock(session).await?;
+    if !listing.described {
+        let file = SourceFile {
+            v: Version1,
+            id: source.id,
+            name: source.name.clone(),
+            database: identity.database.clone(),
+            system_id: identity.system_id,
+            created: now,
+        };
+        store.put_json(&SourceObject::Source, &file).await?;
+    }
+    drop_stale_slots(session, source).await?;
+    let published = publication::ensure(session, source.id, &source.settings).await?;
+    for table in &published.busy {
+        tracing::warn!(
+            table,
+            "a table is locked and will be captured from the next base on"
+        );
+    }
+    let generation = listing
+        .lineages
+        .iter()
+        .map(|lineage| lineage.id.generation())
+        .max()
+        .unwrap_or(0)
+        .saturating_add(1);
+    let id = LineageId::new(generation, random::u32()?);
+    let slot = format!("lastgood_{}_{generation:08x}", source.id);
+    let created = connection.create_slot(&slot, SlotKind::Permanent).await?;
+    let snapshot = Snapshot::keep(&source.connection, &created).await?;
+    now = now.max(clock(session).await?);
+    let file = LineageFile {
+        v: Version1,
+        id,
+        system_id: identity.system_id,
+        timeline: identity.timeline,
+        slot,
+        publication: publication::name(source.id),
+        publication_oid: published.oid,
+        server_version: session.server_version(),
+        server_encoding: session.server_encoding().to_owned(),
+        database: identity.database,
+        start: created.consistent_point,
+        created: now,
+    };
+    store.put_json(&SourceObject::Lineage(id), &file).await?;
+    tracing::info!(lineage = %id, start = %file.start, slot = file.slot, "lineage started");
+    events.send(Event::LineageStarted {
+        lineage: id,
+        start: file.start,
+    });
+    Ok(Opened {
+        source: source.clone(),
+        durable: file.start,
+        observed_through: None,
+        connection,
+        base: FirstBase::Snapshot(Box::new(snapshot)),
+        file,
+    })
+}
+
+/// Slots of lineages that ended, or were never begun: a start that died between making its slot
+/// and writing `lineage.json` leaves one. A temporary slot belongs to a running base.
+async fn drop_stale_slots(session: &Session, source: &Source) -> Result<(), Error> {
+    let prefix = format!("lastgood_{}_", source.id);
+    for slot in slots_with_prefix(session, &prefix).await? {
+        if slot.temporary {
+            continue;
+        }
+        tracing::info!(slot = slot.name, "dropping a slot of no open lineage");
+        drop_slot(session, &slot.name).await?;
+    }
+    Ok(())
+}
+
+/// Records the end. The slot goes afterwards: a crash between the two leaves a stale slot, which
+/// the next start drops, never a lineage that seems to go on.
+pub(super) async fn end(
+    store: &SourceStore,
+    listing: &LineageListing,
+    file: &LineageFile,
+    reason: EndReason,
+    detail: String,
+    events: &Events,
+) -> Result<(), Error> {
+    let end = LineageEnd {
+        v: Version1,
+        end: durable_end(listing, file),
+        reason,
+        detail: detail.clone(),
+        // Of the source, as all times here: what was last seen of its clock.
+        time: listing.observed_through().unwrap_or(file.created),
+    };
+    tracing::warn!(lineage = %file.id, ?reason, detail, "lineage ended");
+    store
+        .put_json(&SourceObject::LineageEnd(file.id), &end)
+        .await?;
+    events.send(Event::LineageEnded {
+        lineage: file.id,
+        end: end.end,
+        reason,
+        detail,
+    });
+    Ok(())
+}
+
+/// Drops the source's slots and ends the open lineage for `reason`, if there is one.
+pub(super) async fn finish(
+    source: &Source,
+    store: &SourceStore,
+    reason: EndReason,
+    detail: String,
+    events: &Events,
+) -> Result<Removal, Error> {
+    // The slot first: this is about the source's disk, and a lineage without its slot ends anyway.
+    let session = Session::connect(&source.connection, Purpose::Capture).await?;
+    let mut removal = Removal::default();
+    drop_slots(&session, source, &mut removal).await?;
+    let listing = store.list().await?;
+    if let Some(newest) = listing.newest().filter(|lineage| !lineage.ended) {
+        let file: LineageFile = store.get_json(&SourceObject::Lineage(newest.id)).await?;
+        end(store, newest, &file, reason, detail, events).await?;
+    }
+    Ok(removal)
+}
+
+async fn clock(session: &Session) -> Result<PgTimestamp, Error> {
+    let row = session
+        .client()
+        .query_one(crate::marks::CLOCK, &[])
+        .await
+        .map_err(Error::sql("reading the clock"))?;
+    Ok(PgTimestamp::from_unix_micros(row.get(0)))
+}

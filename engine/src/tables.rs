@@ -1,0 +1,283 @@
+//! The source's tables, and how far each can be protected. One query, then pure decisions.
+//!
+//! A table may be published only if the walsender can say which row an UPDATE or DELETE hit:
+//! otherwise those commands would fail *on the source* as soon as it is published. So this decides
+//! strictly, as `RelationGetReplicaIndex` and `CheckCmdReplicaIdentity` of the server do.
+
+use lastgood_proto::Oid;
+use lastgood_proto::manifest::Protection;
+use tokio_postgres::{Client, Row};
+
+use crate::error::Error;
+use crate::settings::{NoIdentity, SourceSettings};
+
+/// A table, partitioned table, foreign table or materialized view that belongs to no extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) oid: Oid,
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    /// Both parts quoted as SQL needs them.
+    pub(crate) quoted: String,
+    pub(crate) kind: char,
+    pub(crate) unlogged: bool,
+    /// The partitioned table at the top, for a partition.
+    pub(crate) root: Option<Oid>,
+    pub(crate) identity: Identity,
+    /// `pg_class.relreplident`.
+    pub(crate) replica_identity: char,
+    /// The primary key or replica identity index: what a replay finds rows by.
+    pub(crate) identity_index: Option<String>,
+    pub(crate) owner: String,
+    /// The role is the owner, or a member of it.
+    pub(crate) owned: bool,
+    pub(crate) row_security: bool,
+    pub(crate) generated: bool,
+    /// The identity is only sent if stored generated columns are published (18).
+    pub(crate) needs_generated: bool,
+    pub(crate) bytes: u64,
+    pub(crate) rows_estimate: Option<u64>,
+}
+
+/// What an UPDATE or DELETE can be told by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    Index,
+    Full,
+    /// Neither, but `REPLICA IDENTITY FULL` would do.
+    None,
+    /// Not even that: PostgreSQL 18 cannot publish virtual generated columns, and FULL needs all.
+    Impossible,
+}
+
+const TABLES: &str = r"
+SELECT c.oid, n.nspname, c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS quoted,
+       c.relkind::text AS kind, c.relpersistence = 'u' AS unlogged,
+       CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid END AS root,
+       c.relreplident::text AS replident, i.name AS identity_index,
+       coalesce(i.generated, false) AS generated_key,
+       pg_get_userbyid(c.relowner)::text AS owner,
+       pg_has_role(c.relowner, 'USAGE') AS owned,
+       c.relrowsecurity AS row_security,
+       coalesce(g.stored, false) AS stored, coalesce(g.virtual, false) AS virtual,
+       CASE WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END AS bytes,
+       CASE WHEN c.reltuples >= 0 THEN c.reltuples::int8 END AS rows_estimate
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN LATERAL (
+    SELECT ic.relname AS name,
+           EXISTS (SELECT FROM pg_attribute a
+                   WHERE a.attrelid = c.oid AND a.attnum = ANY (x.indkey) AND a.attgenerated <> '')
+               AS generated
+    FROM pg_index x JOIN pg_class ic ON ic.oid = x.indexrelid
+    WHERE x.indrelid = c.oid AND x.indisvalid AND x.indimmediate
+      AND CASE c.relreplident WHEN 'i' THEN x.indisreplident ELSE x.indisprimary END
+    LIMIT 1) i ON true
+LEFT JOIN LATERAL (
+    SELECT bool_or(a.attgenerated = 's') AS stored, bool_or(a.attgenerated = 'v') AS virtual
+    FROM pg_attribute a
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '') g
+    ON true
+WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (SELECT FROM pg_depend d
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ORDER BY n.nspname, c.relname";
+
+/// All of them, by schema and name.
+pub(crate) async fn list(client: &Client, server_version: u32) -> Result<Vec<Table>, Error> {
+    let rows = client
+        .query(TABLES, &[])
+        .await
+        .map_err(Error::sql("listing tables"))?;
+    Ok(rows
+        .iter()
+        .map(|row| Table::from_row(row, server_version))
+        .collect())
+}
+
+impl Table {
+    fn from_row(row: &Row, server_version: u32) -> Self {
+        let text = |name: &str| -> String { row.get(name) };
+        let letter = |name: &str| text(name).chars().next().unwrap_or(' ');
+        let flag = |name: &str| -> bool { row.get(name) };
+        let number = |name: &str| -> Option<u64> {
+            let value: Option<i64> = row.get(name);
+            value.and_then(|value| u64::try_from(value).ok())
+        };
+        let identity_index: Option<String> = row.get("identity_index");
+        let sends_generated = server_version >= 180_000;
+        let (stored, generated_key) = (flag("stored"), flag("generated_key"));
+        let full_works = !(sends_generated && flag("virtual"));
+        let identity = match letter("replident") {
+            'f' if full_works => Identity::Full,
+            // Before 18 a generated column is never sent, so it cannot tell a row.
+            'd' | 'i' if identity_index.is_some() && (sends_generated || !generated_key) => {
+                Identity::Index
+            }
+            _ if full_works => Identity::None,
+            _ => Identity::Impossible,
+        };
+        let needs_generated = sends_generated
+            && match identity {
+                Identity::Index => generated_key,
+                Identity::Full | Identity::None | Identity::Impossible => stored,
+            };
+        let oid: u32 = row.get("oid");
+        let root: Option<u32> = row.get("root");
+        Self {
+            oid: Oid::new(oid),
+            schema: text("nspname"),
+            name: text("relname"),
+            quoted: text("quoted"),
+            kind: letter("kind"),
+            unlogged: flag("unlogged"),
+            root: root.map(Oid::new),
+            identity,
+            replica_identity: letter("replident"),
+            identity_index,
+            owner: text("owner"),
+            owned: flag("owned"),
+            row_security: flag("row_security"),
+            generated: stored || flag("virtual"),
+            needs_generated,
+            bytes: number("bytes").unwrap_or(0),
+            rows_estimate: number("rows_estimate"),
+        }
+    }
+
+    /// How far it is protected under these settings.
+    pub(crate) fn protection(&self, settings: &SourceSettings) -> Protection {
+        match self.kind {
+            'f' => return Protection::Foreign,
+            'p' | 'm' => return Protection::Derived,
+            _ => {}
+        }
+        if !settings.wants(&self.schema, &self.name) {
+            return Protection::Excluded;
+        }
+        if self.unlogged {
+            return Protection::Unlogged;
+        }
+        if !self.owned {
+            return Protection::NotOwned;
+        }
+        match self.identity {
+            Identity::Index | Identity::Full => Protection::Full,
+            Identity::None if settings.no_identity == NoIdentity::Full => Protection::Full,
+            Identity::None | Identity::Impossible => Protection::NoIdentity,
+        }
+    }
+
+    /// It must be given `REPLICA IDENTITY FULL` before it is published.
+    pub(crate) fn needs_full(&self, settings: &SourceSettings) -> bool {
+        self.identity == Identity::None && self.protection(settings) == Protection::Full
+    }
+}
+
+/// What to publish: every protected table, and with them the partitioned tables of which all
+/// partitions are protected and that hand a primary key down, so that partitions made later are
+/// published from their first row.
+pub(crate) fn published<'a>(tables: &'a [Table], settings: &SourceSettings) -> Vec<&'a Table> {
+    let protected = |table: &Table| table.protection(settings) == Protection::Full;
+    let whole = |root: &Table| {
+        root.owned
+            && root.identity == Identity::Index
+            && settings.wants(&root.schema, &root.name)
+            && tables
+                .iter()
+                .filter(|table| table.root == Some(root.oid) && table.kind != 'p')
+                .all(protected)
+    };
+    tables
+        .iter()
+        .filter(|table| match table.kind {
+            'p' => table.root.is_none() && whole(table),
+            _ => protected(table),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(oid: u32, kind: char, root: Option<u32>) -> Table {
+        Table {
+            oid: Oid::new(oid),
+            schema: "public".to_owned(),
+            name: format!("t{oid}"),
+            quoted: format!("public.t{oid}"),
+            kind,
+            unlogged: false,
+            root: root.map(Oid::new),
+            identity: Identity::Index,
+            replica_identity: 'd',
+            identity_index: Some(format!("t{oid}_pkey")),
+            owner: "app".to_owned(),
+            owned: true,
+            row_security: false,
+            generated: false,
+            needs_generated: false,
+            bytes: 0,
+            rows_estimate: None,
+        }
+    }
+
+    #[test]
+    fn protection_by_what_a_table_is() {
+        let settings = SourceSettings {
+            exclude: vec!["public.t9".to_owned()],
+            ..SourceSettings::default()
+        };
+        let full = SourceSettings {
+            no_identity: NoIdentity::Full,
+            ..SourceSettings::default()
+        };
+        let check = |table: &Table, expect| assert_eq!(table.protection(&settings), expect);
+        check(&table(1, 'r', None), Protection::Full);
+        check(&table(1, 'f', None), Protection::Foreign);
+        check(&table(1, 'p', None), Protection::Derived);
+        check(&table(9, 'r', None), Protection::Excluded);
+        let unlogged = Table {
+            unlogged: true,
+            ..table(1, 'r', None)
+        };
+        check(&unlogged, Protection::Unlogged);
+        let other = Table {
+            owned: false,
+            ..table(1, 'r', None)
+        };
+        check(&other, Protection::NotOwned);
+        let bare = Table {
+            identity: Identity::None,
+            ..table(1, 'r', None)
+        };
+        check(&bare, Protection::NoIdentity);
+        assert_eq!(bare.protection(&full), Protection::Full);
+        assert!(bare.needs_full(&full) && !bare.needs_full(&settings));
+        let never = Table {
+            identity: Identity::Impossible,
+            ..table(1, 'r', None)
+        };
+        assert_eq!(never.protection(&full), Protection::NoIdentity);
+    }
+
+    #[test]
+    fn a_root_is_published_only_if_all_its_partitions_are() {
+        let settings = SourceSettings::default();
+        let names = |tables: &[Table]| -> Vec<u32> {
+            let published = published(tables, &settings);
+            published.iter().map(|table| table.oid.get()).collect()
+        };
+        let mut tables = vec![
+            table(1, 'p', None),
+            table(2, 'r', Some(1)),
+            table(3, 'p', Some(1)),
+            table(4, 'r', Some(1)),
+        ];
+        assert_eq!(names(&tables), [1, 2, 4]);
+        tables[3].identity = Identity::None;
+        assert_eq!(names(&tables), [2]);
+    }
+}

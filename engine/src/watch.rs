@@ -1,0 +1,242 @@
+//! The watch over a slot: what it costs the source, whether it still lives, whether every table is
+//! captured. One query in a few seconds on a session of its own.
+//!
+//! It decides nothing but the budget: a lost slot shows on the stream and is judged at the next
+//! start, by [`crate::resume`].
+
+use std::time::Duration;
+
+use lastgood_pg::slot::{SlotInfo, slot_info};
+use lastgood_pg::{Purpose, Session};
+use lastgood_proto::manifest::{EndReason, LineageFile};
+use lastgood_proto::{Lsn, PgTimestamp};
+use tokio::time::Instant;
+
+use crate::error::{Error, chain};
+use crate::events::{Event, Events, SourceState, SourceStatus};
+use crate::marks::CLOCK;
+use crate::publication::{self, Coverage};
+use crate::source::Source;
+use crate::worker::Progress;
+
+const SLOT_INTERVAL: Duration = Duration::from_secs(5);
+const TABLES_INTERVAL: Duration = Duration::from_secs(30);
+
+const POSITION: &str = "SELECT pg_current_wal_flush_lsn()::text";
+
+/// What a look said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Well,
+    Degraded(String),
+    /// The slot holds back more WAL than it may.
+    OverBudget(String),
+}
+
+/// See the module's documentation.
+pub(crate) struct Watch {
+    source: Source,
+    file: LineageFile,
+    session: Option<Session>,
+    seen: Option<Seen>,
+    /// Why nothing can be seen.
+    blind: Option<String>,
+    looked: Option<Instant>,
+    compared: Option<Instant>,
+    coverage: Coverage,
+    lost_identity: Vec<(String, String)>,
+    alerted: bool,
+}
+
+struct Seen {
+    slot: Option<SlotInfo>,
+    wal_end: Lsn,
+    clock: PgTimestamp,
+}
+
+impl Watch {
+    pub(crate) fn new(source: &Source, file: &LineageFile) -> Self {
+        Self {
+            source: source.clone(),
+            file: file.clone(),
+            session: None,
+            seen: None,
+            blind: None,
+            looked: None,
+            compared: None,
+            coverage: Coverage::default(),
+            lost_identity: Vec::new(),
+            alerted: false,
+        }
+    }
+
+    /// Only once the stream has begun is this certain: nobody else can move the slot any more, and
+    /// the stream would silently begin at the slot's position if that were the greater.
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if the server will not send what follows `durable`.
+    pub(crate) async fn check_not_ahead(&mut self, durable: Lsn) -> Result<(), Error> {
+        let seen = self.see().await?;
+        let confirmed = seen.slot.and_then(|slot| slot.confirmed_flush_lsn);
+        match confirmed {
+            Some(confirmed) if confirmed > durable => Err(Error::Gap {
+                reason: EndReason::SlotAhead,
+                detail: format!("the slot has confirmed {confirmed}, beyond {durable}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks if it is time, and judges by what was seen last.
+    pub(crate) async fn look(&mut self, progress: &Progress, events: &Events) -> Verdict {
+        let due = |last: Option<Instant>, interval| last.is_none_or(|at| at.elapsed() >= interval);
+        if due(self.looked, SLOT_INTERVAL) {
+            self.looked = Some(Instant::now());
+            match self.see().await {
+                Ok(seen) => {
+                    self.blind = None;
+                    self.seen = Some(seen);
+                }
+                Err(error) => self.blind = Some(chain(&error)),
+            }
+        }
+        if due(self.compared, TABLES_INTERVAL) && self.blind.is_none() {
+            self.compared = Some(Instant::now());
+            if let Err(error) = self.compare(events).await {
+                self.blind = Some(chain(&error));
+            }
+        }
+        self.judge(progress, events)
+    }
+
+    fn judge(&mut self, progress: &Progress, events: &Events) -> Verdict {
+        let budget = self.source.settings.wal_budget_bytes;
+        let retained = self.retained();
+        if retained >= budget {
+            return Verdict::OverBudget(format!(
+                "the slot held back {retained} bytes of WAL, the budget is {budget}"
+            ));
+        }
+        let half = retained >= budget / 2;
+        if half && !self.alerted {
+            events.send(Event::WalBudgetHalf {
+                retained_bytes: retained,
+                budget_bytes: budget,
+            });
+        }
+        self.alerted = half;
+        if let Some(trouble) = &progress.trouble {
+            return Verdict::Degraded(format!("storage does not take segments: {trouble}"));
+        }
+        if let Some(blind) = &self.blind {
+            return Verdict::Degraded(format!("the source cannot be watched: {blind}"));
+        }
+        if half {
+            return Verdict::Degraded(format!(
+                "the slot holds back {retained} bytes of WAL, more than half of the budget of \
+                 {budget}"
+            ));
+        }
+        if let Some((schema, name)) = self.lost_identity.first() {
+            return Verdict::Degraded(format!(
+                "{schema}.{name} lost its replica identity and is no longer captured; give it a \
+                 primary key and take a base"
+            ));
+        }
+        Verdict::Well
+    }
+
+    /// What to tell of the source.
+    pub(crate) fn status(
+        &self,
+        state: SourceState,
+        progress: &Progress,
+        verdict: &Verdict,
+    ) -> SourceStatus {
+        let durable = progress.durable;
+        let lag_bytes = self
+            .seen
+            .as_ref()
+            .map_or(0, |seen| seen.wal_end.bytes_since(durable));
+        let age = match (&self.seen, progress.observed_through) {
+            (Some(seen), Some(observed)) if lag_bytes > 0 => {
+                seen.clock.as_micros().saturating_sub(observed.as_micros()) / 1_000_000
+            }
+            _ => 0,
+        };
+        SourceStatus {
+            state,
+            reason: match verdict {
+                Verdict::Well => None,
+                Verdict::Degraded(reason) | Verdict::OverBudget(reason) => Some(reason.clone()),
+            },
+            lineage: Some(self.file.id),
+            durable_lsn: Some(durable),
+            observed_through: progress.observed_through,
+            lag_bytes,
+            lag_seconds: u64::try_from(age).unwrap_or(0),
+            retained_wal_bytes: self.retained(),
+        }
+    }
+
+    fn retained(&self) -> u64 {
+        let slot = self.seen.as_ref().and_then(|seen| seen.slot.as_ref());
+        slot.map_or(0, |slot| slot.retained_bytes)
+    }
+
+    async fn session(&mut self) -> Result<Session, Error> {
+        match self.session.take() {
+            Some(session) => Ok(session),
+            None => Ok(Session::connect(&self.source.connection, Purpose::Capture).await?),
+        }
+    }
+
+    async fn see(&mut self) -> Result<Seen, Error> {
+        let session = self.session().await?;
+        let slot = slot_info(&session, &self.file.slot).await?;
+        let client = session.client();
+        let doing = Error::sql("reading the WAL position");
+        let row = client.query_one(POSITION, &[]).await.map_err(doing)?;
+        let text: String = row.get(0);
+        let wal_end = text
+            .parse()
+            .map_err(|_| Error::Stream(format!("\"{text}\" is no LSN")))?;
+        let doing = Error::sql("reading the clock");
+        let row = client.query_one(CLOCK, &[]).await.map_err(doing)?;
+        let clock = PgTimestamp::from_unix_micros(row.get(0));
+        // Kept only now: a session that failed half-way is closed.
+        self.session = Some(session);
+        Ok(Seen {
+            slot,
+            wal_end,
+            clock,
+        })
+    }
+
+    async fn compare(&mut self, events: &Events) -> Result<(), Error> {
+        let session = self.session().await?;
+        let coverage = publication::reconcile(
+            &session,
+            self.file.publication_oid,
+            self.source.id,
+            &self.source.settings,
+        )
+        .await?;
+        self.session = Some(session);
+        for (schema, name) in &coverage.removed {
+            tracing::error!(
+                schema,
+                name,
+                "a table lost its replica identity and was unpublished"
+            );
+        }
+        self.lost_identity.extend(coverage.removed.iter().cloned());
+        if coverage.uncovered != self.coverage.uncovered {
+            events.send(Event::Uncovered {
+                tables: coverage.uncovered.clone(),
+            });
+        }
+        self.coverage = coverage;
+        Ok(())
+    }
+}

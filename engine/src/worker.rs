@@ -1,0 +1,445 @@
+//! The loop of a source: walsender in, durable segments out, one number back.
+//!
+//! It holds the replication stream, the open segment, at most one upload, and the durable LSN, and
+//! nothing of it is shared. The order of the branches is the order of importance: stop, a finished
+//! upload, the clock, a finished mark, the next message.
+//!
+//! Invariants:
+//! - What is confirmed to the server is the end of the last segment whose upload has succeeded, and
+//!   segments are uploaded one at a time, in order: so it never passes the contiguous durable run.
+//! - A failed upload is repeated with the same bytes under the same key. A second attempt that cut
+//!   elsewhere would fork the lineage if the first had in truth succeeded.
+//! - The stream is read only while the spool has room, but status always flows.
+//! - A transaction is never cut. Stopping inside one gives it up: the server sends it again.
+//!
+//! Time comes from tokio and everything else through two small traits and the store, so a simulator
+//! can drive it.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::time::Duration;
+
+use lastgood_proto::copy_both::ReplicationMessage;
+use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::segment::SequenceSample;
+use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp};
+use lastgood_store::SourceStore;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::events::{Event, Events};
+use crate::marks::{Mark, Marks};
+use crate::open_segment::{OpenSegment, Place, SealedSegment};
+use crate::settings::SourceSettings;
+
+/// How often the clock is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// A status update is due after this, and so is a keepalive if nothing else came.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a server that asks for confirmation is kept waiting.
+const ASKED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a stop waits for the last upload.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// Messages taken in one turn of the loop.
+const BURST: usize = 128;
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(15);
+
+/// A walsender, or a simulated one.
+pub trait Stream: Send {
+    /// The next message. Cancel-safe: dropping the future loses nothing.
+    fn next(&mut self) -> impl Future<Output = Result<ReplicationMessage, Error>> + Send;
+
+    /// As `next`, but only what has arrived already.
+    fn buffered(&mut self) -> Result<Option<ReplicationMessage>, Error>;
+
+    /// Sends a standby status update: `written` received, `flushed` durable.
+    fn confirm(
+        &mut self,
+        written: Lsn,
+        flushed: Lsn,
+        reply_requested: bool,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Says good-bye, so that the slot is free at once.
+    fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+/// How a lineage is captured.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    pub segment_bytes: u64,
+    pub segment_age: Duration,
+    pub idle_interval: Duration,
+    pub spool_bytes: u64,
+}
+
+impl Policy {
+    #[must_use]
+    pub fn of(settings: &SourceSettings) -> Self {
+        Self {
+            segment_bytes: settings.segment_bytes,
+            segment_age: settings.segment_age(),
+            idle_interval: settings.idle_interval(),
+            spool_bytes: settings.spool_bytes,
+        }
+    }
+}
+
+/// Where a worker starts.
+#[derive(Debug, Clone)]
+pub struct Start {
+    pub lineage: LineageId,
+    pub server_version: u32,
+    /// End of the durable run, and where the stream was asked to begin.
+    pub durable: Lsn,
+    pub observed_through: Option<PgTimestamp>,
+    pub spool_folder: std::path::PathBuf,
+}
+
+/// How far a worker is; only the latest value counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    pub durable: Lsn,
+    /// Newest position received between transactions.
+    pub received: Lsn,
+    pub observed_through: Option<PgTimestamp>,
+    /// Why uploads are being repeated.
+    pub trouble: Option<String>,
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Upload = Boxed<(SealedSegment, Result<(), lastgood_store::Error>)>;
+
+/// Runs until `cancel`: then seals, uploads and confirms what it can within a few seconds.
+///
+/// # Errors
+/// When the stream breaks, storage refuses, or the server asks for a confirmation that cannot be
+/// given in time. Whatever happened, starting again from the listing loses and repeats nothing.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the two ends, the policy, the start and what watches it: nothing here belongs together"
+)]
+pub async fn run<S: Stream, M: Marks>(
+    stream: S,
+    marks: M,
+    store: SourceStore,
+    policy: Policy,
+    start: Start,
+    events: Events,
+    progress: watch::Sender<Progress>,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
+    let now = Instant::now();
+    let place = Place {
+        store: store.clone(),
+        lineage: start.lineage,
+        server_version: start.server_version,
+        spool_folder: start.spool_folder,
+    };
+    let worker = Worker {
+        stream,
+        open: OpenSegment::new(place, start.durable, start.observed_through),
+        upload: None,
+        durable: start.durable,
+        marks: MarkTimer {
+            idle: Some(marks),
+            running: None,
+            due: now,
+            last: now,
+            moved_to: start.durable,
+            sequences: None,
+        },
+        store,
+        lineage: start.lineage,
+        policy,
+        events,
+        progress,
+        last_cut: now,
+        last_message: now,
+        last_status: now,
+        asked: None,
+        retry: RETRY_FIRST,
+    };
+    worker.run(cancel).await
+}
+
+struct Worker<S, M> {
+    stream: S,
+    open: OpenSegment,
+    upload: Option<Upload>,
+    /// End of the last segment known to be stored; survives a restart as the listing's end.
+    durable: Lsn,
+    marks: MarkTimer<M>,
+    store: SourceStore,
+    lineage: LineageId,
+    policy: Policy,
+    events: Events,
+    progress: watch::Sender<Progress>,
+    last_cut: Instant,
+    last_message: Instant,
+    last_status: Instant,
+    /// When the server must have its confirmation, if it asks for one.
+    asked: Option<Instant>,
+    /// Pause before the next attempt of a failed upload.
+    retry: Duration,
+}
+
+struct MarkTimer<M> {
+    idle: Option<M>,
+    running: Option<Boxed<(M, Result<Mark, Error>)>>,
+    due: Instant,
+    last: Instant,
+    /// Position received when the last mark was taken.
+    moved_to: Lsn,
+    /// The samples written last: the same ones are not written again.
+    sequences: Option<Vec<SequenceSample>>,
+}
+
+/// What woke the loop.
+enum Woken {
+    Stop,
+    Uploaded(SealedSegment, Result<(), lastgood_store::Error>),
+    Tick,
+    Marked(Result<Mark, Error>),
+    Message(ReplicationMessage),
+}
+
+impl<S: Stream, M: Marks> Worker<S, M> {
+    async fn run(mut self, cancel: CancellationToken) -> Result<(), Error> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stop_by: Option<Instant> = None;
+        self.confirm(true).await?;
+        loop {
+            self.cut_if_due(stop_by.is_some())?;
+            if let Some(deadline) = stop_by
+                && (self.upload.is_none() || Instant::now() >= deadline)
+            {
+                self.stream.close().await;
+                return Ok(());
+            }
+            let reading = stop_by.is_none() && self.has_room();
+            // Every branch is cancel-safe: the token, the boxed upload and mark live outside this
+            // loop's turn, an interval keeps its tick, and `Stream::next` promises it.
+            let woken = tokio::select! {
+                biased;
+                () = cancel.cancelled(), if stop_by.is_none() => Woken::Stop,
+                (sealed, result) = maybe(&mut self.upload) => Woken::Uploaded(sealed, result),
+                _ = ticks.tick() => Woken::Tick,
+                (marks, result) = maybe(&mut self.marks.running) => {
+                    self.marks.idle = Some(marks);
+                    Woken::Marked(result)
+                }
+                message = self.stream.next(), if reading => Woken::Message(message?),
+            };
+            match woken {
+                Woken::Stop => stop_by = Some(Instant::now() + STOP_PATIENCE),
+                Woken::Uploaded(sealed, result) => self.uploaded(sealed, result).await?,
+                Woken::Tick => self.tick().await?,
+                Woken::Marked(result) => self.marked(result)?,
+                Woken::Message(message) => {
+                    self.message(&message).await?;
+                    self.burst().await?;
+                }
+            }
+        }
+    }
+
+    /// Takes what has arrived already without looking at anything else, but not for long: a turn of
+    /// the loop costs as much as several messages.
+    async fn burst(&mut self) -> Result<(), Error> {
+        for _ in 0..BURST {
+            match self.stream.buffered()? {
+                Some(message) => self.message(&message).await?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Without an upload in flight reading always goes on: only a COMMIT makes a cut possible.
+    fn has_room(&self) -> bool {
+        self.upload.is_none() || self.open.spooled_bytes() < self.policy.spool_bytes
+    }
+
+    fn cut_if_due(&mut self, stopping: bool) -> Result<(), Error> {
+        if self.upload.is_some() || !self.open.can_cut() {
+            return Ok(());
+        }
+        let full = self.open.ndjson_bytes() >= self.policy.segment_bytes;
+        let old = match self.open.since() {
+            Some(since) => since.elapsed() >= self.policy.segment_age,
+            None => self.last_cut.elapsed() >= self.policy.idle_interval,
+        };
+        if full || old || stopping || self.asked.is_some() {
+            let sealed = self.open.seal()?;
+            self.last_cut = Instant::now();
+            self.retry = RETRY_FIRST;
+            self.start_upload(sealed, Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    fn start_upload(&mut self, sealed: SealedSegment, pause: Duration) {
+        let store = self.store.clone();
+        let object = SourceObject::Segment(self.lineage, sealed.key);
+        self.upload = Some(Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            let result = store.put_sealed(&object, &sealed.body).await;
+            (sealed, result.map(|_| ()))
+        }));
+    }
+
+    async fn uploaded(
+        &mut self,
+        sealed: SealedSegment,
+        result: Result<(), lastgood_store::Error>,
+    ) -> Result<(), Error> {
+        self.upload = None;
+        if let Err(error) = result {
+            if error.class() != Class::Transient {
+                return Err(error.into());
+            }
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                end = %sealed.key.end,
+                "a segment was not stored; trying again"
+            );
+            self.report(Some(error.to_string()));
+            self.start_upload(sealed, self.retry);
+            self.retry = (self.retry * 2).min(RETRY_LONGEST);
+            return Ok(());
+        }
+        let key: SegmentKey = sealed.key;
+        self.durable = key.end;
+        self.events.send(Event::Segment {
+            lineage: self.lineage,
+            key,
+            transactions: sealed.transactions,
+            ndjson_bytes: sealed.ndjson_bytes,
+            stored_bytes: sealed.stored_bytes,
+        });
+        self.progress.send_modify(|progress| {
+            progress.durable = key.end;
+            progress.observed_through = key.observed_through;
+            progress.trouble = None;
+        });
+        if !self.unconfirmed() {
+            self.asked = None;
+        }
+        self.confirm(false).await
+    }
+
+    /// Something was received that is not durable: rows, or just a position.
+    fn unconfirmed(&self) -> bool {
+        self.open.end() > self.durable
+    }
+
+    async fn tick(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        if self.asked.is_some_and(|deadline| now >= deadline) {
+            return Err(Error::NotConfirmed {
+                durable: self.durable,
+            });
+        }
+        if now - self.last_status >= STATUS_INTERVAL {
+            let silent = now - self.last_message >= STATUS_INTERVAL;
+            self.confirm(silent).await?;
+            self.report(None);
+        }
+        self.start_mark(now);
+        Ok(())
+    }
+
+    async fn confirm(&mut self, reply_requested: bool) -> Result<(), Error> {
+        self.last_status = Instant::now();
+        let written = self.open.end().max(self.durable);
+        self.stream
+            .confirm(written, self.durable, reply_requested)
+            .await
+    }
+
+    fn report(&self, trouble: Option<String>) {
+        let received = self.open.end();
+        self.progress.send_if_modified(|progress| {
+            let changed = progress.received != received || trouble.is_some();
+            progress.received = received;
+            if trouble.is_some() {
+                progress.trouble = trouble;
+            }
+            changed
+        });
+    }
+
+    async fn message(&mut self, message: &ReplicationMessage) -> Result<(), Error> {
+        self.last_message = Instant::now();
+        self.open.take(message)?;
+        if let ReplicationMessage::Keepalive {
+            reply_requested: true,
+            ..
+        } = message
+        {
+            // It counts as an answer at once; the confirmation it wants follows the upload.
+            self.confirm(false).await?;
+            if self.unconfirmed() && !self.open.in_transaction() {
+                let deadline = Instant::now() + ASKED_PATIENCE;
+                self.asked.get_or_insert(deadline);
+            }
+        }
+        Ok(())
+    }
+
+    fn start_mark(&mut self, now: Instant) {
+        let position = self.open.end();
+        let moved = position > self.marks.moved_to;
+        let since = now - self.marks.last;
+        let idle = since >= self.policy.idle_interval;
+        let due = now >= self.marks.due && (idle || (moved && since >= self.policy.segment_age));
+        if !due {
+            return;
+        }
+        let Some(mut marks) = self.marks.idle.take() else {
+            return;
+        };
+        let wake = idle && !moved && position == self.durable;
+        self.marks.last = now;
+        self.marks.moved_to = position;
+        self.marks.running = Some(Box::pin(async move {
+            let result = marks.take(wake).await;
+            (marks, result)
+        }));
+    }
+
+    fn marked(&mut self, result: Result<Mark, Error>) -> Result<(), Error> {
+        self.marks.running = None;
+        match result {
+            Ok(mark) => {
+                let changed = self.marks.sequences.as_ref() != Some(&mark.sequences);
+                if changed {
+                    self.marks.sequences = Some(mark.sequences.clone());
+                }
+                self.open.mark(mark, changed)
+            }
+            // Rows do not depend on it; the recoverable time stands still and shows it.
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no position mark; trying again"
+                );
+                self.marks.due = Instant::now() + self.policy.segment_age;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The slot's future, or forever if it is empty. The caller empties the slot when it is done.
+async fn maybe<T>(slot: &mut Option<Boxed<T>>) -> T {
+    match slot {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
