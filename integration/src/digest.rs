@@ -30,6 +30,25 @@ const PINNED: &str = "SET DateStyle='ISO'; SET IntervalStyle='postgres'; SET Tim
 const OUTSIDE: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'lastgood', 'lastgood_restore') \
      AND n.nspname !~ '^pg_(toast|temp)'";
 
+/// The state of every sequence, now: sequences obey no snapshot.
+///
+/// # Errors
+/// The server's.
+pub async fn sequences(client: &Client) -> Result<BTreeMap<String, i64>> {
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c \
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND {OUTSIDE}"
+    );
+    let mut found = BTreeMap::new();
+    for row in client.query(&sql, &[]).await? {
+        let name: String = row.get(0);
+        let next = format!("SELECT last_value + is_called::int FROM {name}");
+        let next = client.query_one(&next, &[]).await?.get(0);
+        found.insert(name, next);
+    }
+    Ok(found)
+}
+
 /// Under a snapshot of another transaction, or the newest one.
 ///
 /// # Errors
@@ -53,7 +72,7 @@ pub async fn of(client: &mut Client, snapshot: Option<&str>) -> Result<Content> 
             &format!(
                 "SELECT format('%I.%I', n.nspname, c.relname), c.relkind::text FROM pg_class c \
                  JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind IN ('r', 'm', 'S') AND c.relpersistence = 'p' AND {OUTSIDE} ORDER BY 1"
+                 WHERE c.relkind IN ('r', 'S') AND c.relpersistence = 'p' AND {OUTSIDE} ORDER BY 1"
             ),
             &[],
         )

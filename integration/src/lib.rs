@@ -15,7 +15,9 @@ pub mod seed;
 pub mod service;
 pub mod storage;
 pub mod tools;
+pub mod truth;
 pub mod wait;
+pub mod workload;
 
 pub use postgres::{Postgres, Stop, TestDatabase};
 pub use proxy::Proxy;

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::DateTime;
 use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -388,10 +389,10 @@ impl Service {
     /// # Errors
     /// With the log at the deadline.
     pub async fn wait_observed(&self, name: &str, time: &str) -> Result<()> {
+        let wanted = DateTime::parse_from_rfc3339(time)?;
         let reached = |source: &Value| {
-            source["observed_through"]
-                .as_str()
-                .is_some_and(|seen| seen >= time)
+            let seen = source["observed_through"].as_str().unwrap_or_default();
+            DateTime::parse_from_rfc3339(seen).is_ok_and(|seen| seen >= wanted)
         };
         let what = format!("{name} to be observed through {time}");
         wait::until_value(&what, || self.source(name), reached)

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use lastgood_integration::{Postgres, Proxy, Stop, TestDatabase, digest, postgres, tools};
+use lastgood_integration::workload::Workload;
+use lastgood_integration::{
+    Postgres, Proxy, Stop, TestDatabase, digest, postgres, seed, tools, truth,
+};
 
 #[tokio::test]
 async fn every_major_starts_and_decodes() -> Result<()> {
@@ -124,5 +127,27 @@ async fn the_proxy_cuts_and_is_silent() -> Result<()> {
         .await?
         .batch_execute("SELECT 1")
         .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn writers_write_and_a_quiet_moment_is_quiet() -> Result<()> {
+    for major in [13, 18] {
+        let database = TestDatabase::new(major).await?;
+        let seed = seed::choose("writers_write");
+        let mut workload = Workload::start(&database.url(), seed, 4).await?;
+        workload.advance(100).await?;
+        let loud = truth::record(&database.server, &database.name).await?;
+        let quiet = workload.quiet().await;
+        let first = truth::record(&database.server, &database.name).await?;
+        let second = truth::record(&database.server, &database.name).await?;
+        assert_eq!(first.content, second.content);
+        assert!(loud.content.tables.len() > 8);
+        drop(quiet);
+        workload.advance(100).await?;
+        workload.stop().await?;
+        let last = truth::record(&database.server, &database.name).await?;
+        assert!(!first.content.differences(&last.content).is_empty());
+    }
     Ok(())
 }

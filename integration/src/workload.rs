@@ -1,0 +1,230 @@
+//! Random schemas, and writers that change them at random: what the oracle test restores.
+//!
+//! A seed decides the schema and what every writer tries; the interleaving of the writers is the
+//! server's. DDL inside the window is deliberately absent: capture refuses it loudly, and other tests
+//! see to that.
+
+mod table;
+mod value;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::{Notify, RwLock};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+pub use table::Table;
+
+use crate::postgres::connect;
+use crate::seed;
+
+/// A random schema.
+pub struct Schema {
+    pub seed: u64,
+    pub tables: Vec<Table>,
+}
+
+impl Schema {
+    pub fn random(seed: u64) -> Self {
+        let mut rng = seed::rng(seed, "schema");
+        Self {
+            seed,
+            tables: Table::random_set(&mut rng),
+        }
+    }
+
+    /// The statements that make it, with some first rows.
+    pub fn sql(&self) -> String {
+        let mut sql = value::TYPES_SQL.to_owned();
+        let mut rng = seed::rng(self.seed, "first rows");
+        for table in &self.tables {
+            sql += &table.create_sql();
+            for _ in 0..rng.random_range(0..4) {
+                sql += &format!("{};\n", table.insert(&mut rng));
+            }
+        }
+        sql
+    }
+}
+
+struct Shared {
+    schema: Schema,
+    url: String,
+    commits: AtomicU64,
+    stop: AtomicBool,
+    /// Writers hold it for a transaction; whoever holds it alone sees a quiet moment.
+    gate: RwLock<()>,
+    progress: Notify,
+}
+
+/// Writers at work.
+pub struct Workload {
+    shared: Arc<Shared>,
+    writers: JoinSet<Result<()>>,
+}
+
+impl Workload {
+    /// Makes the schema and starts the writers.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn start(url: &str, seed: u64, writers: usize) -> Result<Self> {
+        let schema = Schema::random(seed);
+        connect(url)
+            .await?
+            .batch_execute(&schema.sql())
+            .await
+            .context("the schema")?;
+        let shared = Arc::new(Shared {
+            schema,
+            url: url.to_owned(),
+            commits: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            gate: RwLock::default(),
+            progress: Notify::new(),
+        });
+        let mut tasks = JoinSet::new();
+        for number in 0..writers {
+            tasks.spawn(write(Arc::clone(&shared), number));
+        }
+        Ok(Self {
+            shared,
+            writers: tasks,
+        })
+    }
+
+    /// Transactions that were committed until now.
+    pub fn commits(&self) -> u64 {
+        self.shared.commits.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `more` transactions have been committed from now on.
+    ///
+    /// # Errors
+    /// When a writer has failed.
+    pub async fn advance(&mut self, more: u64) -> Result<()> {
+        let goal = self.commits() + more;
+        while self.commits() < goal {
+            tokio::select! {
+                () = self.shared.progress.notified() => {}
+                ended = self.writers.join_next() => {
+                    ended.context("there are no writers")???;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is written, and no transaction is open, while the guard is held.
+    pub async fn quiet(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.shared.gate.write().await
+    }
+
+    /// Ends the writers after their current transaction.
+    ///
+    /// # Errors
+    /// When one of them has failed.
+    pub async fn stop(mut self) -> Result<()> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.writers.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+}
+
+/// One writer: transactions until it is stopped. Refusals (deadlocks, duplicate keys) are part of the
+/// game; a lost connection is made anew, so that a test may restart the server.
+async fn write(shared: Arc<Shared>, number: usize) -> Result<()> {
+    let mut rng = seed::rng(shared.schema.seed, &format!("writer {number}"));
+    let mut client: Option<Client> = None;
+    while !shared.stop.load(Ordering::Relaxed) {
+        let transaction = transaction(&shared.schema, &mut rng);
+        let _open = shared.gate.read().await;
+        let connected = match client.take() {
+            Some(connected) => connected,
+            None => match prepare(&shared.url).await {
+                Ok(connected) => connected,
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        if run(&connected, &transaction).await {
+            shared.commits.fetch_add(1, Ordering::Relaxed);
+            shared.progress.notify_one();
+        }
+        client = (!connected.is_closed()).then_some(connected);
+    }
+    Ok(())
+}
+
+/// Deadlocks are frequent here and should not cost a second each.
+async fn prepare(url: &str) -> Result<Client> {
+    let client = connect(url).await?;
+    client
+        .batch_execute("SET deadlock_timeout = '20ms'")
+        .await?;
+    Ok(client)
+}
+
+/// Whether it was committed.
+async fn run(client: &Client, statements: &[String]) -> bool {
+    for statement in statements {
+        if let Err(error) = client.batch_execute(statement).await {
+            // What this generator writes must be right; only the server's state may refuse it.
+            let code = error.code().map_or("", |code| code.code());
+            let is_ours = code.starts_with("42") || code.starts_with("0A");
+            assert!(!is_ours, "{statement}: {error:?}");
+            // On a lost connection there is nothing to roll back.
+            let _ = client.batch_execute("ROLLBACK").await;
+            return false;
+        }
+    }
+    statements.last().is_some_and(|last| last == "COMMIT")
+}
+
+fn transaction(schema: &Schema, rng: &mut ChaCha8Rng) -> Vec<String> {
+    let mut statements = vec!["BEGIN".to_owned()];
+    // Mostly small, sometimes large.
+    let changes = if rng.random_ratio(1, 20) {
+        rng.random_range(20..60)
+    } else {
+        rng.random_range(1..6)
+    };
+    let mut savepoints = 0;
+    for _ in 0..changes {
+        match rng.random_range(0..12) {
+            0 => {
+                savepoints += 1;
+                statements.push(format!("SAVEPOINT s{savepoints}"));
+            }
+            1 if savepoints > 0 => {
+                statements.push(format!("ROLLBACK TO SAVEPOINT s{savepoints}"));
+            }
+            2 if savepoints > 0 => {
+                statements.push(format!("RELEASE SAVEPOINT s{savepoints}"));
+                savepoints -= 1;
+            }
+            _ => {
+                if let Some(table) = schema.tables.choose(rng) {
+                    statements.push(table.change(rng));
+                }
+            }
+        }
+    }
+    let end = if rng.random_ratio(1, 12) {
+        "ROLLBACK"
+    } else {
+        "COMMIT"
+    };
+    statements.push(end.to_owned());
+    statements
+}
