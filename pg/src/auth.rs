@@ -23,7 +23,7 @@ use zeroize::Zeroize;
 
 use crate::config::{AuthMethod, ChannelBinding, ConnectionConfig, RequireAuth};
 use crate::error::{AuthFailure, Error, Operation};
-use crate::transport::Transport;
+use crate::transport::{Link, Transport};
 use crate::wire::Wire;
 
 /// Codes of AuthenticationRequest messages (protocol documentation, "Message Formats").
@@ -41,16 +41,18 @@ mod code {
 pub(crate) struct Policy {
     require_auth: Option<RequireAuth>,
     binding_required: bool,
+    binding_possible: bool,
     private: bool,
     has_password: bool,
 }
 
 impl Policy {
-    pub(crate) fn new(config: &ConnectionConfig, private: bool) -> Self {
+    pub(crate) fn new(config: &ConnectionConfig, link: &Link) -> Self {
         Self {
             require_auth: config.require_auth.clone(),
             binding_required: config.channel_binding == ChannelBinding::Require,
-            private,
+            binding_possible: link.channel_binding.is_some(),
+            private: link.is_private(),
             has_password: config.password.is_some(),
         }
     }
@@ -77,7 +79,7 @@ impl Policy {
         if method == AuthMethod::Kerberos {
             return Err(AuthFailure::MethodUnsupported(name));
         }
-        if self.binding_required && method != AuthMethod::Scram {
+        if self.binding_required && (method != AuthMethod::Scram || !self.binding_possible) {
             return Err(AuthFailure::NoChannelBinding);
         }
         if method == AuthMethod::None {

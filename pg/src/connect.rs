@@ -202,7 +202,7 @@ impl Handshake for Startup<'_> {
                 .ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct),
             Transport::Tcp(_) | Transport::Unix(_) => sql.ssl_mode(SqlSslMode::Disable),
         };
-        let policy = Policy::new(self.config, link.is_private());
+        let policy = Policy::new(self.config, &link);
         let ready = Ready {
             binding: link.channel_binding,
         };
@@ -266,9 +266,14 @@ fn connect_error(host: &Host, error: tokio_postgres::Error) -> Error {
         // tokio-postgres tells this kind of error by its text only.
         Error::Sql(error) if error.to_string().starts_with("authentication error") => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
+            let cause = cause.unwrap_or_default();
+            let reason = match cause.contains("did not use channel binding") {
+                true => AuthFailure::NoChannelBinding,
+                false => AuthFailure::Scram(cause),
+            };
             Error::Authentication {
                 host: host.to_string(),
-                reason: AuthFailure::Scram(cause.unwrap_or_default()),
+                reason,
             }
         }
         other => other,

@@ -300,7 +300,7 @@ impl Handshake for Startup<'_> {
         link: Link,
         target: TargetSessionAttrs,
     ) -> Result<ReplicationConnection, Error> {
-        let policy = Policy::new(self.config, link.is_private());
+        let policy = Policy::new(self.config, &link);
         let mut wire = Wire::new(link.stream, link.host);
         let mut message = BytesMut::new();
         let mut extra = Vec::new();

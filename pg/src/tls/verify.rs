@@ -7,9 +7,7 @@ use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_na
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use x509_cert::Certificate;
 use x509_cert::der::oid::db::rfc4519::COMMON_NAME;
 use x509_cert::der::oid::db::rfc5280::ID_CE_SUBJECT_ALT_NAME;
@@ -207,7 +205,7 @@ fn check_name(certificate: &CertificateDer<'_>, wanted: &ServerName<'_>) -> Resu
             });
     match matches {
         true => Ok(()),
-        false => Err(explain(refusal, wanted)),
+        false => Err(refusal),
     }
 }
 
@@ -218,22 +216,6 @@ fn name_matches(pattern: &str, host: &str) -> bool {
             .split_once('.')
             .is_some_and(|(first, rest)| !first.is_empty() && rest.eq_ignore_ascii_case(parent)),
         None => !pattern.is_empty() && pattern.eq_ignore_ascii_case(host),
-    }
-}
-
-/// A refusal that says which name was looked for.
-fn explain(refusal: Error, wanted: &ServerName<'_>) -> Error {
-    #[derive(Debug, thiserror::Error)]
-    #[error("the server's certificate is not for \"{0}\"")]
-    struct WrongName(String);
-
-    match refusal {
-        Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(WrongName(
-            wanted.to_str().into_owned(),
-        ))))),
-        other => other,
     }
 }
 

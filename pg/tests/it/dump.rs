@@ -1,0 +1,360 @@
+//! The client tools: found, fed, waited for, killed.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use lastgood_integration::tools::{self, MAJORS};
+use lastgood_integration::{Postgres, TestDatabase, wait};
+use lastgood_pg::dump::{
+    ArchiveMaker, DumpContent, DumpOptions, RestoreInput, RestoreOptions, Section,
+};
+use lastgood_pg::publication::{self, TableName};
+use lastgood_pg::{PgTools, SlotKind, ToolError, slot};
+use lastgood_proto::Class;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{config, replication, session};
+
+async fn all() -> Result<Vec<PgTools>> {
+    let mut found = Vec::new();
+    for major in MAJORS {
+        let folder: PathBuf = tools::bin_dir(major)?;
+        found.push(PgTools::in_folder(folder).await.context("no tools")?);
+    }
+    Ok(found)
+}
+
+async fn dump(tools: &PgTools, url: &str, options: &DumpOptions) -> Result<Vec<u8>> {
+    let mut process = tools.dump(&config(url), options)?;
+    let mut archive = Vec::new();
+    process.stdout.read_to_end(&mut archive).await?;
+    process.wait().await?;
+    Ok(archive)
+}
+
+#[tokio::test]
+async fn versions() -> Result<()> {
+    let found = all().await?;
+    let majors: Vec<u32> = found.iter().map(PgTools::major).collect();
+    assert_eq!(majors, MAJORS);
+    assert!(found[2].version().starts_with("15."));
+    assert_eq!(PgTools::in_folder("/nonexistent".into()).await, None);
+    // Whatever this machine has, it does not fail.
+    PgTools::discover().await;
+    Ok(())
+}
+
+/// Slot, snapshot, dump under it while another connection streams what came after.
+#[tokio::test]
+async fn a_dump_under_a_snapshot_while_the_stream_runs() -> Result<()> {
+    let found = all().await?;
+    for major in MAJORS {
+        let database = TestDatabase::new(major).await?;
+        let name = format!("slot_{}", database.name);
+        database
+            .execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)")
+            .await?;
+        let sql = session(&database.url()).await;
+        publication::ensure(&sql, "p", &[TableName::new("public", "t")]).await?;
+        let mut exporter = replication(&database.url()).await;
+        let created = exporter.create_slot(&name, SlotKind::Permanent).await?;
+        // After the consistent point: in the stream and not in the dump.
+        database
+            .execute("INSERT INTO t SELECT generate_series(1001, 1010)")
+            .await?;
+        let mut stream = replication(&database.url())
+            .await
+            .start(&name, created.consistent_point, "p", 0)
+            .await?;
+        let streamed = async {
+            let mut rows = 0;
+            while rows < 10 {
+                if let lastgood_proto::copy_both::ReplicationMessage::XLogData { data, .. } =
+                    stream.next().await?
+                    && data.first() == Some(&b'I')
+                {
+                    rows += 1;
+                }
+            }
+            Ok::<_, anyhow::Error>(rows)
+        };
+        let chosen = PgTools::for_dump(&found, sql.server_version())?;
+        assert_eq!(chosen.major(), major);
+        let options = DumpOptions {
+            snapshot: Some(created.snapshot),
+            ..DumpOptions::default()
+        };
+        let url = database.url();
+        let (rows, archive) = tokio::join!(streamed, dump(&chosen, &url, &options));
+        assert_eq!(rows?, 10);
+        drop(exporter);
+
+        let target = database.sibling().await?;
+        restore(
+            &found,
+            &target,
+            major,
+            archive?,
+            &RestoreOptions {
+                exit_on_error: true,
+                ..RestoreOptions::default()
+            },
+        )
+        .await?;
+        let client = target.connect().await?;
+        let count: i64 = client
+            .query_one("SELECT count(*) FROM t", &[])
+            .await?
+            .get(0);
+        assert_eq!(count, 1000, "{major}");
+        let publications: i64 = client
+            .query_one("SELECT count(*) FROM pg_publication", &[])
+            .await?
+            .get(0);
+        assert_eq!(publications, 0);
+        drop(stream);
+        wait::until("the slot is free", || async {
+            Ok(slot::drop_slot(&sql, &name).await.ok())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn restore(
+    found: &[PgTools],
+    target: &TestDatabase,
+    maker: u32,
+    archive: Vec<u8>,
+    options: &RestoreOptions,
+) -> Result<String> {
+    let version = target.server.major() * 10_000;
+    let chosen = PgTools::for_restore(found, version, ArchiveMaker(maker))?;
+    let mut process = chosen.restore(&config(&target.url()), options)?;
+    if let Some(mut stdin) = process.stdin.take() {
+        // A tool that fails stops reading; what it says counts.
+        let _ = stdin.write_all(&archive).await;
+    }
+    Ok(process.wait().await?)
+}
+
+#[tokio::test]
+async fn an_archive_of_17_into_15() -> Result<()> {
+    let found = all().await?;
+    let source = TestDatabase::new(17).await?;
+    source.execute("CREATE TABLE t AS SELECT 1 AS x").await?;
+    let tools = PgTools::for_dump(&found, 170_000)?;
+    let archive = dump(&tools, &source.url(), &DumpOptions::default()).await?;
+    let target = TestDatabase::new(15).await?;
+    // Its one complaint is passed over, and handed out.
+    let warning = restore(&found, &target, 17, archive, &RestoreOptions::default()).await?;
+    assert!(warning.contains("transaction_timeout"), "{warning}");
+    assert_eq!(
+        target
+            .connect()
+            .await?
+            .query_one("SELECT x FROM t", &[])
+            .await?
+            .get::<_, i32>(0),
+        1
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn parts_of_a_database() -> Result<()> {
+    let found = all().await?;
+    let database = TestDatabase::new(15).await?;
+    database
+        .execute(
+            r#"CREATE SCHEMA "my * schema";
+            CREATE TABLE "my * schema"."big "" table" (id int PRIMARY KEY, x text);
+            INSERT INTO "my * schema"."big "" table" SELECT i, 'row ' || i FROM generate_series(1, 100) i;
+            CREATE TABLE small (id int PRIMARY KEY); INSERT INTO small VALUES (1);
+            CREATE SCHEMA ours; CREATE TABLE ours.hidden (x int);"#,
+        )
+        .await?;
+    let tools = PgTools::for_dump(&found, 150_000)?;
+    let big = TableName::new("my * schema", "big \" table");
+    let main = DumpOptions {
+        exclude_table_data: vec![big.clone()],
+        exclude_schemas: vec!["ours".to_owned()],
+        ..DumpOptions::default()
+    };
+    let main = dump(&tools, &database.url(), &main).await?;
+    let part = DumpOptions {
+        content: DumpContent::DataOnly,
+        tables: vec![big],
+        ..DumpOptions::default()
+    };
+    let part = dump(&tools, &database.url(), &part).await?;
+
+    let toc = tools.list(main.as_slice()).await?;
+    let has = |kind, schema, tag| toc.iter().any(|entry| entry.is(kind, schema, tag));
+    assert!(has("TABLE", "my * schema", "big \" table"));
+    assert!(!has("TABLE DATA", "my * schema", "big \" table"));
+    assert!(has("TABLE DATA", "public", "small"));
+    assert!(has("CONSTRAINT", "public", "small small_pkey"));
+    assert!(!has("TABLE", "ours", "hidden"));
+    let toc = tools.list(part.as_slice()).await?;
+    assert_eq!(toc.len(), 1, "{toc:?}");
+
+    // Section by section, the table's archive in between, from a file and with a list.
+    let target = database.sibling().await?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("main.dump");
+    std::fs::write(&file, &main)?;
+    let section = |section| RestoreOptions {
+        sections: vec![section],
+        exit_on_error: true,
+        ..RestoreOptions::default()
+    };
+    restore(
+        &found,
+        &target,
+        15,
+        main.clone(),
+        &section(Section::PreData),
+    )
+    .await?;
+    restore(&found, &target, 15, main.clone(), &section(Section::Data)).await?;
+    restore(&found, &target, 15, part, &section(Section::Data)).await?;
+    let list = folder.path().join("list");
+    let lines: String = tools
+        .list(main.as_slice())
+        .await?
+        .iter()
+        .filter(|entry| entry.kind() == "CONSTRAINT")
+        .map(|entry| format!("{entry}\n"))
+        .collect();
+    std::fs::write(&list, lines)?;
+    let options = RestoreOptions {
+        input: RestoreInput::File(file),
+        list_file: Some(list),
+        jobs: Some(2),
+        ..section(Section::PostData)
+    };
+    restore(&found, &target, 15, Vec::new(), &options).await?;
+    let count: i64 = target
+        .connect()
+        .await?
+        .query_one(
+            r#"SELECT count(*) FROM "my * schema"."big "" table" WHERE x = 'row ' || id"#,
+            &[],
+        )
+        .await?
+        .get(0);
+    assert_eq!(count, 100);
+    Ok(())
+}
+
+#[tokio::test]
+async fn globals() -> Result<()> {
+    let server = Postgres::start(15, &[]).await?;
+    server
+        .execute("postgres", "CREATE ROLE worker LOGIN PASSWORD 'SECRET'")
+        .await?;
+    let tools = PgTools::in_folder(server.bin().to_owned())
+        .await
+        .context("no tools")?;
+    let mut process = tools.dumpall_globals(&config(&server.url("postgres")))?;
+    let mut text = String::new();
+    process.stdout.read_to_string(&mut text).await?;
+    process.wait().await?;
+    assert!(
+        text.contains("CREATE ROLE worker") && !text.contains("PASSWORD"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn failures_say_why() -> Result<()> {
+    let found = all().await?;
+    let database = TestDatabase::new(15).await?;
+    let tools = PgTools::for_dump(&found, 150_000)?;
+    let failed = |result: Result<Vec<u8>>| result.unwrap_err().downcast::<ToolError>();
+
+    let options = DumpOptions {
+        snapshot: Some("00000003-00000002-1".into()),
+        ..DumpOptions::default()
+    };
+    let error = failed(dump(&tools, &database.url(), &options).await)?;
+    assert!(error.to_string().contains("snapshot"), "{error}");
+    assert_eq!(error.class(), Class::NeedsOperator);
+
+    let options = DumpOptions {
+        tables: vec![TableName::new("public", "gone")],
+        ..DumpOptions::default()
+    };
+    let error = failed(dump(&tools, &database.url(), &options).await)?;
+    assert!(error.to_string().contains("gone"), "{error}");
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
+    let nowhere = format!("postgres://u:SECRET@127.0.0.1:{port}/d");
+    let error = failed(dump(&tools, &nowhere, &DumpOptions::default()).await)?;
+    assert_eq!(error.class(), Class::Transient, "{error}");
+    assert!(!format!("{error:?}").contains("SECRET"));
+
+    let older = PgTools::for_dump(&found, 130_000)?;
+    let error = failed(dump(&older, &database.url(), &DumpOptions::default()).await)?;
+    assert!(error.to_string().contains("version mismatch"), "{error}");
+
+    // An archive that was cut is an error, not a short database.
+    database
+        .execute("CREATE TABLE t AS SELECT generate_series(1, 10000) AS x")
+        .await?;
+    let mut archive = dump(&tools, &database.url(), &DumpOptions::default()).await?;
+    archive.truncate(archive.len() - 100);
+    let target = database.sibling().await?;
+    let cut = restore(&found, &target, 15, archive, &RestoreOptions::default()).await;
+    assert!(cut.is_err());
+    Ok(())
+}
+
+/// No password among the arguments; and a dropped handle leaves no child.
+#[tokio::test]
+async fn children_keep_secrets_and_die() -> Result<()> {
+    let found = all().await?;
+    let database = TestDatabase::new(15).await?;
+    database.execute("CREATE TABLE t (x int)").await?;
+    // A lock that the dump waits for, so that it stands still to be looked at.
+    let mut locker = database.connect().await?;
+    let lock = locker.transaction().await?;
+    lock.batch_execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    let tools = PgTools::for_dump(&found, 150_000)?;
+    let url = database.url().replace("throw-away", "throw-away-SECRET");
+    let process = tools.dump(&config(&url), &DumpOptions::default())?;
+    let watcher = database.connect().await?;
+    let count =
+        async |sql: &'static str| -> Result<i64> { Ok(watcher.query_one(sql, &[]).await?.get(0)) };
+    const WAITING: &str = "SELECT count(*) FROM pg_stat_activity \
+        WHERE datname = current_database() AND application_name = 'lastgood base'";
+    wait::until("the dump waits", || async {
+        Ok((count(WAITING).await? > 0).then_some(()))
+    })
+    .await?;
+
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Ok(arguments) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let arguments = String::from_utf8_lossy(&arguments);
+        if arguments.contains("pg_dump") && arguments.contains(&database.name) {
+            assert!(!arguments.contains("SECRET"), "{arguments}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 1);
+    drop(process);
+    lock.rollback().await?;
+    wait::until("the dump is gone", || async {
+        Ok((count(WAITING).await? == 0).then_some(()))
+    })
+    .await?;
+    Ok(())
+}
