@@ -1,12 +1,15 @@
 //! Lineages: opened, begun, ended.
 
-use lastgood_pg::slot::{drop_slot, slot_info, slots_with_prefix};
+use std::time::Duration;
+
+use lastgood_pg::slot::{SlotInfo, drop_slot, slot_info, slots_with_prefix};
 use lastgood_pg::{Purpose, ReplicationConnection, Session, SlotKind};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::{LineageListing, Listing};
 use lastgood_proto::manifest::{EndReason, LineageEnd, LineageFile, SourceFile, Version1};
 use lastgood_proto::{LineageId, PgTimestamp};
 use lastgood_store::SourceStore;
+use tokio::time::Instant;
 
 use super::{Control, FirstBase, Opened, Source, goes_on, replication_options};
 use crate::base::Snapshot;
@@ -15,6 +18,10 @@ use crate::events::{Event, Events};
 use crate::remove::{Removal, drop_slots};
 use crate::resume::{Decision, ServerState, SlotState, decide, durable_end};
 use crate::{publication, random};
+
+/// How long a slot is waited for that somebody still reads from.
+const SLOT_PATIENCE: Duration = Duration::from_secs(5);
+const SLOT_POLL: Duration = Duration::from_millis(100);
 
 /// Goes on with the newest lineage if nothing can have been missed, else begins a new one.
 pub(super) async fn open(
@@ -66,8 +73,9 @@ async fn server_state(
     connection: &mut ReplicationConnection,
     file: &LineageFile,
 ) -> Result<ServerState, Error> {
+    let slot = free_slot(session, &file.slot).await?;
     let identity = connection.identify_system().await?;
-    let slot = match slot_info(session, &file.slot).await? {
+    let slot = match slot {
         None => SlotState::Missing,
         Some(slot) if slot.is_lost() => SlotState::Unusable(
             slot.invalidation_reason
@@ -91,6 +99,21 @@ async fn server_state(
         slot,
         publication: lastgood_pg::publication::oid(session, &file.publication).await?,
     })
+}
+
+/// The slot, once nobody reads from it, or after a while even so: a reader of ours that died a
+/// moment ago is still being noticed by the server. One that stays is refused at
+/// START_REPLICATION, with its process id.
+async fn free_slot(session: &Session, name: &str) -> Result<Option<SlotInfo>, Error> {
+    let deadline = Instant::now() + SLOT_PATIENCE;
+    loop {
+        let slot = slot_info(session, name).await?;
+        let busy = slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
+        if !busy || Instant::now() >= deadline {
+            return Ok(slot);
+        }
+        tokio::time::sleep(SLOT_POLL).await;
+    }
 }
 
 /// Publication, slot, snapshot, `lineage.json`, in this order.
