@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use lastgood_store::{
-    Backend, Class, ConditionalPut, Encryption, Error, Put, Repository, SourceObject, SourceStore,
+    Backend, Class, ConditionalPut, Encryption, Error, Put, Repository, RepositoryUrl,
+    SourceObject, SourceStore, StorageOptions,
 };
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -190,4 +191,39 @@ async fn trouble_that_passes_is_waited_out_and_trouble_that_stays_is_transient()
     faulty.left.store(0, Ordering::SeqCst);
     let put = store.put_sealed(&object, &body(&sealed)).await.unwrap();
     assert_eq!(put, Put::Created);
+}
+
+/// With the clock paused, the timeouts of a hang pass at once.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_answers_is_given_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let hang = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            held.push(connection);
+        }
+    });
+    let url: RepositoryUrl = "s3://bucket/prefix".parse().unwrap();
+    let options = StorageOptions::from_pairs(
+        [
+            ("AWS_ENDPOINT_URL", endpoint.as_str()),
+            ("AWS_ACCESS_KEY_ID", "id"),
+            ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    for create in [false, true] {
+        let started = tokio::time::Instant::now();
+        let opened = match create {
+            false => Repository::open(&url, &options, Encryption::Off).await,
+            true => Repository::create_or_open(&url, &options, Encryption::Off).await,
+        };
+        let error = opened.err().unwrap();
+        assert_eq!(error.class(), Class::Transient, "{error:?}");
+        assert!(!format!("{error:?}").contains("hunter2"));
+        // The limit of all retries together counts real time, which does not pass here.
+        assert!(started.elapsed() < std::time::Duration::from_secs(15 * 60));
+    }
+    hang.abort();
 }
