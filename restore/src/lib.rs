@@ -1,1 +1,52 @@
+//! Objects → PostgreSQL: choose what a target needs, then bring it back.
+//!
+//! [`plan`] is a pure choice over a listing, made exact by opening the segment the target falls
+//! into; it never connects to a server. [`execute`] does what the plan says: the base's archives by
+//! `pg_restore`, then the captured transactions in commit order, then indexes, constraints and
+//! sequences. A repository and its key are all that is needed: nothing here knows the service or
+//! its catalog.
+//!
+//! Invariants: a restore equals the source at the target or fails; nothing is ever skipped to get
+//! on; the target database is new or empty, and never the source itself.
+//!
+//! Absent: schema changes inside a window (a relation that no longer fits its table is an error),
+//! and net-change replay.
 
+mod apply;
+mod archive;
+mod batch;
+mod binding;
+mod boundary;
+mod catalog;
+mod choose;
+mod copy_text;
+mod destination;
+mod error;
+mod execute;
+mod foreign_keys;
+mod identity;
+mod leftover;
+mod ownership;
+mod plan;
+mod progress_table;
+mod replay;
+mod report;
+mod rows;
+mod segments;
+mod sequences;
+mod sql;
+mod statements;
+mod survey;
+mod target;
+mod tool_errors;
+mod window;
+
+pub use boundary::{TableChanges, Transaction};
+pub use error::{Error, Outside, Place};
+pub use execute::{Into, Options, Replay, execute};
+pub use plan::{NotCovered, Plan, PlanOptions, PlannedBase, PlannedSegment, Stop, plan};
+pub use report::{Phase, PhaseTime, Progress, Report};
+pub use survey::{BaseInfo, Survey};
+pub use target::{ParseTargetError, Target, TargetKind};
+pub use transactions::{TransactionFilter, transactions};
+pub use window::{Gap, Moment, Window};

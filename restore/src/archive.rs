@@ -1,0 +1,251 @@
+//! The base's archives, given to `pg_restore` straight from the repository.
+//!
+//! An archive's table of contents stands at its front, so its beginning is all that definitions,
+//! indexes and constraints need: it is kept in a temporary file, which may be read again and in
+//! parallel. The data is streamed, once. Ownership and privileges are left out here and applied at
+//! the end (see `ownership`), so that every object belongs to the restoring role meanwhile.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use lastgood_pg::dump::{RestoreInput, RestoreOptions, Section, TocEntry};
+use lastgood_pg::{ConnectionConfig, PgTools, ToolError};
+use lastgood_proto::key::{ArchiveName, SourceObject};
+use lastgood_proto::manifest::Archive;
+use lastgood_proto::{BaseId, LineageId};
+use lastgood_store::{ObjectReader, SourceStore};
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
+
+use crate::Error;
+use crate::tool_errors::judge;
+
+/// Where archives come from and go to.
+pub(crate) struct Archives<'a> {
+    pub(crate) store: &'a SourceStore,
+    pub(crate) lineage: LineageId,
+    pub(crate) base: BaseId,
+    pub(crate) tools: &'a PgTools,
+    pub(crate) target: &'a ConnectionConfig,
+}
+
+/// The beginning of the main archive, with its table of contents.
+pub(crate) struct Head {
+    file: NamedTempFile,
+    pub(crate) entries: Vec<TocEntry>,
+}
+
+impl Head {
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+}
+
+impl Archives<'_> {
+    async fn open(&self, name: ArchiveName) -> Result<ObjectReader, Error> {
+        let object = SourceObject::Archive(self.lineage, self.base, name);
+        Ok(self.store.open(&object).await?)
+    }
+
+    /// Fetches as much of the main archive as its table of contents takes.
+    pub(crate) async fn head(&self) -> Result<Head, Error> {
+        let mut tee = Tee {
+            reader: AsyncChunks::new(self.open(ArchiveName::Main).await?),
+            file: NamedTempFile::new().map_err(Error::Scratch)?,
+            failed: None,
+        };
+        let entries = self.tools.list(&mut tee).await;
+        let Tee {
+            reader,
+            mut file,
+            failed,
+        } = tee;
+        // What the reader reports tells more than the tool that starved on it.
+        if let Some(error) = failed.or(reader.failed) {
+            return Err(error);
+        }
+        file.flush().map_err(Error::Scratch)?;
+        Ok(Head {
+            file,
+            entries: entries?,
+        })
+    }
+
+    /// Restores definitions: one section of the main archive, or only the entries given.
+    /// Answers what could not be brought back and does not matter to the data.
+    pub(crate) async fn definitions(
+        &self,
+        head: &Head,
+        section: Section,
+        only: Option<&[&TocEntry]>,
+        jobs: u32,
+    ) -> Result<Vec<String>, Error> {
+        if only.is_some_and(<[&TocEntry]>::is_empty) {
+            return Ok(Vec::new());
+        }
+        let list = only.map(list_file).transpose()?;
+        let options = RestoreOptions {
+            input: RestoreInput::File(head.path().to_owned()),
+            sections: vec![section],
+            list_file: list.as_ref().map(|file| file.path().to_owned()),
+            jobs: (jobs > 1 && section == Section::PostData).then_some(jobs),
+            no_owner: true,
+            no_privileges: true,
+            exit_on_error: false,
+        };
+        let process = self.tools.restore(self.target, &options)?;
+        judge(process.wait().await)
+    }
+
+    /// Restores the rows of one archive. `fed` is told of each piece.
+    pub(crate) async fn data(
+        &self,
+        archive: &Archive,
+        fed: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Error> {
+        let mut reader = self.open(archive.name).await?;
+        let options = RestoreOptions {
+            input: RestoreInput::Stdin,
+            sections: vec![Section::Data],
+            no_owner: true,
+            no_privileges: true,
+            ..RestoreOptions::default()
+        };
+        let mut process = self.tools.restore(self.target, &options)?;
+        let mut stdin = process.stdin.take();
+        let mut digest = Sha256::new();
+        while let Some(chunk) = reader.next_chunk().await? {
+            digest.update(&chunk);
+            fed(chunk.len() as u64);
+            // The tool leaves after the last data it wants; the rest is read to be verified.
+            if let Some(pipe) = &mut stdin
+                && pipe.write_all(&chunk).await.is_err()
+            {
+                stdin = None;
+            }
+        }
+        drop(stdin);
+        judge(process.wait().await)?;
+        let digest: String = digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        if digest != archive.sha256 {
+            return Err(Error::ArchiveAltered {
+                archive: archive.name.to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Definitions as SQL text instead.
+    pub(crate) async fn script(
+        &self,
+        head: &Head,
+        only: Option<&[&TocEntry]>,
+        options: &[&str],
+    ) -> Result<String, Error> {
+        let list = only.map(list_file).transpose()?;
+        let mut command = tokio::process::Command::new(self.tools.dir().join("pg_restore"));
+        command.args([
+            "--format=custom",
+            "--file=-",
+            "--no-publications",
+            "--no-subscriptions",
+        ]);
+        command.args(options);
+        if let Some(list) = &list {
+            command.arg("--use-list").arg(list.path());
+        }
+        command.arg(head.path()).kill_on_drop(true);
+        // No variable of ours is to reach it; it connects to nothing.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PG") {
+                command.env_remove(name);
+            }
+        }
+        let output = command.output().await.map_err(Error::Scratch)?;
+        if !output.status.success() {
+            return Err(Error::Tool(ToolError::Failed {
+                tool: "pg_restore",
+                status: output.status,
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            }));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+fn list_file(entries: &[&TocEntry]) -> Result<NamedTempFile, Error> {
+    let mut file = NamedTempFile::new().map_err(Error::Scratch)?;
+    for entry in entries {
+        writeln!(file, "{}", entry.line()).map_err(Error::Scratch)?;
+    }
+    file.flush().map_err(Error::Scratch)?;
+    Ok(file)
+}
+
+/// An object's chunks as bytes to be read.
+struct AsyncChunks {
+    chunks: Pin<Box<dyn futures::Stream<Item = Result<Bytes, Error>> + Send>>,
+    chunk: Bytes,
+    failed: Option<Error>,
+}
+
+impl AsyncChunks {
+    fn new(reader: ObjectReader) -> Self {
+        let chunks = futures::stream::try_unfold(reader, |mut reader| async move {
+            let chunk = reader.next_chunk().await?;
+            Ok(chunk.map(|chunk| (chunk, reader)))
+        });
+        Self {
+            chunks: Box::pin(chunks),
+            chunk: Bytes::new(),
+            failed: None,
+        }
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<&mut Bytes>> {
+        if self.chunk.is_empty() {
+            match std::task::ready!(self.chunks.as_mut().poll_next(cx)) {
+                Some(Ok(chunk)) => self.chunk = chunk,
+                Some(Err(error)) => {
+                    self.failed = Some(error);
+                    return Poll::Ready(Err(std::io::ErrorKind::InvalidData.into()));
+                }
+                None => {}
+            }
+        }
+        Poll::Ready(Ok(&mut self.chunk))
+    }
+}
+
+/// Reads an object and keeps what was read.
+struct Tee {
+    reader: AsyncChunks,
+    file: NamedTempFile,
+    failed: Option<Error>,
+}
+
+impl AsyncRead for Tee {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        let chunk = std::task::ready!(this.reader.poll_chunk(cx))?;
+        let bytes = chunk.split_to(chunk.len().min(out.remaining()));
+        if let Err(error) = this.file.write_all(&bytes) {
+            this.failed = Some(Error::Scratch(error));
+            return Poll::Ready(Err(std::io::ErrorKind::Other.into()));
+        }
+        out.put_slice(&bytes);
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,266 @@
+//! Where exactly a target falls: the last transaction kept and the first one discarded.
+
+use std::collections::{BTreeMap, HashMap};
+
+use lastgood_proto::key::SegmentKey;
+use lastgood_proto::segment::{Record, RowCounts};
+use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp, Xid};
+use lastgood_store::SourceStore;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::choose::{Choice, Cut};
+use crate::segments::scan;
+
+/// What becomes of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Committed below the consistent point.
+    InBase,
+    Kept,
+    Discarded,
+}
+
+/// Judges transactions, in commit order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Splitter {
+    from: Lsn,
+    cut: Cut,
+    discarding: bool,
+}
+
+impl Splitter {
+    pub(crate) const fn new(consistent_point: Lsn, cut: Cut) -> Self {
+        Self {
+            from: consistent_point,
+            cut,
+            discarding: false,
+        }
+    }
+
+    pub(crate) fn admit(&mut self, commit_lsn: Lsn, commit_time: PgTimestamp) -> Verdict {
+        if commit_lsn < self.from {
+            return Verdict::InBase;
+        }
+        // One past the cut discards everything behind it, whatever its time.
+        self.discarding |= !self.cut.keeps(commit_lsn, commit_time);
+        match self.discarding {
+            true => Verdict::Discarded,
+            false => Verdict::Kept,
+        }
+    }
+}
+
+/// One transaction, as evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transaction {
+    pub xid: Xid,
+    /// Start of the commit record.
+    pub commit_lsn: Lsn,
+    pub end_lsn: Lsn,
+    pub time: PgTimestamp,
+    /// By schema and table.
+    pub tables: Vec<TableChanges>,
+}
+
+/// What a transaction did to one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableChanges {
+    pub schema: String,
+    pub table: String,
+    pub inserts: u64,
+    pub updates: u64,
+    pub deletes: u64,
+    pub truncates: u64,
+}
+
+/// The two sides of the place where a target falls.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Boundary {
+    /// None if everything kept is in the base.
+    pub(crate) last_kept: Option<Transaction>,
+    /// None if nothing that is durable comes after.
+    pub(crate) first_discarded: Option<Transaction>,
+}
+
+/// Opens the segment the cut falls into, and its neighbours as far as needed.
+pub(crate) async fn find(
+    store: &SourceStore,
+    choice: &Choice,
+    cut: Cut,
+) -> Result<Boundary, Error> {
+    let mut boundary = Boundary::default();
+    let splitter = Splitter::new(choice.base.id.consistent_point(), cut);
+    // Backwards to the last transaction kept; the first discarded is in the last of these or later.
+    for key in choice.needed.iter().rev().filter(|key| !key.is_empty()) {
+        let sides = sides(store, choice, key, splitter).await?;
+        boundary.first_discarded = sides.first_discarded.or(boundary.first_discarded);
+        boundary.last_kept = sides.last_kept;
+        if boundary.last_kept.is_some() {
+            break;
+        }
+    }
+    for key in choice.following.iter().filter(|key| !key.is_empty()) {
+        if boundary.first_discarded.is_some() {
+            break;
+        }
+        boundary.first_discarded = sides(store, choice, key, splitter).await?.first_discarded;
+    }
+    Ok(boundary)
+}
+
+async fn sides(
+    store: &SourceStore,
+    choice: &Choice,
+    key: &SegmentKey,
+    mut splitter: Splitter,
+) -> Result<Boundary, Error> {
+    scan(store, choice.lineage, *key, move |mut segment| {
+        let mut boundary = Boundary::default();
+        let mut relations = HashMap::new();
+        let mut open: Option<(Verdict, Counted)> = None;
+        while let Some(record) = segment.next()? {
+            match record {
+                Record::Relation(relation) => {
+                    relations.insert(relation.rel, (relation.schema, relation.table));
+                }
+                Record::Begin { xid, lsn, time } => {
+                    let verdict = splitter.admit(lsn, time);
+                    open = Some((verdict, Counted::new(xid, lsn, time)));
+                }
+                Record::Commit { end, .. } => match open.take() {
+                    Some((Verdict::Kept, counted)) => {
+                        boundary.last_kept = Some(counted.finish(end, &relations));
+                    }
+                    Some((Verdict::Discarded, counted)) => {
+                        boundary.first_discarded = Some(counted.finish(end, &relations));
+                        return Ok(boundary);
+                    }
+                    Some((Verdict::InBase, _)) | None => {}
+                },
+                Record::Insert { .. }
+                | Record::Update { .. }
+                | Record::Delete { .. }
+                | Record::Truncate { .. } => {
+                    if let Some((_, counted)) = &mut open {
+                        counted.count(&record);
+                    }
+                }
+                Record::Message(_) | Record::Sequences { .. } => {}
+            }
+        }
+        Ok(boundary)
+    })
+    .await
+}
+
+/// A transaction while its changes are counted.
+pub(crate) struct Counted {
+    xid: Xid,
+    commit_lsn: Lsn,
+    time: PgTimestamp,
+    rows: BTreeMap<Oid, RowCounts>,
+}
+
+impl Counted {
+    pub(crate) const fn new(xid: Xid, commit_lsn: Lsn, time: PgTimestamp) -> Self {
+        Self {
+            xid,
+            commit_lsn,
+            time,
+            rows: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn count(&mut self, change: &Record) {
+        match change {
+            Record::Insert { rel, .. } => self.rows.entry(*rel).or_default().inserts += 1,
+            Record::Update { rel, .. } => self.rows.entry(*rel).or_default().updates += 1,
+            Record::Delete { rel, .. } => self.rows.entry(*rel).or_default().deletes += 1,
+            Record::Truncate { rels, .. } => {
+                for rel in rels {
+                    self.rows.entry(*rel).or_default().truncates += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn finish(
+        self,
+        end_lsn: Lsn,
+        relations: &HashMap<Oid, (String, String)>,
+    ) -> Transaction {
+        let named = self.rows.into_iter().filter_map(|(rel, counts)| {
+            let (schema, table) = relations.get(&rel)?.clone();
+            Some(TableChanges {
+                schema,
+                table,
+                inserts: counts.inserts,
+                updates: counts.updates,
+                deletes: counts.deletes,
+                truncates: counts.truncates,
+            })
+        });
+        let mut tables: Vec<TableChanges> = named.collect();
+        tables.sort_by(|a, b| (&a.schema, &a.table).cmp(&(&b.schema, &b.table)));
+        Transaction {
+            xid: self.xid,
+            commit_lsn: self.commit_lsn,
+            end_lsn,
+            time: self.time,
+            tables,
+        }
+    }
+}
+
+/// A transaction with that id, as committed.
+pub(crate) async fn find_xid(
+    store: &SourceStore,
+    lineage: LineageId,
+    key: SegmentKey,
+    wanted: Xid,
+) -> Result<Vec<(Lsn, PgTimestamp)>, Error> {
+    scan(store, lineage, key, move |mut segment| {
+        let mut found = Vec::new();
+        while let Some(record) = segment.next()? {
+            match record {
+                Record::Begin { xid, lsn, time } if xid == wanted => found.push((lsn, time)),
+                _ => {}
+            }
+        }
+        Ok(found)
+    })
+    .await
+}
+
+/// The prefix of the message that a named restore point leaves in the stream.
+const POINT_PREFIX: &[u8] = b"lastgood.point";
+
+/// Restore points of that name in the stream. One made within a transaction is at its commit.
+pub(crate) async fn find_point(
+    store: &SourceStore,
+    lineage: LineageId,
+    key: SegmentKey,
+    name: String,
+) -> Result<Vec<Lsn>, Error> {
+    scan(store, lineage, key, move |mut segment| {
+        let (mut found, mut commit_lsn) = (Vec::new(), Lsn::INVALID);
+        while let Some(record) = segment.next()? {
+            match record {
+                Record::Begin { lsn, .. } => commit_lsn = lsn,
+                Record::Message(message)
+                    if message.prefix == POINT_PREFIX && message.content == name.as_bytes() =>
+                {
+                    found.push(match message.transactional {
+                        true => commit_lsn,
+                        false => message.lsn,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
+    })
+    .await
+}

@@ -1,0 +1,137 @@
+//! The tables of the target as the replay needs them: one query, before anything is replayed.
+//!
+//! Rows are found by the equality operator of the identity index itself, named with its schema: a
+//! type from an extension has its operators outside `pg_catalog`, and another operator of the same
+//! name would compare differently and miss the index.
+
+use std::collections::HashMap;
+
+use lastgood_proto::Oid;
+use tokio_postgres::Client;
+
+use crate::Error;
+use crate::sql::{qualified, quoted};
+
+/// A table that rows are written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TargetTable {
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    /// `pg_class.relkind`.
+    pub(crate) kind: char,
+    /// In the order of `pg_attribute.attnum`.
+    pub(crate) columns: Vec<TargetColumn>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TargetColumn {
+    pub(crate) name: String,
+    pub(crate) type_oid: Oid,
+    pub(crate) type_modifier: i32,
+    /// The type as SQL, a domain's base type for a domain: what a value is staged as.
+    pub(crate) staged_type: String,
+    /// Computed by the server, never written.
+    pub(crate) generated: bool,
+    /// Values may be stored out of line, so an UPDATE may come without them.
+    pub(crate) toastable: bool,
+    /// As SQL, if it is not the database's own.
+    pub(crate) collation: Option<String>,
+    /// `OPERATOR(schema.=)` of the identity index, if the column is part of one.
+    pub(crate) equality: Option<String>,
+    /// Part of a hash-indexable type: can carry a lookup index of ours.
+    pub(crate) hashable: bool,
+}
+
+impl TargetTable {
+    /// `"schema"."name"`.
+    pub(crate) fn sql(&self) -> String {
+        qualified(&self.schema, &self.name)
+    }
+}
+
+impl TargetColumn {
+    pub(crate) fn sql(&self) -> String {
+        quoted(&self.name)
+    }
+}
+
+/// By schema and name.
+pub(crate) type Tables = HashMap<(String, String), TargetTable>;
+
+const TABLES: &str = "
+WITH RECURSIVE domain(column_type, type, modifier) AS (
+    SELECT t.oid, t.typbasetype, t.typtypmod FROM pg_type t WHERE t.typtype = 'd'
+  UNION ALL
+    SELECT d.column_type, t.typbasetype,
+           CASE WHEN d.modifier = -1 THEN t.typtypmod ELSE d.modifier END
+      FROM domain d JOIN pg_type t ON t.oid = d.type AND t.typtype = 'd'
+), resolved(column_type, type, modifier) AS (
+    SELECT d.column_type, d.type, d.modifier
+      FROM domain d JOIN pg_type t ON t.oid = d.type AND t.typtype <> 'd'
+)
+SELECT n.nspname::text, c.relname::text, c.relkind::text,
+       a.attname::text, a.atttypid, a.atttypmod,
+       format_type(coalesce(r.type, a.atttypid), coalesce(r.modifier, a.atttypmod)),
+       a.attgenerated <> '',
+       b.typlen = -1,
+       CASE WHEN a.attcollation NOT IN (0, 100)
+            THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
+       identity.equality,
+       EXISTS (SELECT FROM pg_opclass o WHERE o.opcdefault
+                 AND o.opcmethod = (SELECT m.oid FROM pg_am m WHERE m.amname = 'hash')
+                 AND (o.opcintype = b.oid OR (b.oid = 1043 AND o.opcintype = 25)))
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  LEFT JOIN resolved r ON r.column_type = a.atttypid
+  LEFT JOIN pg_type b ON b.oid = coalesce(r.type, a.atttypid)
+  LEFT JOIN pg_collation co ON co.oid = a.attcollation
+  LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
+  LEFT JOIN LATERAL (
+      SELECT 'OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' AS equality
+        FROM pg_index i
+       CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+        JOIN pg_opclass oc ON oc.oid = i.indclass[(k.place - 1)::int]
+        JOIN pg_amop am ON am.amopfamily = oc.opcfamily AND am.amopstrategy = 3
+         AND am.amoplefttype = oc.opcintype AND am.amoprighttype = oc.opcintype
+        JOIN pg_operator op ON op.oid = am.amopopr
+        JOIN pg_namespace opn ON opn.oid = op.oprnamespace
+       WHERE i.indrelid = c.oid AND k.attnum = a.attnum AND i.indisvalid
+         AND k.place <= i.indnkeyatts AND (i.indisprimary OR i.indisreplident)
+       ORDER BY i.indisreplident DESC LIMIT 1
+  ) identity ON true
+ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+   AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'lastgood_restore')
+ ORDER BY 1, 2, a.attnum";
+
+/// Reads every ordinary and partitioned table.
+pub(crate) async fn tables(client: &Client) -> Result<Tables, Error> {
+    let mut tables = Tables::new();
+    for row in client.query(TABLES, &[]).await? {
+        let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let kind: String = row.try_get(2)?;
+        let table = tables
+            .entry((schema.clone(), name.clone()))
+            .or_insert_with(|| TargetTable {
+                schema,
+                name,
+                kind: kind.chars().next().unwrap_or('r'),
+                columns: Vec::new(),
+            });
+        let Some(name) = row.try_get::<_, Option<String>>(3)? else {
+            continue; // A table without columns.
+        };
+        table.columns.push(TargetColumn {
+            name,
+            type_oid: Oid::new(row.try_get(4)?),
+            type_modifier: row.try_get(5)?,
+            staged_type: row.try_get(6)?,
+            generated: row.try_get(7)?,
+            toastable: row.try_get(8)?,
+            collation: row.try_get(9)?,
+            equality: row.try_get(10)?,
+            hashable: row.try_get(11)?,
+        });
+    }
+    Ok(tables)
+}

@@ -1,0 +1,199 @@
+//! Base and segments for a target: a pure choice over a survey.
+//!
+//! Membership is exact: a transaction is in the base if its commit LSN is below the consistent
+//! point, and is replayed if it is at or above it and the cut keeps it. Commit times do not rise
+//! with the commit LSN, so a time cut is a place in LSN order: before the first commit that is past
+//! the time, and everything behind that place is discarded whatever its own time says.
+
+use lastgood_proto::key::SegmentKey;
+use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
+
+use crate::Error;
+use crate::error::Outside;
+use crate::survey::{BaseInfo, Survey};
+use crate::window::{Reach, reaches};
+
+/// A target in terms of LSN order and commit times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Latest,
+    Time { time: PgTimestamp, inclusive: bool },
+    Lsn { lsn: Lsn, inclusive: bool },
+}
+
+impl Cut {
+    /// Whether a commit lies before the cut, if every commit before it does.
+    pub(crate) fn keeps(self, commit_lsn: Lsn, commit_time: PgTimestamp) -> bool {
+        match self {
+            Cut::Latest => true,
+            Cut::Time { time, inclusive } => within(commit_time, time, inclusive),
+            Cut::Lsn { lsn, inclusive } => within(commit_lsn, lsn, inclusive),
+        }
+    }
+
+    /// Whether the cut may lie inside or before this segment.
+    fn falls_within(self, segment: &SegmentKey) -> bool {
+        match self {
+            Cut::Latest => false,
+            Cut::Time { time, inclusive } => segment
+                .max_commit_time
+                .is_some_and(|latest| !within(latest, time, inclusive)),
+            // A commit record starts below the segment's end.
+            Cut::Lsn { lsn, inclusive } => match inclusive {
+                true => lsn < segment.end,
+                false => lsn <= segment.end,
+            },
+        }
+    }
+}
+
+fn within<T: Ord>(value: T, limit: T, inclusive: bool) -> bool {
+    match inclusive {
+        true => value <= limit,
+        false => value < limit,
+    }
+}
+
+/// What a cut needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    pub(crate) lineage: LineageId,
+    pub(crate) base: BaseInfo,
+    /// Contiguous, from the segment that holds the consistent point to the one the cut falls into.
+    pub(crate) needed: Vec<SegmentKey>,
+    /// What follows in the same run: for the first transaction discarded, and for the sequences.
+    pub(crate) following: Vec<SegmentKey>,
+}
+
+/// Narrows the choice; for tests and for operators who know better.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Only {
+    pub(crate) lineage: Option<LineageId>,
+    pub(crate) base: Option<BaseId>,
+}
+
+/// The newest base that can reach the cut, and the segments from it.
+///
+/// # Errors
+/// If the cut lies in no window, or in windows of several lineages at once (LSN only).
+pub(crate) fn choose(
+    survey: &Survey,
+    cut: Cut,
+    only: Only,
+    now: PgTimestamp,
+) -> Result<Choice, Error> {
+    let mut reaches = reaches(survey);
+    reaches.retain(|reach| only.lineage.is_none_or(|id| id == reach.window.lineage));
+    if reaches.is_empty() {
+        return Err(Error::NothingRecoverable);
+    }
+    let candidates: Vec<Choice> = reaches
+        .iter()
+        .filter_map(|reach| within_reach(reach, cut, only.base))
+        .collect();
+    match cut {
+        Cut::Latest => {
+            let choice = candidates.into_iter().next_back();
+            let choice = choice.ok_or(Error::NothingRecoverable)?;
+            beyond_a_hole(survey, &choice).map_or(Ok(choice), Err)
+        }
+        // Two lineages may both hold a moment; the newer one is the one that went on.
+        Cut::Time { .. } => candidates
+            .into_iter()
+            .next_back()
+            .ok_or_else(|| outside(survey, &reaches, cut, now)),
+        Cut::Lsn { lsn, .. } => {
+            let mut candidates = candidates.into_iter();
+            let choice = candidates
+                .next_back()
+                .ok_or_else(|| outside(survey, &reaches, cut, now))?;
+            let others = candidates.filter(|other| other.lineage != choice.lineage);
+            let mut lineages: Vec<LineageId> = others.map(|other| other.lineage).collect();
+            if lineages.is_empty() {
+                return Ok(choice);
+            }
+            lineages.push(choice.lineage);
+            Err(Error::AmbiguousLsn { lsn, lineages })
+        }
+    }
+}
+
+fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice> {
+    let bases = reach.bases.iter().rev();
+    let base = bases
+        .filter(|base| only.is_none_or(|id| id == base.id))
+        .find(|base| match cut {
+            Cut::Latest => true,
+            // Every commit below the consistent point has a time at or before the snapshot's.
+            Cut::Time { time, inclusive } => within(base.snapshot_time, time, inclusive),
+            Cut::Lsn { lsn, .. } => base.id.consistent_point() <= lsn,
+        })?;
+    let from = reach
+        .run
+        .partition_point(|segment| segment.end <= base.id.consistent_point());
+    let run = reach.run.get(from..).unwrap_or_default();
+    let inside = run.iter().position(|segment| cut.falls_within(segment));
+    let reached = match cut {
+        Cut::Latest => true,
+        // Nothing is past the time yet: only the server's clock can say that nothing will be.
+        Cut::Time { time, .. } => inside.is_some() || observed(reach) >= Some(time),
+        Cut::Lsn { lsn, .. } => lsn <= reach.window.to.lsn,
+    };
+    let (needed, following) = run.split_at(inside.map_or(run.len(), |at| at + 1));
+    reached.then(|| Choice {
+        lineage: reach.window.lineage,
+        base: *base,
+        needed: needed.to_vec(),
+        following: following.to_vec(),
+    })
+}
+
+fn observed(reach: &Reach) -> Option<PgTimestamp> {
+    let run = reach.run.iter();
+    run.filter_map(|segment| segment.observed_through).max()
+}
+
+/// "Latest" would quietly be old if segments stand behind a hole that no base bridges.
+fn beyond_a_hole(survey: &Survey, choice: &Choice) -> Option<Error> {
+    let run = choice.needed.iter().chain(&choice.following);
+    let end = run
+        .map(|segment| segment.end)
+        .next_back()
+        .unwrap_or(choice.base.id.consistent_point());
+    let lineage = survey.listing.lineage(choice.lineage)?;
+    let beyond = lineage.orphans.iter().find(|orphan| orphan.start > end)?;
+    Some(Error::SegmentsMissing {
+        lineage: choice.lineage,
+        from: end,
+        to: beyond.start,
+    })
+}
+
+fn outside(survey: &Survey, reaches: &[Reach], cut: Cut, now: PgTimestamp) -> Error {
+    let windows = survey.windows();
+    let before = |reach: &&Reach| match cut {
+        Cut::Latest => false,
+        Cut::Time { time, .. } => reach.window.from.time <= time,
+        Cut::Lsn { lsn, .. } => reach.window.from.lsn <= lsn,
+    };
+    let earlier = reaches.iter().rfind(before).map(|reach| reach.window);
+    let later = reaches
+        .iter()
+        .find(|reach| !before(reach))
+        .map(|reach| reach.window);
+    let why = match (cut, earlier, later) {
+        (Cut::Time { time, .. }, ..) if time > now => Outside::Future,
+        (_, None, _) => Outside::BeforeFirst,
+        (_, Some(_), None) => Outside::NotYetDurable,
+        (_, Some(_), Some(_)) => Outside::InGap,
+    };
+    let nearest = earlier.into_iter().chain(later).collect();
+    Error::OutsideWindows {
+        why,
+        nearest,
+        windows,
+    }
+}
+
+#[cfg(test)]
+mod tests;

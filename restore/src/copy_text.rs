@@ -1,0 +1,99 @@
+//! PostgreSQL's COPY text format, and array literals inside it (`copyto.c`, `arrayfuncs.c`).
+
+use lastgood_proto::segment::Cell;
+
+/// One field of a row. Separators are the caller's.
+pub(crate) fn field(cell: &Cell, out: &mut Vec<u8>) {
+    match cell.as_bytes() {
+        Some(bytes) => escaped(bytes, out),
+        None => null(out),
+    }
+}
+
+pub(crate) fn null(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\\N");
+}
+
+fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| special(*byte)) {
+        let (plain, from) = rest.split_at(at);
+        out.extend_from_slice(plain);
+        if let Some((byte, after)) = from.split_first() {
+            out.extend_from_slice(escape(*byte));
+            rest = after;
+        }
+    }
+    out.extend_from_slice(rest);
+}
+
+const fn special(byte: u8) -> bool {
+    matches!(byte, b'\\' | b'\t' | b'\n' | b'\r')
+}
+
+const fn escape(byte: u8) -> &'static [u8] {
+    match byte {
+        b'\\' => b"\\\\",
+        b'\t' => b"\\t",
+        b'\n' => b"\\n",
+        _ => b"\\r",
+    }
+}
+
+/// A `text[]` field; unchanged values are null in it.
+pub(crate) fn array<'a>(cells: impl Iterator<Item = &'a Cell>, out: &mut Vec<u8>) {
+    out.push(b'{');
+    for (at, cell) in cells.enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        let Some(bytes) = cell.as_bytes() else {
+            out.extend_from_slice(b"NULL");
+            continue;
+        };
+        out.push(b'"');
+        for byte in bytes {
+            match byte {
+                // Once for the array, and each of the two once for COPY.
+                b'\\' => out.extend_from_slice(b"\\\\\\\\"),
+                b'"' => out.extend_from_slice(b"\\\\\""),
+                _ if special(*byte) => out.extend_from_slice(escape(*byte)),
+                _ => out.push(*byte),
+            }
+        }
+        out.push(b'"');
+    }
+    out.push(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(value: &str) -> Cell {
+        Cell::Text(value.to_owned())
+    }
+
+    #[test]
+    fn fields() {
+        let check = |cell: &Cell, expect: &str| {
+            let mut out = Vec::new();
+            field(cell, &mut out);
+            assert_eq!(out, expect.as_bytes());
+        };
+        check(&Cell::Null, "\\N");
+        check(&Cell::Unchanged, "\\N");
+        check(&text(""), "");
+        check(&text("\\N"), "\\\\N");
+        check(&text("a\tb\nc\rd\\"), "a\\tb\\nc\\rd\\\\");
+        check(&Cell::Bytes(vec![b'x']), "x");
+    }
+
+    #[test]
+    fn arrays() {
+        let mut out = Vec::new();
+        let cells = [text("a\"b\\\n"), Cell::Null, text("NULL"), text("")];
+        array(cells.iter(), &mut out);
+        assert_eq!(out, br#"{"a\\"b\\\\\n",NULL,"NULL",""}"#);
+    }
+}

@@ -1,0 +1,180 @@
+//! The database that is restored into: made or found empty, and never the source.
+
+use lastgood_pg::{ConnectionConfig, Purpose, Session};
+use lastgood_proto::manifest::LineageFile;
+use tokio_postgres::error::SqlState;
+
+use crate::sql::{literal, quoted};
+use crate::{Error, Into, progress_table};
+
+/// A destination that may be written to.
+pub(crate) struct Destination {
+    pub(crate) config: ConnectionConfig,
+    pub(crate) session: Session,
+    /// We made it in this attempt.
+    pub(crate) created: bool,
+    /// An earlier attempt's state.
+    pub(crate) earlier: Option<progress_table::State>,
+}
+
+/// Checks, and creates the database if asked.
+pub(crate) async fn open(
+    into: &Into,
+    lineage: &LineageFile,
+    encoding: &str,
+    resume: bool,
+) -> Result<Destination, Error> {
+    let entry = Session::connect(&into.connection, Purpose::Restore).await?;
+    let name = match &into.create_database {
+        Some(name) => name.clone(),
+        None => into.connection.database().to_owned(),
+    };
+    if !into.allow_source && is_source(&entry, lineage, &name).await? {
+        return Err(Error::IsSource { database: name });
+    }
+    let mut created = false;
+    if into.create_database.is_some() {
+        let exists = entry
+            .client()
+            .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name])
+            .await?
+            .is_some();
+        match (exists, resume) {
+            (true, true) => {}
+            (true, false) => return Err(Error::DatabaseExists { database: name }),
+            (false, _) => {
+                create(&entry, &name, encoding).await?;
+                created = true;
+            }
+        }
+    }
+    entry.close().await;
+    let config = into.connection.with_database(&name);
+    let session = Session::connect(&config, Purpose::Restore).await?;
+    let earlier = progress_table::read(session.client()).await?;
+    match &earlier {
+        Some(_) if resume => {}
+        Some(_) => {
+            return Err(Error::NotEmpty {
+                database: name,
+                objects: "an unfinished restore".to_owned(),
+            });
+        }
+        None => check_empty(&session, &name).await?,
+    }
+    Ok(Destination {
+        config,
+        session,
+        created,
+        earlier,
+    })
+}
+
+/// Whether this database is the one that was captured: by the cluster's system identifier, or by
+/// our slot if the role may not read that.
+async fn is_source(session: &Session, lineage: &LineageFile, name: &str) -> Result<bool, Error> {
+    if name == lineage.database {
+        match session.system_id().await {
+            Ok(id) if id == lineage.system_id => return Ok(true),
+            Ok(_) => {}
+            Err(lastgood_pg::Error::Server { source, .. })
+                if source.code == SqlState::INSUFFICIENT_PRIVILEGE.code() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let slot = session
+        .client()
+        .query_opt(
+            "SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database = $2",
+            &[&lineage.slot, &name],
+        )
+        .await?;
+    Ok(slot.is_some())
+}
+
+/// With the source's encoding, so that every value fits; with locale C if the server's own locale
+/// cannot have it.
+async fn create(session: &Session, name: &str, encoding: &str) -> Result<(), Error> {
+    let create = format!(
+        "CREATE DATABASE {} TEMPLATE template0 ENCODING {}",
+        quoted(name),
+        literal(encoding)
+    );
+    match session.client().batch_execute(&create).await {
+        Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
+            let create = format!("{create} LC_COLLATE 'C' LC_CTYPE 'C'");
+            session.client().batch_execute(&create).await?;
+        }
+        result => result?,
+    }
+    Ok(())
+}
+
+/// What extensions brought along does not count: some providers install theirs in every database.
+async fn check_empty(session: &Session, name: &str) -> Result<(), Error> {
+    let objects = session
+        .client()
+        .query(
+            "WITH own AS (SELECT oid, nspname FROM pg_namespace
+                           WHERE nspname !~ '^pg_' AND nspname <> 'information_schema')
+             SELECT kind, name FROM (
+                 SELECT 'pg_class'::regclass AS class, c.oid, 'relation' AS kind,
+                        format('%I.%I', own.nspname, c.relname) AS name
+                   FROM pg_class c JOIN own ON own.oid = c.relnamespace WHERE c.relkind NOT IN ('i', 'I', 't')
+                 UNION ALL
+                 SELECT 'pg_proc'::regclass, p.oid, 'function', format('%I.%I', own.nspname, p.proname)
+                   FROM pg_proc p JOIN own ON own.oid = p.pronamespace
+                 UNION ALL
+                 SELECT 'pg_type'::regclass, t.oid, 'type', format('%I.%I', own.nspname, t.typname)
+                   FROM pg_type t JOIN own ON own.oid = t.typnamespace
+                  WHERE t.typrelid = 0 AND t.typelem = 0
+                 UNION ALL
+                 SELECT 'pg_namespace'::regclass, own.oid, 'schema', format('%I', own.nspname)
+                   FROM own WHERE own.nspname <> 'public'
+                 UNION ALL
+                 SELECT 'pg_largeobject'::regclass, m.oid, 'large object', m.oid::text
+                   FROM pg_largeobject_metadata m
+             ) objects
+             WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = objects.class
+                                  AND d.objid = objects.oid AND d.deptype = 'e')
+               AND NOT (kind = 'schema' AND EXISTS (SELECT FROM pg_extension e WHERE e.extnamespace = objects.oid))
+             ORDER BY kind = 'relation' DESC, name LIMIT 4",
+            &[],
+        )
+        .await?;
+    if objects.is_empty() {
+        return Ok(());
+    }
+    let mut names = Vec::new();
+    for row in &objects {
+        let (kind, object): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        names.push(format!("{kind} {object}"));
+    }
+    if names.len() > 3 {
+        names.truncate(3);
+        names.push("more".to_owned());
+    }
+    Err(Error::NotEmpty {
+        database: name.to_owned(),
+        objects: names.join(", "),
+    })
+}
+
+/// Ends what a cancelled or failed restore may still have running on the server: a client that is
+/// gone does not stop a statement. A best effort.
+pub(crate) async fn end_sessions(config: &ConnectionConfig) {
+    let Ok(session) = Session::connect(config, Purpose::Restore).await else {
+        return;
+    };
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND usename = current_user
+                  AND pid <> pg_backend_pid()
+                  AND application_name IN ('lastgood restore', 'pg_restore')";
+    if let Err(error) = session.client().batch_execute(sql).await {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "sessions not ended"
+        );
+    }
+    session.close().await;
+}

@@ -1,0 +1,218 @@
+//! What can go wrong between a target and a restored database.
+
+use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp, Xid};
+
+use crate::report::Phase;
+use crate::window::Window;
+
+/// Why a target lies in no window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outside {
+    /// Past the present moment.
+    Future,
+    /// Before the oldest base.
+    BeforeFirst,
+    /// Between two windows.
+    InGap,
+    /// After the newest durable change.
+    NotYetDurable,
+}
+
+impl Outside {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Outside::Future => "lies in the future",
+            Outside::BeforeFirst => "lies before the oldest base",
+            Outside::InGap => "lies in a gap",
+            Outside::NotYetDurable => "lies after the newest durable change",
+        }
+    }
+}
+
+/// Where a change stands in the stream: the evidence of a failed replay.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Place {
+    pub xid: Xid,
+    pub commit_lsn: Lsn,
+    /// `schema.table`, quoted where PostgreSQL would.
+    pub table: String,
+    /// INSERT, UPDATE, DELETE, TRUNCATE.
+    pub operation: &'static str,
+    /// The key looked for, as `column=value`; empty for an INSERT.
+    pub key: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] lastgood_store::Error),
+    #[error(transparent)]
+    Pg(#[from] lastgood_pg::Error),
+
+    /// Outside any change: a lost connection, a statement of ours.
+    #[error("a statement failed on the target")]
+    Target(#[from] tokio_postgres::Error),
+
+    // Replay.
+    #[error("{} on {} {found} instead of one ({}): transaction {} at {}", place.operation, place.table, place.key, place.xid, place.commit_lsn)]
+    NotOneRow { place: Box<Place>, found: String },
+    #[error("{} on {} failed ({}): transaction {} at {}", place.operation, place.table, place.key, place.xid, place.commit_lsn)]
+    Change {
+        place: Box<Place>,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error(
+        "the schema of {table} changed before transaction {xid} at {commit_lsn}: {why}; take a base after the change, or restore to before it"
+    )]
+    SchemaChanged {
+        table: String,
+        xid: Xid,
+        commit_lsn: Lsn,
+        why: String,
+    },
+    #[error("a change of {table} in transaction {xid} at {commit_lsn} cannot be replayed: {why}")]
+    UnusableChange {
+        table: String,
+        xid: Xid,
+        commit_lsn: Lsn,
+        why: &'static str,
+    },
+    #[error("a segment's record came where none can be")]
+    UnexpectedRecord,
+    #[error("this restore cannot be resumed: {why}")]
+    NotResumable { why: String },
+
+    #[error(transparent)]
+    Segment(#[from] lastgood_proto::segment::ReadError),
+    /// A thread of ours panicked or was cancelled.
+    #[error("a reading thread ended")]
+    Thread(#[from] tokio::task::JoinError),
+
+    // Execution.
+    #[error("during {}; {left_behind}", phase.as_str())]
+    Failed {
+        phase: Phase,
+        /// One sentence for the operator.
+        left_behind: String,
+        source: Box<Error>,
+    },
+    #[error("cancelled")]
+    Cancelled,
+    #[error("database \"{database}\" is the source itself")]
+    IsSource { database: String },
+    #[error("database \"{database}\" exists already")]
+    DatabaseExists { database: String },
+    #[error("database \"{database}\" is not empty: it has {objects}")]
+    NotEmpty { database: String, objects: String },
+    #[error(transparent)]
+    Tool(#[from] lastgood_pg::ToolError),
+    #[error("a temporary file failed")]
+    Scratch(#[source] std::io::Error),
+    #[error("archive \"{archive}\" is not what was written: its digest differs")]
+    ArchiveAltered { archive: String },
+    #[error("the target refused: {statement}")]
+    Statement {
+        statement: String,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error("the replay ended at {}, the plan at {}", at(reached), at(planned))]
+    OtherEnd {
+        planned: Option<Lsn>,
+        reached: Option<Lsn>,
+    },
+
+    // Planning.
+    #[error("there is no base to restore from yet")]
+    NothingRecoverable,
+    #[error("the target {}; nearest: {}", why.as_str(), describe(nearest))]
+    OutsideWindows {
+        why: Outside,
+        /// At most one before and one after the target.
+        nearest: Vec<Window>,
+        /// All of them, oldest first.
+        windows: Vec<Window>,
+    },
+    #[error("{lsn} is in several lineages ({}); name one", list(lineages))]
+    AmbiguousLsn { lsn: Lsn, lineages: Vec<LineageId> },
+    #[error(
+        "segments of lineage {lineage} from {from} to {to} are missing, so the latest changes \
+         cannot be reached; name a target at or before {from}"
+    )]
+    SegmentsMissing {
+        lineage: LineageId,
+        from: Lsn,
+        to: Lsn,
+    },
+    #[error("no transaction {xid} in any recoverable window")]
+    UnknownTransaction { xid: Xid },
+    #[error(
+        "transaction id {xid} was used more than once: it committed at {}; name one as an LSN target",
+        candidates.iter().map(|(lsn, time)| format!("{lsn} ({time})")).collect::<Vec<_>>().join(", ")
+    )]
+    AmbiguousTransaction {
+        xid: Xid,
+        candidates: Vec<(Lsn, PgTimestamp)>,
+    },
+    #[error("no restore point \"{name}\"")]
+    UnknownPoint { name: String },
+    #[error(
+        "restore point \"{name}\" was made more than once: at {}; name one as an LSN target",
+        list(candidates)
+    )]
+    AmbiguousPoint { name: String, candidates: Vec<Lsn> },
+}
+
+fn at(commit_lsn: &Option<Lsn>) -> String {
+    commit_lsn.map_or_else(|| "the base".to_owned(), |lsn| lsn.to_string())
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    let texts: Vec<String> = items.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+fn describe(windows: &[Window]) -> String {
+    let each = windows.iter().map(|window| {
+        let Window { from, to, .. } = window;
+        format!("{} ({}) to {} ({})", from.time, from.lsn, to.time, to.lsn)
+    });
+    let texts: Vec<String> = each.collect();
+    texts.join("; ")
+}
+
+impl Error {
+    /// What the error asks for.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Store(error) => error.class(),
+            Error::Pg(error) => error.class(),
+            Error::NothingRecoverable
+            | Error::OutsideWindows { .. }
+            | Error::AmbiguousLsn { .. }
+            | Error::UnknownTransaction { .. }
+            | Error::AmbiguousTransaction { .. }
+            | Error::UnknownPoint { .. }
+            | Error::AmbiguousPoint { .. } => Class::NeedsOperator,
+            Error::Failed { source, .. } => source.class(),
+            Error::Tool(error) => error.class(),
+            Error::Scratch(_)
+            | Error::Cancelled
+            | Error::IsSource { .. }
+            | Error::DatabaseExists { .. }
+            | Error::NotEmpty { .. }
+            | Error::Statement { .. } => Class::NeedsOperator,
+            Error::ArchiveAltered { .. } | Error::OtherEnd { .. } => Class::Corrupt,
+            Error::Segment(error) => error.class(),
+            Error::Target(_) | Error::Thread(_) => Class::Transient,
+            Error::Change { .. } | Error::SchemaChanged { .. } | Error::NotResumable { .. } => {
+                Class::NeedsOperator
+            }
+            Error::UnusableChange { .. } | Error::UnexpectedRecord => Class::Corrupt,
+            Error::SegmentsMissing { .. } | Error::NotOneRow { .. } => Class::Corrupt,
+        }
+    }
+}

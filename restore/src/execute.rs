@@ -1,0 +1,444 @@
+//! Does what a plan says.
+//!
+//! Order: definitions, rows of the base, the indexes that rows are found by, the captured
+//! transactions, then everything else. No foreign key, trigger or rule exists while rows come in, so
+//! no special right is needed and nothing a user wrote is run by a restore. Each stage is recorded in
+//! the target before it begins; an interrupted restore goes on with the stage it was in.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use lastgood_pg::dump::{ArchiveMaker, Section, TocEntry};
+use lastgood_pg::{ConnectionConfig, PgTools};
+use lastgood_proto::Oid;
+use lastgood_proto::key::{ArchiveName, SourceObject};
+use lastgood_proto::manifest::{BaseManifest, LineageFile, Protection};
+use lastgood_store::SourceStore;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{self, Replayed};
+use crate::archive::{Archives, Head};
+use crate::destination::{self, Destination};
+use crate::plan::Plan;
+use crate::progress_table::{self, Stage};
+use crate::replay::{Outcome, replay};
+use crate::report::{Phase, PhaseTime, Progress, Report};
+use crate::sql::qualified;
+use crate::{Error, foreign_keys, identity, leftover, ownership, sequences};
+
+/// Where to.
+#[derive(Clone)]
+pub struct Into {
+    pub connection: ConnectionConfig,
+    /// A new database, made through `connection`; else the connection's own, which must be empty.
+    pub create_database: Option<String>,
+    /// Also into the cluster and database that was captured.
+    pub allow_source: bool,
+}
+
+/// How changes are brought in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// Every change, in commit order.
+    Ordered,
+}
+
+/// How to go about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Parallel connections for loading and for indexes.
+    pub jobs: u32,
+    pub replay: Replay,
+    /// Go on with a restore of the same base that was interrupted.
+    pub resume: bool,
+}
+
+/// Brings the source back as the plan says. Dropping the future stops it too, but only `cancel`
+/// also ends what is still running on the server.
+///
+/// # Errors
+/// Before anything was written as it is; afterwards as [`Error::Failed`], which says what was left.
+pub async fn execute(
+    plan: &Plan,
+    store: &SourceStore,
+    into: Into,
+    options: &Options,
+    progress: impl Fn(Progress) + Send + Sync,
+    cancel: CancellationToken,
+) -> Result<Report, Error> {
+    let Replay::Ordered = options.replay;
+    let manifest = SourceObject::Manifest(plan.lineage, plan.base.id);
+    let manifest: BaseManifest = store.get_json(&manifest).await?;
+    let lineage: LineageFile = store.get_json(&SourceObject::Lineage(plan.lineage)).await?;
+    let tracker = Tracker {
+        report: &progress,
+        times: Vec::new(),
+        phase: (Phase::Prepare, Instant::now()),
+    };
+    tracker.now(0, 0, None);
+    let destination = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(Error::Cancelled),
+        opened = destination::open(&into, &lineage, &manifest.encoding, options.resume) => opened?,
+    };
+    let (config, created) = (destination.config.clone(), destination.created);
+    let mut run = Run {
+        plan,
+        store,
+        manifest: &manifest,
+        options,
+        tracker,
+        notes: Vec::new(),
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Error::Cancelled),
+        done = run.all(destination) => done,
+    };
+    match outcome {
+        Ok(report) => Ok(report),
+        Err(error) => {
+            let phase = run.tracker.phase.0;
+            drop(run);
+            destination::end_sessions(&config).await;
+            Err(Error::Failed {
+                phase,
+                left_behind: left_behind(&config, created),
+                source: Box::new(error),
+            })
+        }
+    }
+}
+
+fn left_behind(config: &ConnectionConfig, created: bool) -> String {
+    let database = crate::sql::quoted(config.database());
+    let made = match created {
+        true => "was created and ",
+        false => "",
+    };
+    format!(
+        "database {database} {made}holds an unfinished restore, not to be used: resume it, or drop it \
+         with DROP DATABASE {database}"
+    )
+}
+
+/// Tells of progress and keeps the time of each phase.
+struct Tracker<'a> {
+    report: &'a (dyn Fn(Progress) + Send + Sync),
+    times: Vec<PhaseTime>,
+    phase: (Phase, Instant),
+}
+
+impl Tracker<'_> {
+    fn enter(&mut self, phase: Phase) {
+        let (before, since) = std::mem::replace(&mut self.phase, (phase, Instant::now()));
+        self.times.push(PhaseTime::new(before, since.elapsed()));
+        self.now(0, 0, None);
+    }
+
+    fn now(&self, done: u64, total: u64, replayed: Option<Replayed>) {
+        (self.report)(Progress {
+            phase: self.phase.0,
+            done,
+            total,
+            transactions: replayed.map_or(0, |replayed| replayed.transactions),
+            rows: replayed.map_or(0, |replayed| replayed.rows),
+            through: replayed.map(|replayed| replayed.through),
+        });
+    }
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    store: &'a SourceStore,
+    manifest: &'a BaseManifest,
+    options: &'a Options,
+    tracker: Tracker<'a>,
+    notes: Vec<String>,
+}
+
+impl Run<'_> {
+    async fn all(&mut self, destination: Destination) -> Result<Report, Error> {
+        let Destination {
+            config,
+            session,
+            earlier,
+            ..
+        } = destination;
+        let client = session.client();
+        let tools = PgTools::discover().await;
+        let maker = ArchiveMaker(major(&self.manifest.pg_dump_version));
+        let tools = PgTools::for_restore(&tools, session.server_version(), maker)?;
+        let archives = Archives {
+            store: self.store,
+            lineage: self.plan.lineage,
+            base: self.plan.base.id,
+            tools: &tools,
+            target: &config,
+        };
+        let head = archives.head().await?;
+        let resumed = earlier.is_some();
+        let (stage, replayed) = self.begin(client, earlier).await?;
+
+        if stage <= Stage::Schema {
+            self.tracker.enter(Phase::Schema);
+            let notes = archives
+                .definitions(&head, Section::PreData, None, 1)
+                .await?;
+            self.notes.extend(notes);
+            progress_table::enter(client, Stage::Data).await?;
+        }
+        if stage <= Stage::Data {
+            self.tracker.enter(Phase::Data);
+            if stage == Stage::Data {
+                empty_tables(client).await?;
+            }
+            self.data(&archives).await?;
+            progress_table::enter(client, Stage::Keys).await?;
+        }
+        let (keys, rest) = self.post_data(&head);
+        if stage <= Stage::Keys {
+            self.tracker.enter(Phase::Keys);
+            let missing = leftover::missing(client, keys).await?;
+            let jobs = self.options.jobs;
+            let notes = archives.definitions(&head, Section::PostData, Some(&missing), jobs);
+            self.notes.extend(notes.await?);
+            identity::relax(client).await?;
+            progress_table::enter(client, Stage::Replay).await?;
+        }
+        self.tracker.enter(Phase::Replay);
+        let outcome = self.replay(client, replayed).await?;
+        if stage <= Stage::Replay {
+            apply::drop_lookup_indexes(client).await?;
+            identity::set_back(client).await?;
+            progress_table::enter(client, Stage::Finish).await?;
+        }
+        self.tracker.enter(Phase::Constraints);
+        let rest = match stage {
+            Stage::Finish => leftover::missing(client, rest).await?,
+            _ => rest,
+        };
+        self.constraints(client, &archives, &head, rest).await?;
+        self.tracker.enter(Phase::Finish);
+        let sequences = sequences::set(client, &outcome.samples, self.manifest).await?;
+        self.notes
+            .extend(ownership::apply(client, &archives, &head).await?);
+        progress_table::drop(client).await?;
+        // Last: from here on a user's own code may run.
+        let triggers: Vec<&TocEntry> = of_kind(&head, "EVENT TRIGGER").collect();
+        let notes = archives.definitions(&head, Section::PostData, Some(&triggers), 1);
+        self.notes.extend(notes.await?);
+        let database = config.database().to_owned();
+        session.close().await;
+        let (phase, since) = self.tracker.phase;
+        self.tracker
+            .times
+            .push(PhaseTime::new(phase, since.elapsed()));
+        Ok(Report {
+            source: self.plan.source,
+            lineage: self.plan.lineage,
+            base: self.plan.base.id,
+            database,
+            reached: self.plan.stop.last_kept.clone(),
+            transactions: outcome.replayed.transactions,
+            rows: outcome.replayed.rows,
+            sequences,
+            resumed,
+            phases: std::mem::take(&mut self.tracker.times),
+            notes: std::mem::take(&mut self.notes),
+            not_covered: self.plan.not_covered.clone(),
+        })
+    }
+
+    /// The stage to go on with, and how far an earlier attempt came.
+    async fn begin(
+        &self,
+        client: &Client,
+        earlier: Option<progress_table::State>,
+    ) -> Result<(Stage, Replayed), Error> {
+        // Which base it is; where it stops may differ, as long as nothing is past it yet.
+        let plan = format!(
+            "{}/{}/{}",
+            self.plan.source, self.plan.lineage, self.plan.base.id
+        );
+        let Some(state) = earlier else {
+            progress_table::create(client, &plan).await?;
+            let replayed = Replayed {
+                through: lastgood_proto::Lsn::INVALID,
+                transactions: 0,
+                rows: 0,
+            };
+            return Ok((Stage::Schema, replayed));
+        };
+        let refused = |why: String| Err(Error::NotResumable { why });
+        if state.plan != plan {
+            return refused(format!(
+                "it was begun from {}, this plan is from {plan}",
+                state.plan
+            ));
+        }
+        if state.stage == Stage::Schema {
+            return refused("it was interrupted before its tables were there".to_owned());
+        }
+        let stop = self.plan.stop.last_kept.as_ref().map(|kept| kept.end_lsn);
+        let through = state.replayed.through;
+        if stop < Some(through).filter(|_| state.replayed.transactions > 0) {
+            return refused(format!(
+                "it has already gone on to {through}, past this target"
+            ));
+        }
+        if state.stage == Stage::Finish && stop.unwrap_or_default() != through {
+            return refused(format!(
+                "its changes ended at {through}, this target is another"
+            ));
+        }
+        Ok((state.stage, state.replayed))
+    }
+
+    async fn data(&self, archives: &Archives<'_>) -> Result<(), Error> {
+        let wanted = self.manifest.archives.iter();
+        let wanted = wanted.filter(|archive| archive.name != ArchiveName::Globals);
+        let total = wanted.clone().map(|archive| archive.bytes).sum();
+        let done = AtomicU64::new(0);
+        let tracker = &self.tracker;
+        let fed = |bytes| {
+            let before = done.fetch_add(bytes, Ordering::Relaxed);
+            // Every few megabytes: a listener has better things to do.
+            if before >> 22 != (before + bytes) >> 22 {
+                tracker.now(before + bytes, total, None);
+            }
+        };
+        let mut sorted: Vec<_> = wanted.collect();
+        sorted.sort_by_key(|archive| std::cmp::Reverse(archive.bytes));
+        let jobs = usize::try_from(self.options.jobs.max(1)).unwrap_or(1);
+        futures::stream::iter(sorted)
+            .map(|archive| archives.data(archive, &fed))
+            .buffer_unordered(jobs)
+            .try_collect::<()>()
+            .await
+    }
+
+    /// The entries that replay needs, and the others but event triggers and privileges.
+    fn post_data<'h>(&self, head: &'h Head) -> (Vec<&'h TocEntry>, Vec<&'h TocEntry>) {
+        let mut wanted = HashSet::new();
+        for table in &self.manifest.tables {
+            if table.protection == Protection::Full
+                && table.kind != 'p'
+                && let Some(index) = &table.identity_index
+            {
+                let (schema, name) = (&table.schema, &table.name);
+                wanted.insert(leftover::printed(&format!("{schema} {name} {index}")));
+                wanted.insert(leftover::printed(&format!("{schema} {index}")));
+            }
+        }
+        let is_key =
+            |entry: &TocEntry| leftover::beginnings(entry.rest()).any(|name| wanted.contains(name));
+        let (mut keys, mut rest) = (Vec::new(), Vec::new());
+        for entry in &head.entries {
+            match entry.kind() {
+                "EVENT TRIGGER" => {}
+                "CONSTRAINT" | "INDEX" if is_key(entry) => keys.push(entry),
+                _ => rest.push(entry),
+            }
+        }
+        (keys, rest)
+    }
+
+    async fn replay(&self, client: &Client, replayed: Replayed) -> Result<Outcome, Error> {
+        client.batch_execute(apply::SESSION).await?;
+        if self.manifest.encoding == "SQL_ASCII" {
+            // Values are bytes then, and no conversion may look at them.
+            client
+                .batch_execute("SET client_encoding = 'SQL_ASCII'")
+                .await?;
+        }
+        let tables = self.manifest.tables.iter();
+        let base: HashMap<(String, String), Oid> = tables
+            .map(|table| ((table.schema.clone(), table.name.clone()), table.oid))
+            .collect();
+        let start = self.plan.base.consistent_point;
+        let end = self.plan.stop.last_kept.as_ref().map(|kept| kept.end_lsn);
+        let total = end.map_or(0, |end| end.bytes_since(start));
+        let report = |replayed: Replayed| {
+            self.tracker
+                .now(replayed.through.bytes_since(start), total, Some(replayed));
+        };
+        let outcome = replay(
+            self.plan,
+            self.store,
+            client,
+            Arc::new(base),
+            replayed,
+            &report,
+        )
+        .await?;
+        client
+            .batch_execute("RESET enable_seqscan; RESET plan_cache_mode; RESET synchronous_commit")
+            .await?;
+        Ok(outcome)
+    }
+
+    /// Indexes, constraints, triggers, materialized views. Foreign keys apart, if tables that are
+    /// only as fresh as the base may not satisfy them.
+    async fn constraints(
+        &mut self,
+        client: &Client,
+        archives: &Archives<'_>,
+        head: &Head,
+        rest: Vec<&TocEntry>,
+    ) -> Result<(), Error> {
+        let apart = !self.plan.not_covered.is_empty();
+        let is_apart = |entry: &&TocEntry| apart && entry.kind() == "FK CONSTRAINT";
+        let (keys, rest): (Vec<&TocEntry>, Vec<&TocEntry>) = rest.into_iter().partition(is_apart);
+        let jobs = self.options.jobs;
+        let notes = archives.definitions(head, Section::PostData, Some(&rest), jobs);
+        self.notes.extend(notes.await?);
+        if !keys.is_empty() {
+            let script = archives.script(head, Some(&keys), &["--no-owner"]).await?;
+            let notes = foreign_keys::create(client, &script).await?;
+            self.notes.extend(notes);
+        }
+        Ok(())
+    }
+}
+
+fn of_kind<'h>(head: &'h Head, kind: &'static str) -> impl Iterator<Item = &'h TocEntry> {
+    head.entries
+        .iter()
+        .filter(move |entry| entry.kind() == kind)
+}
+
+/// `15.18 (Debian ...)` or `pg_dump (PostgreSQL) 15.18`.
+fn major(version: &str) -> u32 {
+    let digits = version
+        .split(|c: char| !c.is_ascii_digit())
+        .find(|digits| !digits.is_empty());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// Rows of an earlier attempt, of which nobody knows how many came. Large objects stay: their bytes
+/// are written over.
+async fn empty_tables(client: &Client) -> Result<(), Error> {
+    let tables = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text FROM pg_class c
+               JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+                AND n.nspname NOT IN ('information_schema', 'lastgood_restore')
+                AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                                   AND d.objid = c.oid AND d.deptype = 'e')",
+            &[],
+        )
+        .await?;
+    for row in tables {
+        let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        client
+            .batch_execute(&format!("TRUNCATE {}", qualified(&schema, &name)))
+            .await?;
+    }
+    Ok(())
+}

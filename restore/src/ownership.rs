@@ -1,0 +1,157 @@
+//! Owners and privileges: applied last, statement by statement, where the role exists and we may.
+//!
+//! `pg_restore` writes each archive's SQL with owners and without; what the first has and the second
+//! has not are the statements that set owners. So nothing has to be guessed from names, and no text
+//! inside a function can be taken for a statement.
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use crate::Error;
+use crate::archive::{Archives, Head};
+use crate::sql::ends_statement;
+
+/// Applies what can be applied; answers what could not.
+pub(crate) async fn apply(
+    client: &Client,
+    archives: &Archives<'_>,
+    head: &Head,
+) -> Result<Vec<String>, Error> {
+    let plain = ["--no-privileges", "--no-owner", "--schema-only"];
+    let without = archives.script(head, None, &plain).await?;
+    let with = archives
+        .script(head, None, &["--no-privileges", "--schema-only"])
+        .await?;
+    let mut statements = added(&without, &with);
+
+    let grants: Vec<_> = head
+        .entries
+        .iter()
+        .filter(|entry| matches!(entry.kind(), "ACL" | "DEFAULT ACL"))
+        .collect();
+    if !grants.is_empty() {
+        let script = archives.script(head, Some(&grants), &[]).await?;
+        statements.extend(split(&script));
+    }
+
+    let mut not_kept = Vec::new();
+    for statement in statements {
+        let Err(error) = client.batch_execute(&statement).await else {
+            continue;
+        };
+        let Some(reported) = error.as_db_error() else {
+            return Err(error.into());
+        };
+        let expected = [SqlState::UNDEFINED_OBJECT, SqlState::INSUFFICIENT_PRIVILEGE];
+        if !expected.contains(reported.code()) {
+            return Err(Error::Statement {
+                statement,
+                source: error,
+            });
+        }
+        not_kept.push(format!("not kept: {statement} ({})", reported.message()));
+    }
+    client.batch_execute("RESET SESSION AUTHORIZATION").await?;
+    Ok(not_kept)
+}
+
+/// The lines that `with` has in addition, those that follow each other as one statement. Both have
+/// the same lines in the same order otherwise, but for the comments that name an owner.
+fn added(without: &str, with: &str) -> Vec<String> {
+    let mut statements = Vec::new();
+    let mut statement = String::new();
+    // Each run of the tool has a key of its own for psql.
+    let keyed =
+        |line: &&str| !line.starts_with("\\restrict ") && !line.starts_with("\\unrestrict ");
+    let mut plain = without.lines().filter(keyed).peekable();
+    for line in with.lines().filter(keyed) {
+        let same = plain.peek().is_some_and(|other| {
+            *other == line || line.starts_with("-- ") && names_owner(line) && names_owner(other)
+        });
+        if same {
+            plain.next();
+            if !statement.is_empty() {
+                statements.push(std::mem::take(&mut statement));
+            }
+        } else if !line.is_empty() {
+            if !statement.is_empty() {
+                statement.push('\n');
+            }
+            statement.push_str(line);
+        }
+    }
+    if !statement.is_empty() {
+        statements.push(statement);
+    }
+    statements
+}
+
+fn names_owner(line: &str) -> bool {
+    line.starts_with("-- ") && line.contains("; Owner: ")
+}
+
+/// The statements of a script that has nothing but GRANT, REVOKE, SET and ALTER DEFAULT PRIVILEGES.
+fn split(script: &str) -> Vec<String> {
+    let mut statements = Vec::new();
+    let mut statement = String::new();
+    for line in script.lines() {
+        if statement.is_empty()
+            && (line.is_empty() || line.starts_with("--") || line.starts_with('\\'))
+        {
+            continue;
+        }
+        if !statement.is_empty() {
+            statement.push('\n');
+        }
+        statement.push_str(line);
+        if ends_statement(&statement) {
+            statements.push(std::mem::take(&mut statement));
+        }
+    }
+    let wanted = [
+        "GRANT ",
+        "REVOKE ",
+        "ALTER DEFAULT PRIVILEGES ",
+        "SET SESSION AUTHORIZATION ",
+    ];
+    statements.retain(|statement| {
+        wanted.iter().any(|start| statement.starts_with(start))
+            || statement.starts_with("RESET SESSION AUTHORIZATION")
+    });
+    statements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_sets_an_owner() {
+        let head = "--\n-- PostgreSQL database dump\n--\n\n";
+        let without = format!(
+            "{head}\\restrict a\n--\n-- Name: t; Type: TABLE; Schema: public; Owner: -\n--\n\nCREATE TABLE public.t (\n    id integer\n);\n\n\n--\n-- Name: f(); Type: FUNCTION; Schema: public; Owner: -\n--\n\nCREATE FUNCTION f() AS $$\nALTER TABLE x OWNER TO y;\n$$;\n\n\n"
+        );
+        let with = format!(
+            "{head}\\restrict b\n--\n-- Name: t; Type: TABLE; Schema: public; Owner: bob\n--\n\nCREATE TABLE public.t (\n    id integer\n);\n\n\nALTER TABLE public.t OWNER TO bob;\n\n--\n-- Name: f(); Type: FUNCTION; Schema: public; Owner: eve\n--\n\nCREATE FUNCTION f() AS $$\nALTER TABLE x OWNER TO y;\n$$;\n\n\nALTER FUNCTION f() OWNER TO \"a\nb\";\n\n"
+        );
+        assert_eq!(
+            added(&without, &with),
+            [
+                "ALTER TABLE public.t OWNER TO bob;",
+                "ALTER FUNCTION f() OWNER TO \"a\nb\";"
+            ]
+        );
+    }
+
+    #[test]
+    fn grants() {
+        let script = "--\n-- x\n--\n\nSET statement_timeout = 0;\nSELECT pg_catalog.set_config('search_path', '', false);\n\n--\n-- Name: TABLE t; Type: ACL\n--\n\nREVOKE ALL ON TABLE public.t FROM bob;\nGRANT SELECT ON TABLE public.\"a;\nb\" TO eve;\n";
+        assert_eq!(
+            split(script),
+            [
+                "REVOKE ALL ON TABLE public.t FROM bob;",
+                "GRANT SELECT ON TABLE public.\"a;\nb\" TO eve;"
+            ]
+        );
+    }
+}

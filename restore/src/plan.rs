@@ -1,0 +1,349 @@
+//! What a restore will do, before it does anything.
+//!
+//! The choice of base and segments is pure (see `choose`); the segment the target falls into is
+//! opened to say which transaction is the last one kept and which the first one discarded. Nothing
+//! here connects to a server.
+
+use std::collections::HashSet;
+
+use lastgood_proto::key::{ArchiveName, SegmentKey, SourceObject};
+use lastgood_proto::manifest::{BaseManifest, Protection, SourceFile};
+use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId, Xid};
+use lastgood_store::SourceStore;
+use serde::{Deserialize, Serialize};
+
+use crate::boundary::{self, Boundary, Transaction};
+use crate::choose::{Choice, Cut, Only, choose};
+use crate::survey::Survey;
+use crate::target::{Target, TargetKind};
+use crate::window::reaches;
+use crate::{Error, sql};
+
+/// Segments behind the last one needed that are kept in the plan, to find a sample of the
+/// sequences past the target: samples are taken at least as often as segments are cut.
+const FOLLOWING_MAX: usize = 64;
+
+/// What narrows or judges the choice.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanOptions {
+    /// The present moment: tells a target in the future from one that is not durable yet.
+    pub now: PgTimestamp,
+    /// Only this lineage: for an LSN that is in several.
+    pub lineage: Option<LineageId>,
+    /// Only this base: for a restore that is resumed after a newer base was taken.
+    pub base: Option<BaseId>,
+}
+
+/// A restore, ready to be executed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub source: SourceId,
+    pub source_name: String,
+    /// The source's database.
+    pub database: String,
+    pub target: Target,
+    pub lineage: LineageId,
+    pub base: PlannedBase,
+    /// Read for their transactions, by LSN; contiguous.
+    pub segments: Vec<PlannedSegment>,
+    /// Read for a sample of the sequences, if there is none past the target before.
+    pub following: Vec<PlannedSegment>,
+    /// Of archives and segments, as stored.
+    pub stored_bytes: u64,
+    pub stop: Stop,
+    pub not_covered: Vec<NotCovered>,
+    /// A rough guess.
+    pub expected_seconds: u64,
+}
+
+/// The base a plan starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedBase {
+    pub id: BaseId,
+    pub consistent_point: Lsn,
+    pub snapshot_time: PgTimestamp,
+    pub server_version: u32,
+    /// Of the archives themselves.
+    pub bytes: u64,
+    pub stored_bytes: u64,
+}
+
+/// A segment by its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedSegment {
+    pub start: Lsn,
+    pub end: Lsn,
+    pub max_commit_time: Option<PgTimestamp>,
+    pub observed_through: Option<PgTimestamp>,
+}
+
+/// Where the restore stops, to the transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// None if everything kept is in the base.
+    pub last_kept: Option<Transaction>,
+    /// None if nothing durable comes after.
+    pub first_discarded: Option<Transaction>,
+    /// Sequences are set as sampled at or after this position.
+    pub sequences_at: Lsn,
+}
+
+/// Something that is as fresh as the base, whatever the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCovered {
+    /// The table, or "large objects".
+    pub object: String,
+    /// One sentence.
+    pub why: String,
+}
+
+impl From<SegmentKey> for PlannedSegment {
+    fn from(key: SegmentKey) -> Self {
+        Self {
+            start: key.start,
+            end: key.end,
+            max_commit_time: key.max_commit_time,
+            observed_through: key.observed_through,
+        }
+    }
+}
+
+impl From<PlannedSegment> for SegmentKey {
+    fn from(planned: PlannedSegment) -> Self {
+        Self {
+            start: planned.start,
+            end: planned.end,
+            max_commit_time: planned.max_commit_time,
+            observed_through: planned.observed_through,
+        }
+    }
+}
+
+/// Plans a restore of the source to `target`.
+///
+/// # Errors
+/// If the target lies in no window, is ambiguous, or the repository cannot be read.
+pub async fn plan(
+    store: &SourceStore,
+    target: &Target,
+    options: &PlanOptions,
+) -> Result<Plan, Error> {
+    let survey = Survey::read(store).await?;
+    let only = Only {
+        lineage: options.lineage,
+        base: options.base,
+    };
+    let (cut, only) = resolve(store, &survey, target, only).await?;
+    let choice = choose(&survey, cut, only, options.now)?;
+    let boundary = boundary::find(store, &choice, cut).await?;
+
+    let base_object = SourceObject::Manifest(choice.lineage, choice.base.id);
+    let manifest: BaseManifest = store.get_json(&base_object).await?;
+    let source: SourceFile = store.get_json(&SourceObject::Source).await?;
+    let stored: u64 = stored_bytes(store, &choice).await?;
+    let archives = manifest.archives.iter();
+    let archives = archives.filter(|archive| archive.name != ArchiveName::Globals);
+    let (bytes, base_stored) = archives.fold((0, 0), |(bytes, stored), archive| {
+        (bytes + archive.bytes, stored + archive.stored_bytes)
+    });
+    let segments: Vec<PlannedSegment> = choice.needed.iter().map(|key| (*key).into()).collect();
+    let following = choice.following.iter().take(FOLLOWING_MAX);
+    let following: Vec<PlannedSegment> = following.map(|key| (*key).into()).collect();
+    Ok(Plan {
+        source: store.id(),
+        source_name: source.name,
+        database: manifest.database.clone(),
+        target: target.clone(),
+        lineage: choice.lineage,
+        base: PlannedBase {
+            id: choice.base.id,
+            consistent_point: manifest.consistent_point,
+            snapshot_time: manifest.snapshot_time,
+            server_version: manifest.server_version,
+            bytes,
+            stored_bytes: base_stored,
+        },
+        segments,
+        following,
+        stored_bytes: base_stored + stored,
+        stop: stop(cut, &choice, boundary),
+        not_covered: not_covered(&manifest),
+        expected_seconds: expected_seconds(bytes, stored),
+    })
+}
+
+/// A transaction or a name becomes a position; with it, the lineage it was found in.
+async fn resolve(
+    store: &SourceStore,
+    survey: &Survey,
+    target: &Target,
+    only: Only,
+) -> Result<(Cut, Only), Error> {
+    let inclusive = target.inclusive;
+    Ok(match &target.kind {
+        TargetKind::Latest => (Cut::Latest, only),
+        TargetKind::Time(time) => (
+            Cut::Time {
+                time: *time,
+                inclusive,
+            },
+            only,
+        ),
+        TargetKind::Lsn(lsn) => (
+            Cut::Lsn {
+                lsn: *lsn,
+                inclusive,
+            },
+            only,
+        ),
+        TargetKind::Xid(xid) => {
+            let (lineage, lsn) = find_xid(store, survey, *xid, only).await?;
+            (
+                Cut::Lsn { lsn, inclusive },
+                Only {
+                    lineage: Some(lineage),
+                    ..only
+                },
+            )
+        }
+        TargetKind::Name(name) => {
+            let (lineage, lsn) = find_point(store, survey, name, only).await?;
+            (
+                Cut::Lsn { lsn, inclusive },
+                Only {
+                    lineage: Some(lineage),
+                    ..only
+                },
+            )
+        }
+    })
+}
+
+async fn find_xid(
+    store: &SourceStore,
+    survey: &Survey,
+    xid: Xid,
+    only: Only,
+) -> Result<(LineageId, Lsn), Error> {
+    let mut found = Vec::new();
+    for reach in reaches(survey) {
+        let window = reach.window;
+        if only.lineage.is_some_and(|id| id != window.lineage) {
+            continue;
+        }
+        let relevant = |key: &&SegmentKey| key.end > window.from.lsn && !key.is_empty();
+        for key in reach.run.iter().filter(relevant) {
+            for (lsn, time) in boundary::find_xid(store, window.lineage, *key, xid).await? {
+                // What the oldest base holds already cannot be told apart from it any more.
+                if lsn >= window.from.lsn {
+                    found.push((window.lineage, lsn, time));
+                }
+            }
+        }
+    }
+    match found.as_slice() {
+        [] => Err(Error::UnknownTransaction { xid }),
+        [(lineage, lsn, _)] => Ok((*lineage, *lsn)),
+        several => Err(Error::AmbiguousTransaction {
+            xid,
+            candidates: several.iter().map(|(_, lsn, time)| (*lsn, *time)).collect(),
+        }),
+    }
+}
+
+async fn find_point(
+    store: &SourceStore,
+    survey: &Survey,
+    name: &str,
+    only: Only,
+) -> Result<(LineageId, Lsn), Error> {
+    let mut found = Vec::new();
+    for lineage in &survey.listing.lineages {
+        let points = lineage.points.iter().filter(|point| point.name() == name);
+        found.extend(points.map(|point| (lineage.id, point.lsn)));
+    }
+    if found.is_empty() {
+        for reach in reaches(survey) {
+            let lineage = reach.window.lineage;
+            for key in &reach.run {
+                let lsns = boundary::find_point(store, lineage, *key, name.to_owned()).await?;
+                found.extend(lsns.into_iter().map(|lsn| (lineage, lsn)));
+            }
+        }
+    }
+    found.retain(|(lineage, _)| only.lineage.is_none_or(|id| id == *lineage));
+    match found.as_slice() {
+        [] => Err(Error::UnknownPoint {
+            name: name.to_owned(),
+        }),
+        [point] => Ok(*point),
+        several => Err(Error::AmbiguousPoint {
+            name: name.to_owned(),
+            candidates: several.iter().map(|(_, lsn)| *lsn).collect(),
+        }),
+    }
+}
+
+fn stop(cut: Cut, choice: &Choice, boundary: Boundary) -> Stop {
+    let point = choice.base.id.consistent_point();
+    let end = choice.needed.last().map_or(point, |last| last.end);
+    // The target is never later than the first discarded commit.
+    let sequences_at = match (cut, &boundary.first_discarded) {
+        (Cut::Lsn { lsn, .. }, _) => lsn,
+        (Cut::Time { .. } | Cut::Latest, Some(discarded)) => discarded.commit_lsn,
+        (Cut::Time { .. } | Cut::Latest, None) => end,
+    };
+    Stop {
+        last_kept: boundary.last_kept,
+        first_discarded: boundary.first_discarded,
+        sequences_at,
+    }
+}
+
+async fn stored_bytes(store: &SourceStore, choice: &Choice) -> Result<u64, Error> {
+    let Some(first) = choice.needed.first() else {
+        return Ok(0);
+    };
+    let entries = store.segments_from(choice.lineage, first.start).await?;
+    let needed: HashSet<&SegmentKey> = choice.needed.iter().collect();
+    let stored = entries.iter().filter(|entry| match &entry.object {
+        SourceObject::Segment(_, key) => needed.contains(key),
+        _ => false,
+    });
+    Ok(stored.map(|entry| entry.bytes).sum())
+}
+
+fn not_covered(manifest: &BaseManifest) -> Vec<NotCovered> {
+    let tables = manifest.tables.iter().filter_map(|table| {
+        let why = match table.protection {
+            Protection::Full | Protection::Derived => return None,
+            Protection::NoIdentity => {
+                "as fresh as the base: it has no usable replica identity, so its changes are not captured"
+            }
+            Protection::Excluded => "as fresh as the base: the source's settings leave it out",
+            Protection::Unlogged => "as fresh as the base: it is unlogged",
+            Protection::NotOwned => {
+                "as fresh as the base: the capturing role does not own it, so it is not published"
+            }
+            Protection::Foreign => "only its definition: its rows live on another server",
+        };
+        Some(NotCovered {
+            object: sql::qualified(&table.schema, &table.name),
+            why: why.to_owned(),
+        })
+    });
+    let large_objects = (manifest.large_objects > 0).then(|| NotCovered {
+        object: "large objects".to_owned(),
+        why: format!(
+            "as fresh as the base: {} of them, whose changes are not decoded",
+            manifest.large_objects
+        ),
+    });
+    tables.chain(large_objects).collect()
+}
+
+/// About 60 MB of archive a second with its indexes, and 2 MB of stored segments, which is some
+/// 15 MB of NDJSON.
+const fn expected_seconds(archive_bytes: u64, segment_bytes: u64) -> u64 {
+    1 + archive_bytes / 60_000_000 + segment_bytes / 2_000_000
+}

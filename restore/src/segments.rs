@@ -1,0 +1,79 @@
+//! Opening segments: off the runtime's threads, a few of them ahead.
+
+use std::collections::VecDeque;
+
+use lastgood_proto::LineageId;
+use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::segment::SegmentReader;
+use lastgood_store::{BlockingReader, ObjectReader, SourceStore};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::Error;
+
+/// How many segments are fetched ahead. The first range of each is in memory.
+const AHEAD: usize = 4;
+
+pub(crate) type Segment = SegmentReader<BlockingReader>;
+
+/// Runs `read` over one segment, on a thread that may block.
+pub(crate) async fn scan<T: Send + 'static>(
+    store: &SourceStore,
+    lineage: LineageId,
+    key: SegmentKey,
+    read: impl FnOnce(Segment) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let object = store.open(&SourceObject::Segment(lineage, key)).await?;
+    let source = store.id();
+    let task = tokio::task::spawn_blocking(move || {
+        let expect = Some((source, lineage, &key));
+        read(SegmentReader::open(object.into_blocking(), expect)?)
+    });
+    task.await?
+}
+
+/// Segments one after another, for a thread that may block.
+pub(crate) struct Segments {
+    store: SourceStore,
+    lineage: LineageId,
+    keys: VecDeque<SegmentKey>,
+    opening: VecDeque<(SegmentKey, Opening)>,
+    runtime: Handle,
+}
+
+type Opening = AbortOnDropHandle<Result<ObjectReader, lastgood_store::Error>>;
+
+impl Segments {
+    /// Must be called within a runtime.
+    pub(crate) fn new(
+        store: SourceStore,
+        lineage: LineageId,
+        keys: impl IntoIterator<Item = SegmentKey>,
+    ) -> Self {
+        Self {
+            store,
+            lineage,
+            keys: keys.into_iter().collect(),
+            opening: VecDeque::new(),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// The next segment with its header read; none after the last. Blocks.
+    pub(crate) fn next(&mut self) -> Result<Option<Segment>, Error> {
+        while self.opening.len() < AHEAD
+            && let Some(key) = self.keys.pop_front()
+        {
+            let (store, object) = (self.store.clone(), SourceObject::Segment(self.lineage, key));
+            let open = async move { store.open(&object).await };
+            let task = AbortOnDropHandle::new(self.runtime.spawn(open));
+            self.opening.push_back((key, task));
+        }
+        let Some((key, task)) = self.opening.pop_front() else {
+            return Ok(None);
+        };
+        let object = self.runtime.block_on(task)??;
+        let expect = Some((self.store.id(), self.lineage, &key));
+        Ok(Some(SegmentReader::open(object.into_blocking(), expect)?))
+    }
+}

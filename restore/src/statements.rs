@@ -1,0 +1,311 @@
+//! The SQL of ordered replay for one table: staging table, COPY, and the function that applies a
+//! staged run row by row on the server.
+//!
+//! The function walks the staged rows in the order of their number and raises unless each UPDATE
+//! and DELETE hits exactly one row. Its one exception block wraps the whole loop, so it costs one
+//! subtransaction a call, and adds to any error which change it was.
+//!
+//! A whole old row (REPLICA IDENTITY FULL) is compared as text, by the types' output functions,
+//! because a type need not have an equality operator; `concat` is the one built-in that calls them
+//! (a cast to text is something else for boolean, char(n), inet and xml). Of several equal rows one
+//! is taken, by its ctid.
+
+use crate::binding::{Binding, Bound, Find, Layout};
+use crate::sql::literal;
+
+/// SQLSTATE raised by our function when a change hits no row or several.
+pub(crate) const NOT_ONE_ROW: &str = "LG001";
+
+/// Separates the parts of the hint that our function adds to an error.
+pub(crate) const HINT_MARK: &str = "lastgood replay";
+
+/// Columns of a key that are shown as evidence.
+const EVIDENCE_COLUMNS_MAX: usize = 16;
+
+/// What narrows the search for a whole row to an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// No index: every row is compared.
+    None,
+    /// Columns of a primary key or other identity index: never null.
+    Identity(Vec<Bound>),
+    /// A column with a lookup index of ours; may be null.
+    Column(Bound),
+}
+
+/// The names in `pg_temp`, by the number of the table within the session.
+pub(crate) struct Names {
+    pub(crate) stage: String,
+    pub(crate) function: String,
+}
+
+impl Names {
+    pub(crate) fn new(number: usize) -> Self {
+        Self {
+            stage: format!("pg_temp.lastgood_stage_{number}"),
+            function: format!("pg_temp.lastgood_apply_{number}"),
+        }
+    }
+}
+
+/// `COPY` of new rows straight into the table.
+pub(crate) fn copy_into_table(binding: &Binding) -> String {
+    let table = binding.table.sql();
+    if binding.written.is_empty() {
+        return format!("COPY {table} FROM STDIN");
+    }
+    format!("COPY {table} ({}) FROM STDIN", written(binding))
+}
+
+/// The staging table; its content goes at the end of the transaction.
+pub(crate) fn create_stage(binding: &Binding, names: &Names) -> String {
+    let mut columns = "n bigint, op \"char\", mask bit varying".to_owned();
+    match binding.layout {
+        Layout::Arrays => columns.push_str(", o text[], c text[]"),
+        Layout::Columns => {
+            let typed = matches!(binding.find, Find::Key(_));
+            for (at, bound) in binding.find.columns().iter().enumerate() {
+                let staged = match typed {
+                    true => &binding.column(*bound).staged_type,
+                    false => "text",
+                };
+                columns.push_str(&format!(", o{at} {staged}"));
+            }
+            for (at, bound) in binding.written.iter().enumerate() {
+                columns.push_str(&format!(", c{at} {}", binding.column(*bound).staged_type));
+            }
+        }
+    }
+    format!(
+        "CREATE TEMP TABLE {} ({columns}) ON COMMIT DELETE ROWS",
+        names.stage
+    )
+}
+
+pub(crate) fn copy_into_stage(names: &Names) -> String {
+    format!("COPY {} FROM STDIN", names.stage)
+}
+
+/// The function that applies what is staged.
+pub(crate) fn create_function(binding: &Binding, names: &Names, probe: &Probe) -> String {
+    let writer = Writer { binding };
+    let insert = writer.insert();
+    let evidence = writer.evidence();
+    let mut branches = format!("WHEN 'i' THEN {insert};\n");
+    if !matches!(&binding.find, Find::Key(columns) if columns.is_empty()) {
+        let update = writer.find(probe, |rows| writer.update(rows, false));
+        let masked = writer.find(probe, |rows| writer.update(rows, true));
+        let delete = writer.find(probe, |rows| writer.delete(rows));
+        branches.push_str(&format!(
+            "WHEN 'u' THEN {update}\nWHEN 'v' THEN {masked}\nWHEN 'd' THEN {delete}\n"
+        ));
+    }
+    // Arrays go into variables: PL/pgSQL takes them apart once, not at each subscript. They are
+    // named with the block's label, so that no column can be meant.
+    let (arrays, unpack) = match binding.layout {
+        Layout::Columns => ("", ""),
+        Layout::Arrays => ("old text[]; new text[];", "old := r.o; new := r.c;"),
+    };
+    let body = format!(
+        "<<lastgood>> DECLARE r record; hits bigint; place bigint; why text; detail text; {arrays}
+BEGIN
+  FOR r IN SELECT * FROM {stage} ORDER BY n LOOP
+    place := r.n; {unpack}
+    CASE r.op
+    {branches}    END CASE;
+  END LOOP;
+EXCEPTION WHEN OTHERS THEN
+  IF place IS NULL THEN RAISE; END IF;
+  GET STACKED DIAGNOSTICS why = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+  RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = why, DETAIL = detail,
+    HINT = concat('{HINT_MARK} ', r.n, ' ', r.op, ' ', pg_catalog.left({evidence}, 1000));
+END",
+        stage = names.stage,
+    );
+    format!(
+        "CREATE FUNCTION {}() RETURNS void LANGUAGE plpgsql AS {}",
+        names.function,
+        literal(&body)
+    )
+}
+
+fn written(binding: &Binding) -> String {
+    join(&binding.written, ", ", |_, bound| {
+        binding.column(bound).sql()
+    })
+}
+
+fn join(columns: &[Bound], separator: &str, text: impl Fn(usize, Bound) -> String) -> String {
+    let each = columns.iter().enumerate();
+    let texts: Vec<String> = each.map(|(at, bound)| text(at, *bound)).collect();
+    texts.join(separator)
+}
+
+struct Writer<'a> {
+    binding: &'a Binding,
+}
+
+impl Writer<'_> {
+    /// The staged old value, typed for a key and text for a whole row.
+    fn staged_old(&self, at: usize, bound: Bound) -> String {
+        match (self.binding.layout, &self.binding.find) {
+            (Layout::Columns, _) => format!("r.o{at}"),
+            (Layout::Arrays, Find::Row(_)) => format!("lastgood.old[{}]", at + 1),
+            (Layout::Arrays, Find::Key(_)) => {
+                self.cast(&format!("lastgood.old[{}]", at + 1), bound)
+            }
+        }
+    }
+
+    fn staged(&self, at: usize, bound: Bound) -> String {
+        match self.binding.layout {
+            Layout::Columns => format!("r.c{at}"),
+            Layout::Arrays => self.cast(&format!("lastgood.new[{}]", at + 1), bound),
+        }
+    }
+
+    fn cast(&self, text: &str, bound: Bound) -> String {
+        format!("CAST({text} AS {})", self.binding.column(bound).staged_type)
+    }
+
+    fn insert(&self) -> String {
+        let table = self.binding.table.sql();
+        if self.binding.written.is_empty() {
+            return format!("INSERT INTO {table} DEFAULT VALUES");
+        }
+        let values = join(&self.binding.written, ", ", |at, bound| {
+            self.staged(at, bound)
+        });
+        format!(
+            "INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE VALUES ({values})",
+            written(self.binding)
+        )
+    }
+
+    fn update(&self, rows: &str, masked: bool) -> String {
+        let set = join(&self.binding.written, ", ", |at, bound| {
+            let column = self.binding.column(bound);
+            let (name, new) = (column.sql(), self.staged(at, bound));
+            if masked && column.toastable {
+                format!("{name} = CASE WHEN get_bit(r.mask, {at}) = 1 THEN t.{name} ELSE {new} END")
+            } else {
+                format!("{name} = {new}")
+            }
+        });
+        let table = self.binding.table.sql();
+        match set.is_empty() {
+            // Nothing but generated columns: the row itself is all there is to change.
+            true => format!("PERFORM FROM ONLY {table} AS t WHERE {rows}"),
+            false => format!("UPDATE ONLY {table} AS t SET {set} WHERE {rows}"),
+        }
+    }
+
+    fn delete(&self, rows: &str) -> String {
+        format!(
+            "DELETE FROM ONLY {} AS t WHERE {rows}",
+            self.binding.table.sql()
+        )
+    }
+
+    /// A statement over the row looked for, and the check that it was exactly one.
+    fn find(&self, probe: &Probe, statement: impl Fn(&str) -> String) -> String {
+        let check = format!(
+            "GET DIAGNOSTICS hits = ROW_COUNT; IF hits <> 1 THEN \
+             RAISE EXCEPTION USING ERRCODE = '{NOT_ONE_ROW}', MESSAGE = concat(hits, ' rows'); END IF;"
+        );
+        let columns = match &self.binding.find {
+            Find::Key(columns) => {
+                let rows = join(columns, " AND ", |at, bound| self.same_key("t", at, bound));
+                return format!("{}; {check}", statement(&rows));
+            }
+            Find::Row(columns) => columns,
+        };
+        let one = |narrowed: &str| {
+            let rows = join(columns, " AND ", |at, bound| self.same_text(at, bound));
+            statement(&format!(
+                "t.ctid = (SELECT x.ctid FROM ONLY {} AS x WHERE {narrowed}{rows} LIMIT 1)",
+                self.binding.table.sql()
+            ))
+        };
+        let place = |bound: Bound| columns.iter().position(|column| *column == bound);
+        match probe {
+            Probe::None => format!("{}; {check}", one("")),
+            Probe::Identity(probes) => {
+                let narrowed = join(probes, "", |_, bound| match place(bound) {
+                    Some(at) => format!("{} AND ", self.same_key("x", at, bound)),
+                    None => String::new(),
+                });
+                format!("{}; {check}", one(&narrowed))
+            }
+            Probe::Column(bound) => {
+                let Some(at) = place(*bound) else {
+                    return format!("{}; {check}", one(""));
+                };
+                format!(
+                    "IF {} IS NULL THEN {}; ELSE {}; END IF; {check}",
+                    self.staged_old(at, *bound),
+                    one(""),
+                    one(&format!("{} AND ", self.same_key("x", at, *bound)))
+                )
+            }
+        }
+    }
+
+    /// Equality as the identity index has it.
+    fn same_key(&self, alias: &str, at: usize, bound: Bound) -> String {
+        let column = self.binding.column(bound);
+        let (name, mut old) = (column.sql(), self.staged_old(at, bound));
+        if matches!(self.binding.find, Find::Row(_)) {
+            old = self.cast(&old, bound);
+        }
+        let operator = column.equality.as_deref().unwrap_or("=");
+        match &column.collation {
+            Some(collation) => format!("{alias}.{name} {operator} {old} COLLATE {collation}"),
+            None => format!("{alias}.{name} {operator} {old}"),
+        }
+    }
+
+    /// Equality of the text form; a null equals a null.
+    fn same_text(&self, at: usize, bound: Bound) -> String {
+        let (name, old) = (self.binding.column(bound).sql(), self.staged_old(at, bound));
+        format!(
+            "CASE WHEN {old} IS NULL THEN x.{name} IS NOT DISTINCT FROM NULL \
+             ELSE x.{name} IS DISTINCT FROM NULL AND concat(x.{name}) = {old} COLLATE \"C\" END"
+        )
+    }
+
+    /// The old key, or an INSERT's new one, as text for the error.
+    fn evidence(&self) -> String {
+        let shown = |columns: &[Bound], value: &dyn Fn(usize, Bound) -> String| {
+            let columns = columns.get(..EVIDENCE_COLUMNS_MAX).unwrap_or(columns);
+            join(columns, ", ', ', ", |at, bound| {
+                let name = literal(&format!("{}=", self.binding.column(bound).name));
+                format!("{name}, {}", value(at, bound))
+            })
+        };
+        let old = shown(self.binding.find.columns(), &|at, bound| {
+            self.staged_old(at, bound)
+        });
+        let keys: Vec<(usize, Bound)> = self
+            .binding
+            .written
+            .iter()
+            .enumerate()
+            .filter(|(_, bound)| self.binding.find.columns().contains(bound))
+            .map(|(at, bound)| (at, *bound))
+            .collect();
+        let bounds: Vec<Bound> = keys.iter().map(|(_, bound)| *bound).collect();
+        let new = shown(&bounds, &|at, bound| {
+            self.staged(keys.get(at).map_or(at, |(place, _)| *place), bound)
+        });
+        let concat = |parts: String| match parts.is_empty() {
+            true => "''".to_owned(),
+            false => format!("concat({parts})"),
+        };
+        format!(
+            "CASE r.op WHEN 'i' THEN {} ELSE {} END",
+            concat(new),
+            concat(old)
+        )
+    }
+}

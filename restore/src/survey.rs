@@ -1,0 +1,111 @@
+//! What a source's folder holds, as far as a plan needs it: the listing and the small files that
+//! say when each base was taken and why each lineage ended.
+
+use std::collections::BTreeMap;
+
+use lastgood_proto::key::SourceObject;
+use lastgood_proto::listing::Listing;
+use lastgood_proto::manifest::{BaseManifest, LineageEnd};
+use lastgood_proto::{BaseId, LineageId, PgTimestamp};
+use lastgood_store::SourceStore;
+
+use crate::Error;
+
+/// A finished base and the server's clock right after its snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BaseInfo {
+    pub lineage: LineageId,
+    pub id: BaseId,
+    pub snapshot_time: PgTimestamp,
+}
+
+/// The input of every choice: pure data, read once.
+#[derive(Debug, Clone)]
+pub struct Survey {
+    pub listing: Listing,
+    pub bases: Vec<BaseInfo>,
+    pub ends: BTreeMap<LineageId, LineageEnd>,
+}
+
+impl Survey {
+    /// Lists the source's objects and reads each base's manifest and each lineage's end.
+    ///
+    /// # Errors
+    /// If the repository cannot be read, or its keys contradict each other.
+    pub async fn read(store: &SourceStore) -> Result<Self, Error> {
+        let listing = store.list().await?;
+        let mut bases = Vec::new();
+        let mut ends = BTreeMap::new();
+        for lineage in &listing.lineages {
+            for id in &lineage.bases {
+                let object = SourceObject::Manifest(lineage.id, *id);
+                let manifest: BaseManifest = store.get_json(&object).await?;
+                bases.push(BaseInfo {
+                    lineage: lineage.id,
+                    id: *id,
+                    snapshot_time: manifest.snapshot_time,
+                });
+            }
+            if lineage.ended {
+                let end = store
+                    .get_json(&SourceObject::LineageEnd(lineage.id))
+                    .await?;
+                ends.insert(lineage.id, end);
+            }
+        }
+        Ok(Self {
+            listing,
+            bases,
+            ends,
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use lastgood_proto::Lsn;
+    use lastgood_proto::key::SegmentKey;
+
+    pub(crate) fn lineage(generation: u32) -> LineageId {
+        LineageId::new(generation, 0)
+    }
+
+    pub(crate) fn time(micros: i64) -> PgTimestamp {
+        PgTimestamp::from_micros(micros)
+    }
+
+    /// A base taken at `lsn`; its clock reads the same number.
+    pub(crate) fn base(generation: u32, lsn: u32) -> BaseInfo {
+        BaseInfo {
+            lineage: lineage(generation),
+            id: BaseId::new(Lsn::new(u64::from(lsn)), 7),
+            snapshot_time: time(i64::from(lsn)),
+        }
+    }
+
+    /// A segment `(start, end]` observed through its end, with a commit at its end's time.
+    pub(crate) fn segment(generation: u32, start: u32, end: u32) -> (LineageId, SegmentKey) {
+        let key = SegmentKey {
+            start: Lsn::new(u64::from(start)),
+            end: Lsn::new(u64::from(end)),
+            max_commit_time: Some(time(i64::from(end))),
+            observed_through: Some(time(i64::from(end))),
+        };
+        (lineage(generation), key)
+    }
+
+    pub(crate) fn survey(segments: &[(LineageId, SegmentKey)], bases: &[BaseInfo]) -> Survey {
+        let objects = segments
+            .iter()
+            .map(|(lineage, key)| SourceObject::Segment(*lineage, *key));
+        let manifests = bases
+            .iter()
+            .map(|base| SourceObject::Manifest(base.lineage, base.id));
+        Survey {
+            listing: Listing::from_objects(objects.chain(manifests)).unwrap(),
+            bases: bases.to_vec(),
+            ends: BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The recoverable windows of a source and the gaps between them. Pure.
+//!
+//! A window is a run of contiguous segments together with the bases that can start from it: from
+//! the oldest such base's consistent point to the end of the run. A base that is ahead of the
+//! durable run (its segments are still on their way, or the lineage ended first) is a window of one
+//! moment. No base, no window.
+
+use lastgood_proto::key::SegmentKey;
+use lastgood_proto::listing::LineageListing;
+use lastgood_proto::{LineageId, Lsn, PgTimestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::survey::{BaseInfo, Survey};
+
+/// A position with the server's clock there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    pub time: PgTimestamp,
+    pub lsn: Lsn,
+}
+
+/// Everything from `from` to `to`, both included, can be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    pub lineage: LineageId,
+    pub from: Moment,
+    pub to: Moment,
+}
+
+/// Nothing between these two moments can be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    pub from: Moment,
+    pub to: Moment,
+    /// What ended the lineage before it, in one sentence; none if a segment is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A window with what it is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Reach {
+    pub(crate) window: Window,
+    /// By consistent point; never empty.
+    pub(crate) bases: Vec<BaseInfo>,
+    /// Contiguous; empty if the only base stands beyond every segment.
+    pub(crate) run: Vec<SegmentKey>,
+}
+
+/// The windows of all lineages, oldest first.
+pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
+    let mut reaches = Vec::new();
+    for lineage in &survey.listing.lineages {
+        let mut bases: Vec<BaseInfo> = survey
+            .bases
+            .iter()
+            .filter(|base| base.lineage == lineage.id)
+            .copied()
+            .collect();
+        bases.sort_by_key(|base| (base.id.consistent_point(), base.id));
+        for run in runs(lineage) {
+            let (start, end) = match (run.first(), run.last()) {
+                (Some(first), Some(last)) => (first.start, last.end),
+                _ => continue,
+            };
+            let inside: Vec<BaseInfo>;
+            (inside, bases) = bases
+                .into_iter()
+                .partition(|base| (start..=end).contains(&base.id.consistent_point()));
+            let Some(oldest) = inside.first() else {
+                continue;
+            };
+            let observed = run.iter().filter_map(|segment| segment.observed_through);
+            let newest_base = inside.iter().map(|base| base.snapshot_time);
+            let window = Window {
+                lineage: lineage.id,
+                from: moment(oldest),
+                to: Moment {
+                    time: observed
+                        .chain(newest_base)
+                        .max()
+                        .unwrap_or(oldest.snapshot_time),
+                    lsn: end,
+                },
+            };
+            reaches.push(Reach {
+                window,
+                bases: inside,
+                run,
+            });
+        }
+        for base in bases {
+            let (from, to) = (moment(&base), moment(&base));
+            reaches.push(Reach {
+                window: Window {
+                    lineage: lineage.id,
+                    from,
+                    to,
+                },
+                bases: vec![base],
+                run: Vec::new(),
+            });
+        }
+    }
+    reaches.sort_by_key(|reach| (reach.window.lineage, reach.window.from.lsn));
+    reaches
+}
+
+/// The contiguous runs of a lineage: its chain, and whatever stands behind a missing segment.
+fn runs(lineage: &LineageListing) -> Vec<Vec<SegmentKey>> {
+    let mut runs: Vec<Vec<SegmentKey>> = Vec::new();
+    for segment in lineage.segments.iter().chain(&lineage.orphans) {
+        match runs.last_mut() {
+            Some(run) if run.last().is_some_and(|last| last.end == segment.start) => {
+                run.push(*segment);
+            }
+            Some(_) | None => runs.push(vec![*segment]),
+        }
+    }
+    runs
+}
+
+const fn moment(base: &BaseInfo) -> Moment {
+    Moment {
+        time: base.snapshot_time,
+        lsn: base.id.consistent_point(),
+    }
+}
+
+impl Survey {
+    /// What can be restored, oldest first.
+    #[must_use]
+    pub fn windows(&self) -> Vec<Window> {
+        reaches(self)
+            .into_iter()
+            .map(|reach| reach.window)
+            .collect()
+    }
+
+    /// What lies between the windows.
+    #[must_use]
+    pub fn gaps(&self) -> Vec<Gap> {
+        let windows = self.windows();
+        let pairs = windows.iter().zip(windows.iter().skip(1));
+        pairs
+            .filter(|(before, after)| {
+                before.lineage != after.lineage || before.to.lsn < after.from.lsn
+            })
+            .map(|(before, after)| Gap {
+                from: before.to,
+                to: after.from,
+                reason: self
+                    .ends
+                    .get(&before.lineage)
+                    .filter(|_| before.lineage != after.lineage)
+                    .map(|end| end.detail.clone()),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::survey::tests::{base, lineage, segment, survey, time};
+
+    #[test]
+    fn no_base_no_window() {
+        let survey = survey(&[segment(1, 10, 20)], &[]);
+        assert_eq!(survey.windows(), []);
+        assert_eq!(survey.gaps(), []);
+    }
+
+    #[test]
+    fn a_window_begins_at_the_oldest_base_and_ends_with_the_run() {
+        let survey = survey(
+            &[segment(1, 10, 20), segment(1, 20, 30), segment(1, 30, 45)],
+            &[base(1, 15), base(1, 32)],
+        );
+        let windows = survey.windows();
+        assert_eq!(windows.len(), 1);
+        assert_eq!(windows[0].from.lsn, Lsn::new(15));
+        assert_eq!(windows[0].from.time, time(15));
+        assert_eq!(windows[0].to.lsn, Lsn::new(45));
+        assert_eq!(windows[0].to.time, time(45));
+        assert_eq!(survey.gaps(), []);
+    }
+
+    #[test]
+    fn a_missing_segment_splits_and_a_later_base_starts_anew() {
+        let survey = survey(
+            &[segment(1, 10, 20), segment(1, 30, 40)],
+            &[base(1, 10), base(1, 35)],
+        );
+        let spans: Vec<_> = survey
+            .windows()
+            .iter()
+            .map(|window| (window.from.lsn.as_u64(), window.to.lsn.as_u64()))
+            .collect();
+        assert_eq!(spans, [(10, 20), (35, 40)]);
+        assert_eq!(survey.gaps().len(), 1);
+        assert_eq!(survey.gaps()[0].reason, None);
+    }
+
+    #[test]
+    fn a_base_ahead_of_the_run_is_a_moment() {
+        let survey = survey(
+            &[segment(1, 10, 20)],
+            &[base(1, 10), base(1, 25), base(2, 50)],
+        );
+        let spans: Vec<_> = survey
+            .windows()
+            .iter()
+            .map(|window| {
+                (
+                    window.lineage,
+                    window.from.lsn.as_u64(),
+                    window.to.lsn.as_u64(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            spans,
+            [
+                (lineage(1), 10, 20),
+                (lineage(1), 25, 25),
+                (lineage(2), 50, 50)
+            ]
+        );
+    }
+}
