@@ -39,6 +39,7 @@ mod statements;
 mod survey;
 mod target;
 mod tool_errors;
+mod transactions;
 mod window;
 
 pub use boundary::{TableChanges, Transaction};

@@ -161,7 +161,11 @@ mod tests {
     #[test]
     fn rows_are_counted_in_the_table_asked_for() {
         let table = Some(("public".to_owned(), "users".to_owned()));
-        let filter = TransactionFilter { table, min_rows: 10, ..TransactionFilter::default() };
+        let filter = TransactionFilter {
+            table,
+            min_rows: 10,
+            ..TransactionFilter::default()
+        };
         assert!(filter.matches(&update("users", 10)));
         assert!(!filter.matches(&update("users", 9)));
         assert!(!filter.matches(&update("orders", 10)));
@@ -188,7 +192,10 @@ mod tests {
         assert!(!filter(Some(1001), None).may_match(&key, None));
         assert!(filter(None, Some(940)).may_match(&key, Some(time(1000))));
         assert!(!filter(None, Some(939)).may_match(&key, Some(time(1000))));
-        let empty = SegmentKey { max_commit_time: None, ..key };
+        let empty = SegmentKey {
+            max_commit_time: None,
+            ..key
+        };
         assert!(!filter(None, None).may_match(&empty, None));
     }
 }
