@@ -246,7 +246,7 @@ impl Objects {
             let range = start..meta.size.min(start + READ_BYTES);
             start = range.end;
             let ours = body.part(key, range.clone()).await?;
-            match self.get_range(key, range).await {
+            match self.get_part(key, range, meta.size).await {
                 Ok((theirs, _)) if theirs == ours => {}
                 Ok(_) => return Ok(Some(false)),
                 Err(Error::NotFound { .. }) => return Ok(None),
@@ -271,8 +271,24 @@ impl Objects {
         key: &str,
         range: Range<u64>,
     ) -> Result<(Bytes, ObjectMeta)> {
+        self.get(key, Some(GetRange::Bounded(range))).await
+    }
+
+    /// The bytes in `range` of an object of `bytes` bytes.
+    pub(crate) async fn get_part(
+        &self,
+        key: &str,
+        range: Range<u64>,
+        bytes: u64,
+    ) -> Result<(Bytes, ObjectMeta)> {
+        // Some servers answer a range that is everything as if it were none, which is refused.
+        let range = (range != (0..bytes)).then_some(GetRange::Bounded(range));
+        self.get(key, range).await
+    }
+
+    async fn get(&self, key: &str, range: Option<GetRange>) -> Result<(Bytes, ObjectMeta)> {
         let options = GetOptions {
-            range: Some(GetRange::Bounded(range)),
+            range,
             ..GetOptions::default()
         };
         let from_store = |error| Error::from_store(key, &error);
@@ -366,13 +382,13 @@ impl Objects {
         }
     }
 
-    /// Makes every name in a local folder, and below, durable; nothing to do elsewhere.
+    /// Makes every name in a local folder, below and on the way to it, durable; nothing to do elsewhere.
     async fn settle(&self, folder: &str) -> Result<()> {
         let Kind::Local(root) = &self.backend.kind else {
             return Ok(());
         };
-        let path = root.join(folder);
-        tokio::task::spawn_blocking(move || probe::sync_folders(&path))
+        let (root, path) = (root.clone(), root.join(folder));
+        tokio::task::spawn_blocking(move || probe::sync_folders(&root, &path))
             .await
             .map_err(std::io::Error::other)
             .flatten()

@@ -36,9 +36,14 @@ impl Fetch {
     pub(crate) async fn start(objects: Arc<Objects>, key: String) -> Result<Self> {
         let (bytes, meta) = match objects.get_range(&key, 0..READ_BYTES).await {
             Ok(fetched) => fetched,
-            // There is no range in an empty object, and stores differ in how they say so.
+            Err(error @ Error::NotFound { .. }) => return Err(error),
+            // There is no range in an empty object, and some servers answer one that exceeds the
+            // object as if it were none.
             Err(error) => match objects.head(&key).await {
                 Ok(Some(meta)) if meta.size == 0 => (Bytes::new(), meta),
+                Ok(Some(meta)) if meta.size <= READ_BYTES => {
+                    objects.get_part(&key, 0..meta.size, meta.size).await?
+                }
                 Ok(_) | Err(_) => return Err(error),
             },
         };

@@ -18,11 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::config::{RepositoryUrl, StorageOptions};
-use crate::envelope::Header;
 use crate::error::{Error, Result};
 use crate::keyring::{DataKey, Encryption, MasterKey, WrappedKey};
 use crate::objects::{ConditionalPut, Objects, SealedBody};
-use crate::reader::ObjectReader;
+use crate::reader::{Fetch, ObjectReader};
 use crate::source::SourceStore;
 
 /// `lastgood.json` and key objects are a few hundred bytes.
@@ -221,25 +220,10 @@ impl Repository {
         };
         // Its description names the key it was sealed with; before there is one, look at all.
         let key = Key::Source(id, SourceObject::Source, self.form()).path();
-        let header = match self
-            .objects()
-            .get_range(&key, 0..Header::BYTES as u64)
-            .await
-        {
-            Ok((bytes, _)) => Some(bytes),
-            Err(Error::NotFound { .. }) => None,
+        let key = match Fetch::start(Arc::clone(self.objects()), key).await {
+            Ok(mut description) => self.data_key(id, description.header()?.key_id).await?,
+            Err(Error::NotFound { .. }) => self.search_data_key(id).await?,
             Err(error) => return Err(error),
-        };
-        let key = match header {
-            Some(bytes) => {
-                let header = bytes
-                    .first_chunk()
-                    .ok_or(crate::UnsealError::NoHeader)
-                    .and_then(Header::decode)
-                    .map_err(|error| Error::corrupt(&key, error))?;
-                self.data_key(id, header.key_id).await?
-            }
-            None => self.search_data_key(id).await?,
         };
         Ok(SourceStore::new(self.clone(), id, Some(key)))
     }

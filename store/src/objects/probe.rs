@@ -109,22 +109,49 @@ fn is_staged(path: &Path) -> bool {
     })
 }
 
-/// Syncs `folder` and every folder below it; one that is not there has no names to keep.
-pub(super) fn sync_folders(folder: &Path) -> io::Result<()> {
+/// Syncs `folder`, every folder below it, and those above it up to `root`.
+pub(super) fn sync_folders(root: &Path, folder: &Path) -> io::Result<()> {
+    sync_below(folder)?;
+    for above in folder.ancestors().skip(1) {
+        if !above.starts_with(root) {
+            break;
+        }
+        sync(above)?;
+    }
+    Ok(())
+}
+
+fn sync_below(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
+        // One that is not there has no names to keep.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     for entry in entries {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            sync_folders(&entry.path())?;
+            sync_below(&entry.path())?;
         }
     }
-    // Some filesystems cannot sync a folder; there is nothing better to do on them.
-    match File::open(folder)?.sync_all() {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+    sync(folder)
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Some filesystems cannot sync a folder, and a repository to be read may be read-only; there
+        // is nothing better to do on them.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput
+                    | io::ErrorKind::Unsupported
+                    | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            Ok(())
+        }
         synced => synced,
     }
 }
