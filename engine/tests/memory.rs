@@ -1,0 +1,112 @@
+//! One huge transaction through capture: memory must not grow with it. A process of its own, because
+//! what is measured is the process.
+//!
+//! `LASTGOOD_TEST_ROWS=5000000` is what the design promises; the usual run is smaller.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lastgood_engine::{Control, Event, Events, Source, SourceSettings, run};
+use lastgood_integration::TestDatabase;
+use lastgood_proto::SourceId;
+use lastgood_store::{Encryption, MasterKey, Repository, StorageOptions};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The promise is for the whole service; this process is a test harness besides.
+const RSS_BYTES_MAX: u64 = 150 << 20;
+const DEADLINE: Duration = Duration::from_secs(600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stays_flat_through_one_huge_transaction() -> Result<()> {
+    let rows: u64 = match std::env::var("LASTGOOD_TEST_ROWS") {
+        Ok(text) => text.parse()?,
+        Err(_) => 300_000,
+    };
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute("CREATE TABLE t(id bigint PRIMARY KEY, v text)")
+        .await?;
+    let folder = tempfile::tempdir()?;
+    let url = format!("file://{}", folder.path().join("repository").display());
+    let repository = Repository::create_or_open(
+        &url.parse()?,
+        &StorageOptions::default(),
+        Encryption::On(MasterKey::generate()?),
+    )
+    .await?;
+    let id = SourceId::from_bytes([9; 8]);
+    let source = Source {
+        id,
+        name: "huge".to_owned(),
+        connection: database.url().parse()?,
+        settings: SourceSettings::default(),
+    };
+    let store = repository.create_source(id).await?;
+    let (sender, mut events) = mpsc::channel(1000);
+    let cancel = CancellationToken::new();
+    let (_control, control) = watch::channel(Control::default());
+    let spool = folder.path().join("spool");
+    let running = tokio::spawn(run(
+        source,
+        store,
+        spool,
+        control,
+        Events::new(sender),
+        cancel.clone(),
+    ));
+    let begun = tokio::time::timeout(DEADLINE, async {
+        while let Some(event) = events.recv().await {
+            if matches!(event, Event::BaseFinished { .. }) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("no base")
+    });
+    begun.await??;
+    client
+        .execute(
+            "INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, $1::bigint) i",
+            &[&i64::try_from(rows)?],
+        )
+        .await?;
+    let start = Instant::now();
+    let found = tokio::time::timeout(DEADLINE, async {
+        while let Some(event) = events.recv().await {
+            if let Event::Segment {
+                ndjson_bytes,
+                stored_bytes,
+                transactions: 1..,
+                ..
+            } = event
+                && ndjson_bytes > rows * 20
+            {
+                return Some((ndjson_bytes, stored_bytes));
+            }
+        }
+        None
+    });
+    let (ndjson_bytes, stored_bytes) = found.await?.context("no segment")?;
+    let seconds = start.elapsed().as_secs_f64();
+    let peak = peak_rss()?;
+    println!(
+        "{rows} rows, {ndjson_bytes} bytes of NDJSON, {stored_bytes} stored, {seconds:.1} s, peak \
+         RSS {} MiB",
+        peak >> 20
+    );
+    cancel.cancel();
+    running.await??;
+    ensure!(peak < RSS_BYTES_MAX, "peak RSS {peak}");
+    Ok(())
+}
+
+fn peak_rss() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("no VmHWM")?;
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kilobytes << 10)
+}
