@@ -31,11 +31,12 @@ fmt: ## format
 
 lint: check docker-lint ## check, and the files that are not Rust
 
-docker-lint: ## the Dockerfile and the compose file
+docker-lint: ## the Dockerfile, the compose file and the shell scripts
 	tools/setup.sh lint
 	$(TOOLS)/lint/bin/hadolint docker/Dockerfile
+	$(TOOLS)/lint/bin/shellcheck tools/*.sh .ci/run
 	$(TOOLS)/lint/bin/yamllint -s -c docker/yamllint.yaml docker/compose.yaml
-	tools/compose-lint.sh
+	$(TOOLS)/lint/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 bench: ## capture and restore beside PostgreSQL's own tools; prints the table of BENCHMARKS.md
 	tools/setup.sh pg 18

