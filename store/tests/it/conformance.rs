@@ -42,14 +42,28 @@ async fn on_an_s3_server() {
         println!("LASTGOOD_TEST_S3_ENDPOINT is not set: the suite did NOT run on S3");
         return;
     }
-    let options = s3_options();
+    remote(s3_url, &s3_options()).await;
+}
+
+/// On whatever `LASTGOOD_TEST_REPOSITORY` names, such as `az://container/prefix`, with the settings of
+/// the environment.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_store_named_by_hand() {
+    let Ok(base) = std::env::var("LASTGOOD_TEST_REPOSITORY") else {
+        return;
+    };
+    let url = |name: &str| format!("{base}/{}/{name}", run()).parse().unwrap();
+    remote(url, &StorageOptions::from_env()).await;
+}
+
+async fn remote(url: impl Fn(&str) -> RepositoryUrl, options: &StorageOptions) {
     let mut backends = Vec::new();
     for name in ["a", "b", "c", "d"] {
-        let backend = Backend::connect(&s3_url(name), &options, true).await;
+        let backend = Backend::connect(&url(name), options, true).await;
         backends.push(backend.unwrap());
     }
-    // A server that ignores the condition (rclone, Garage) is a legitimate one to test on.
-    let enforced = std::env::var_os("LASTGOOD_TEST_S3_UNCONDITIONAL").is_none();
+    // A server that ignores the condition (Garage) is a legitimate one to test on.
+    let enforced = std::env::var_os("LASTGOOD_TEST_UNCONDITIONAL").is_none();
     suite(backends.try_into().ok().unwrap(), enforced).await;
 }
 
@@ -79,13 +93,13 @@ async fn a_wrong_secret_or_bucket_is_the_operators_business() {
 
 fn s3_url(name: &str) -> RepositoryUrl {
     let bucket = std::env::var("LASTGOOD_TEST_S3_BUCKET").unwrap();
-    let run = noise(8)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
-    format!("s3://{bucket}/conformance/{run}/{name}")
-        .parse()
-        .unwrap()
+    let url = format!("s3://{bucket}/conformance/{}/{name}", run());
+    url.parse().unwrap()
+}
+
+/// A prefix of this run's own.
+fn run() -> String {
+    noise(8).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn s3_options() -> StorageOptions {
