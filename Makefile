@@ -41,7 +41,7 @@ docker-lint: ## the Dockerfile, the compose file and the shell scripts
 bench: ## capture and restore beside PostgreSQL's own tools; prints the table of BENCHMARKS.md
 	tools/setup.sh pg 18
 	cargo build --release -p lastgood
-	tools/bench.sh
+	LASTGOOD_BIN=$(abspath $(BUILT))/release/lastgood cargo run -q -p lastgood-integration --example bench $(if $(ONLY),-- '$(ONLY)')
 
 oracle: ## restores to random moments of random histories, SEEDS=n of them
 	tools/setup.sh test

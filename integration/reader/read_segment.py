@@ -241,7 +241,8 @@ def main():
         parser.error("a repository is needed")
     master = options.key_file and MasterKey(open(options.key_file, encoding="ascii").read())
     repository = Repository(options.repository, master)
-    sources = sorted(os.listdir(os.path.join(repository.folder, "sources")))
+    top = os.path.join(repository.folder, "sources")
+    sources = sorted(os.listdir(top)) if os.path.isdir(top) else []
     for source in sources:
         if re.fullmatch("[0-9a-f]{16}", source) and options.source in (None, source):
             Source(repository, source, options.quiet).read()

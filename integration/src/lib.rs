@@ -8,6 +8,7 @@
 
 pub mod digest;
 mod guardian;
+pub mod history;
 mod port;
 pub mod postgres;
 pub mod proxy;

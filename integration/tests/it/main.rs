@@ -1,3 +1,12 @@
 //! End-to-end tests: real servers, and the binary as a process.
 
+mod bad_input;
+mod bad_repository;
+mod bad_source;
+mod crash;
+mod empty_folder;
 mod harness;
+mod oracle;
+mod s3;
+mod secrets;
+mod smoke;

@@ -1,0 +1,294 @@
+//! `make bench`: capture beside `pg_recvlogical`, and restore beside `pg_restore` of a dump that was
+//! taken at the target. Both sides of a row run in turn, on the same server, WAL and machine.
+//!
+//! The capture side is the whole way: decode, NDJSON, zstd, AES-GCM, fsync into local files, confirm;
+//! `pg_recvlogical` throws the same stream away. Its last cut waits for `segment_seconds` (1 here), which
+//! is part of the time. What is printed is the table of BENCHMARKS.md.
+#![expect(clippy::print_stdout, reason = "printing a table is what it is for")]
+
+use std::fs;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lastgood_integration::history::drop_database;
+use lastgood_integration::service::parse_lsn;
+use lastgood_integration::{Postgres, Service, Storage, digest, truth, wait};
+use serde_json::json;
+
+/// Odd, so that the median is one of them.
+const RUNS: usize = 5;
+const DATABASE: &str = "bench";
+
+struct Workload {
+    name: &'static str,
+    /// pgbench's scale, for the base.
+    scale: u32,
+    make: fn(&Postgres) -> Result<()>,
+}
+
+const WORKLOADS: [Workload; 3] = [
+    Workload {
+        name: "pgbench, 80,000 small transactions",
+        scale: 10,
+        make: small_transactions,
+    },
+    Workload {
+        name: "one UPDATE of 1,000,000 rows",
+        scale: 10,
+        make: one_update,
+    },
+    Workload {
+        name: "2,000 transactions of 500 rows each",
+        scale: 10,
+        make: batches,
+    },
+];
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let only = std::env::args().nth(1);
+    println!(
+        "| workload | WAL | pg_recvlogical | lastgood capture | ratio | pg_restore | lastgood restore | ratio | service's peak memory |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for workload in WORKLOADS {
+        if only
+            .as_ref()
+            .is_none_or(|only| workload.name.contains(only))
+        {
+            println!("{}", run(&workload).await?);
+        }
+    }
+    Ok(())
+}
+
+async fn run(workload: &Workload) -> Result<String> {
+    let server = Arc::new(Postgres::start(18, &["max_wal_size=8GB", "autovacuum=off"]).await?);
+    server.create_database(DATABASE).await?;
+    let scale = workload.scale.to_string();
+    finish(
+        server
+            .program("pgbench")
+            .args(["-iq", "-s", &scale, DATABASE]),
+    )?;
+    // The history has no key: rows are only ever inserted, and are told apart by nothing.
+    server
+        .execute(
+            DATABASE,
+            "ALTER TABLE pgbench_history REPLICA IDENTITY FULL",
+        )
+        .await?;
+
+    // As many sources and slots as runs, all at the same position, before the WAL is made.
+    let service = Service::start(&Storage::local()?).await?;
+    let names: Vec<String> = (0..RUNS).map(|run| format!("run-{run}")).collect();
+    for name in &names {
+        let settings = json!({"segment_seconds": 1, "wal_budget_bytes": 1_u64 << 40});
+        service
+            .add_source(name, &server.url(DATABASE), settings)
+            .await?;
+        service.wait_protected(name).await?;
+        service
+            .post(
+                &format!("/api/v1/sources/{name}/pause"),
+                json!({"slot": "keep"}),
+            )
+            .await?;
+    }
+    let publication: String = server
+        .connect(DATABASE)
+        .await?
+        .query_one("SELECT pubname::text FROM pg_publication LIMIT 1", &[])
+        .await?
+        .get(0);
+    for run in 0..RUNS {
+        let sql = format!("SELECT pg_create_logical_replication_slot('recv_{run}', 'pgoutput')");
+        server.execute(DATABASE, &sql).await?;
+    }
+    let client = server.connect(DATABASE).await?;
+    let start = truth::wal_position(&client).await?;
+    (workload.make)(&server)?;
+    let end = truth::wal_position(&client).await?;
+    // Something behind the end, so that both have a commit to stop at.
+    server
+        .execute(
+            DATABASE,
+            "UPDATE pgbench_branches SET filler = 'end' WHERE bid = 1",
+        )
+        .await?;
+    let wal_mb = (parse_lsn(&end)? - parse_lsn(&start)?) >> 20;
+
+    let (mut receive, mut capture) = (Vec::new(), Vec::new());
+    for (run, name) in names.iter().enumerate() {
+        receive.push(pg_recvlogical(&server, run, &publication, &end)?);
+        capture.push(lastgood_capture(&service, name, &end).await?);
+    }
+    let peak = peak_memory_mb(&service)?;
+
+    let dump = tempfile::NamedTempFile::new()?;
+    finish(
+        server
+            .program("pg_dump")
+            .args(["-Fc", "-Z0", "-f"])
+            .arg(dump.path())
+            .arg(DATABASE),
+    )?;
+    let source = digest::of(&mut server.connect(DATABASE).await?, None).await?;
+    service
+        .wait_durable(&names[0], &truth::wal_position(&client).await?)
+        .await?;
+    let (mut plain, mut restore) = (Vec::new(), Vec::new());
+    for run in 0..RUNS {
+        let begun = Instant::now();
+        server.create_database("plain").await?;
+        finish(
+            server
+                .program("pg_restore")
+                .args(["-j2", "--no-publications", "-d", "plain"])
+                .arg(dump.path()),
+        )?;
+        plain.push(begun.elapsed());
+        drop_database(&server, "plain").await?;
+
+        let begun = Instant::now();
+        let into = json!({"connection": server.url("postgres"), "create_database": "restored"});
+        service.restore(&names[0], &json!("latest"), into).await?;
+        restore.push(begun.elapsed());
+        if run == 0 {
+            let restored = digest::of(&mut server.connect("restored").await?, None).await?;
+            source.assert_restored(&restored, workload.name);
+        }
+        drop_database(&server, "restored").await?;
+    }
+    let row = [
+        workload.name.to_owned(),
+        format!("{wal_mb} MB"),
+        seconds(median(&mut receive)),
+        seconds(median(&mut capture)),
+        ratio(median(&mut capture), median(&mut receive)),
+        seconds(median(&mut plain)),
+        seconds(median(&mut restore)),
+        ratio(median(&mut restore), median(&mut plain)),
+        format!("{peak} MB"),
+    ];
+    Ok(format!("| {} |", row.join(" | ")))
+}
+
+fn pg_recvlogical(server: &Postgres, run: usize, publication: &str, end: &str) -> Result<Duration> {
+    let mut receive = server.program("pg_recvlogical");
+    receive.args([
+        "--start",
+        "-d",
+        DATABASE,
+        "-f",
+        "/dev/null",
+        "--endpos",
+        end,
+    ]);
+    receive.args(["-S", &format!("recv_{run}"), "-o", "proto_version=1"]);
+    receive.args([
+        "-o",
+        &format!("publication_names={publication}"),
+        "-o",
+        "messages=true",
+    ]);
+    let begun = Instant::now();
+    finish(&mut receive)?;
+    Ok(begun.elapsed())
+}
+
+async fn lastgood_capture(service: &Service, name: &str, end: &str) -> Result<Duration> {
+    let end = parse_lsn(end)?;
+    let begun = Instant::now();
+    service
+        .post(&format!("/api/v1/sources/{name}/resume"), json!({}))
+        .await?;
+    wait::until_within(Duration::from_secs(600), "the capture", async || {
+        let source = service.source(name).await?;
+        let durable = source["durable_lsn"]
+            .as_str()
+            .context("no durable LSN yet")?;
+        Ok((parse_lsn(durable)? >= end).then_some(()))
+    })
+    .await?;
+    let taken = begun.elapsed();
+    // It must not disturb the next run; the first one is restored from and goes on.
+    if name != "run-0" {
+        service
+            .post(
+                &format!("/api/v1/sources/{name}/pause"),
+                json!({"slot": "drop"}),
+            )
+            .await?;
+    }
+    Ok(taken)
+}
+
+fn small_transactions(server: &Postgres) -> Result<()> {
+    finish(
+        server
+            .program("pgbench")
+            .args(["-n", "-c", "4", "-j", "2", "-t", "20000", DATABASE]),
+    )
+}
+
+fn one_update(server: &Postgres) -> Result<()> {
+    let sql = "UPDATE pgbench_accounts SET abalance = abalance + 1";
+    finish(server.program("psql").args(["-Xqc", sql, DATABASE]))
+}
+
+fn batches(server: &Postgres) -> Result<()> {
+    let script = tempfile::NamedTempFile::new()?;
+    fs::write(
+        script.path(),
+        "\\set a random(1, 999000)\nBEGIN;\nUPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid BETWEEN :a AND :a + 249;\n\
+         INSERT INTO pgbench_history SELECT 1, 1, n, n, now() FROM generate_series(1, 250) n;\nCOMMIT;\n",
+    )?;
+    finish(
+        server
+            .program("pgbench")
+            .args(["-n", "-t", "2000", "-f"])
+            .arg(script.path())
+            .arg(DATABASE),
+    )
+}
+
+fn finish(command: &mut std::process::Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+fn peak_memory_mb(service: &Service) -> Result<u64> {
+    let process = service.process_id().context("the service runs")?;
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .context("VmHWM")?;
+    let kilobytes: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .context("a number")?
+        .parse()?;
+    Ok(kilobytes >> 10)
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}
+
+fn ratio(ours: Duration, theirs: Duration) -> String {
+    format!("{:.2}", ours.as_secs_f64() / theirs.as_secs_f64())
+}

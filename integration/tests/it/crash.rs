@@ -1,0 +1,209 @@
+//! kill -9 at random moments, of the service and of the server; and ends that are asked for. What was
+//! written meanwhile must be in the restore, once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lastgood_integration::history::{self, History, Moment};
+use lastgood_integration::{
+    Postgres, Service, Stop, Storage, TestDatabase, digest, seed, truth, wait,
+};
+use rand::Rng;
+use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_killed_while_it_captures() -> Result<()> {
+    let seed = seed::choose("the_service_is_killed_while_it_captures");
+    let mut rng = seed::rng(seed, "kills");
+    let storage = Storage::s3().map_or_else(Storage::local, Ok)?;
+    let service = Service::start(&storage).await?;
+    let mut history = History::start(&service, TestDatabase::new(18).await?, seed).await?;
+    for _ in 0..5 {
+        history.workload.advance(rng.random_range(1..40)).await?;
+        service.kill()?;
+        // The writers never notice, and what they do now must not be lost.
+        history.record_loud().await?;
+        history.workload.advance(rng.random_range(1..40)).await?;
+        history.record_quiet(None).await?;
+        service.start_again().await?;
+        if rng.random_bool(0.5) {
+            service
+                .wait_durable(&history.name, &history.last_lsn.clone())
+                .await?;
+        }
+    }
+    let name = history.name.clone();
+    let finished = history.finish(&service).await?;
+    let window = service
+        .get(&format!("/api/v1/sources/{name}/window"))
+        .await?;
+    ensure!(window["gaps"] == json!([]), "a kill is no gap: {window:#}");
+    finished.check(&service).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_killed_while_it_takes_a_base() -> Result<()> {
+    let seed = seed::choose("the_service_is_killed_while_it_takes_a_base");
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    // Large enough for a base to take a while.
+    let database = TestDatabase::new(15).await?;
+    let bulk = "CREATE TABLE bulk (id int PRIMARY KEY, a text); INSERT INTO bulk SELECT n, repeat(md5(n::text), 4) FROM generate_series(1, 100000) n";
+    database.execute(bulk).await?;
+    let mut history = History::start(&service, database, seed).await?;
+    let path = format!("/api/v1/sources/{}/bases", history.name);
+    for _ in 0..2 {
+        service.post(&path, json!({})).await?;
+        history.workload.advance(2).await?;
+        service.kill()?;
+        history.workload.advance(10).await?;
+        service.start_again().await?;
+        service.wait_protected(&history.name).await?;
+    }
+    let succeeded = |bases: &Value| {
+        let items = bases["items"].as_array().cloned().unwrap_or_default();
+        items
+            .iter()
+            .filter(|base| base["status"] == "succeeded")
+            .count()
+    };
+    let before = succeeded(&service.get(&path).await?);
+    let begun = async || {
+        let answer = service
+            .request(reqwest::Method::POST, &path, Some(&json!({})))
+            .await?;
+        Ok((answer.status == 202).then_some(()))
+    };
+    wait::until("a base to be begun", begun).await?;
+    let more = |bases: &Value| succeeded(bases) > before;
+    wait::until_value("the base", || service.get(&path), more).await?;
+    history.record_quiet(None).await?;
+    history.finish(&service).await?.check(&service).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_killed_while_it_restores() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    database
+        .execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
+        .await?;
+    service
+        .add_source("big", &database.url(), history::settings())
+        .await?;
+    service.wait_protected("big").await?;
+    let mut client = database.connect().await?;
+    for start in (0..40_000).step_by(500) {
+        let sql = format!(
+            "INSERT INTO t SELECT n, md5(n::text) FROM generate_series({start}, {start} + 499) n; UPDATE t SET a = a || 'x' WHERE id % 10 = {}",
+            start / 500 % 10
+        );
+        client.batch_execute(&sql).await?;
+    }
+    let moment = Moment {
+        target: json!("latest"),
+        content: digest::of(&mut client, None).await?,
+    };
+    service
+        .wait_durable("big", &truth::wal_position(&client).await?)
+        .await?;
+
+    let server = &database.server;
+    let name = format!("{}_interrupted", database.name);
+    let into = json!({"connection": server.url("postgres"), "create_database": name});
+    let id = service.start_restore("big", &moment.target, into).await?;
+    let exists = async || {
+        let client = server.connect("postgres").await?;
+        let row = client
+            .query_one(
+                "SELECT count(*) FROM pg_database WHERE datname = $1",
+                &[&name],
+            )
+            .await?;
+        Ok((row.get::<_, i64>(0) == 1).then_some(()))
+    };
+    wait::until("the restore to begin", exists).await?;
+    service.kill()?;
+    service.start_again().await?;
+    // It says that it was cut short, and can be taken up where it stopped.
+    let ended = service.wait_restore(&id).await?;
+    ensure!(
+        ended["status"] == "failed" && ended["error"].is_string(),
+        "{ended:#}"
+    );
+    let body = json!({
+        "target": moment.target,
+        "into": {"connection": server.url(&name)},
+        "resume": true,
+    });
+    let resumed = service.post("/api/v1/sources/big/restores", body).await?;
+    let resumed = service
+        .wait_restore(resumed["id"].as_str().unwrap_or_default())
+        .await?;
+    ensure!(resumed["status"] == "succeeded", "{resumed:#}");
+    history::check_restored(server, &name, &moment).await?;
+    let again = format!("{name}_again");
+    let into = json!({"connection": server.url("postgres"), "create_database": again});
+    service.restore("big", &moment.target, into).await?;
+    history::check_restored(server, &again, &moment).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_stops_and_crashes() -> Result<()> {
+    let seed = seed::choose("the_server_stops_and_crashes");
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    // fsync stays off: a killed postmaster loses nothing that the kernel has.
+    let server = Arc::new(Postgres::start(15, &[]).await?);
+    server.create_database("shop").await?;
+    let database = TestDatabase {
+        server: Arc::clone(&server),
+        name: "shop".to_owned(),
+    };
+    let mut history = History::start(&service, database, seed).await?;
+    for round in 0..4 {
+        history.advance().await?;
+        match round {
+            // A shutdown waits for walsenders: ours must let it go.
+            0 => {
+                server
+                    .stop_within(Stop::Fast, Duration::from_secs(30))
+                    .await?;
+                server.start_again().await?;
+            }
+            1 => server.restart(Stop::Immediate).await?,
+            _ => {
+                server.crash().await?;
+                server.start_again().await?;
+            }
+        }
+        history.advance().await?;
+        history.record_quiet(None).await?;
+    }
+    let name = history.name.clone();
+    let finished = history.finish(&service).await?;
+    let window = service
+        .get(&format!("/api/v1/sources/{name}/window"))
+        .await?;
+    ensure!(
+        window["gaps"] == json!([]),
+        "a restart is no gap: {window:#}"
+    );
+    finished.check(&service).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graceful_end_leaves_everything_durable() -> Result<()> {
+    let seed = seed::choose("a_graceful_end_leaves_everything_durable");
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let mut history = History::start(&service, TestDatabase::new(18).await?, seed).await?;
+    history.advance().await?;
+    ensure!(service.terminate().await?.success(), "{}", service.log());
+    history.record_loud().await?;
+    history.advance().await?;
+    service.start_again().await?;
+    history.finish(&service).await?.check(&service).await
+}
