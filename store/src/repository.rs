@@ -6,11 +6,13 @@
 //!
 //! Opening writes nothing: a restore needs no right to write. The first put probes the store.
 
+mod keys;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use lastgood_proto::key::{Fingerprint, Form, Key, KeyId, SourceObject};
+use lastgood_proto::key::{Fingerprint, Form, Key, SourceObject};
 use lastgood_proto::manifest::{SourceFile, Version1};
 use lastgood_proto::{PgTimestamp, RepositoryId, SourceId};
 use serde::de::DeserializeOwned;
@@ -19,10 +21,12 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::config::{RepositoryUrl, StorageOptions};
 use crate::error::{Error, Result};
-use crate::keyring::{DataKey, Encryption, MasterKey, WrappedKey};
+use crate::keyring::{DataKey, Encryption, MasterKey};
 use crate::objects::{ConditionalPut, Objects, SealedBody};
 use crate::reader::{Fetch, ObjectReader};
 use crate::source::SourceStore;
+
+pub use keys::Rotation;
 
 /// `lastgood.json` and key objects are a few hundred bytes.
 const SMALL_BYTES_MAX: u64 = 64 * 1024;
@@ -43,15 +47,6 @@ enum Cipher {
     Aes256Gcm,
     #[serde(rename = "none")]
     None,
-}
-
-/// What a rotation of the master key did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rotation {
-    pub from: Fingerprint,
-    pub to: Fingerprint,
-    /// Data keys that the new master key opens now, and the old one no longer.
-    pub data_keys: usize,
 }
 
 /// Everything kept under one prefix. Cheap to clone.
@@ -265,137 +260,8 @@ impl Repository {
         }
     }
 
-    /// Wraps every data key with `new` and forgets the wraps by other master keys. Interrupted, it is
-    /// simply run again, by whichever of the two keys still opens the repository.
-    ///
-    /// # Errors
-    /// If a data key does not open, or a wrap cannot be stored. Then nothing was deleted that `new`
-    /// cannot open.
-    pub async fn rotate_master_key(&self, new: MasterKey) -> Result<Rotation> {
-        let Some(old) = self.master() else {
-            return Err(Error::NotEncrypted);
-        };
-        let (from, to) = (old.fingerprint(), new.fingerprint());
-        let wraps = self.wraps().await?;
-        let mut ids: Vec<KeyId> = wraps.iter().map(|(id, _)| *id).collect();
-        ids.dedup();
-        for &id in &ids {
-            let source = match wraps.contains(&(id, to)) {
-                true => self.wrap(id, to).await?.source,
-                false => {
-                    let wrap = self.wrap(id, from).await.map_err(|error| {
-                        match (error, wraps.iter().find(|wrap| wrap.0 == id)) {
-                            (Error::NotFound { .. }, Some(&(_, expected))) => {
-                                Error::WrongMasterKey {
-                                    expected,
-                                    given: from,
-                                }
-                            }
-                            (error, _) => error,
-                        }
-                    })?;
-                    let key = self.unwrap(&wrap, &old, id)?;
-                    self.store_wrap(&new, wrap.source, &key).await?;
-                    wrap.source
-                }
-            };
-            // Read back, so that no key is ever forgotten on the word of a put.
-            let stored = self.wrap(id, to).await?;
-            self.unwrap(&stored, &new, id)?;
-            debug_assert_eq!(stored.source, source);
-        }
-        if let Some(master) = &self.inner.master {
-            *master.lock().unwrap_or_else(PoisonError::into_inner) = new;
-        }
-        for (id, fingerprint) in wraps.into_iter().filter(|(_, by)| *by != to) {
-            let key = Key::DataKey(id, fingerprint).path();
-            self.objects().delete(&key).await?;
-        }
-        Ok(Rotation {
-            from,
-            to,
-            data_keys: ids.len(),
-        })
-    }
-
     pub(crate) fn objects(&self) -> &Arc<Objects> {
         &self.inner.objects
-    }
-
-    /// The data key `id`, which must be `source`'s.
-    pub(crate) async fn data_key(&self, source: SourceId, id: KeyId) -> Result<DataKey> {
-        let Some(master) = self.master() else {
-            return Err(Error::NotEncrypted);
-        };
-        let given = master.fingerprint();
-        let wrap = match self.wrap(id, given).await {
-            Ok(wrap) => wrap,
-            Err(Error::NotFound { .. }) => {
-                let wraps = self.wraps().await?;
-                let expected = wraps.iter().find(|(other, _)| *other == id);
-                return Err(match expected {
-                    Some(&(_, expected)) => Error::WrongMasterKey { expected, given },
-                    None => Error::DataKeyMissing { id },
-                });
-            }
-            Err(error) => return Err(error),
-        };
-        if wrap.source != source {
-            return Err(Error::Format {
-                key: Key::DataKey(id, given).path(),
-                reason: format!("it is the key of source {}, not of {source}", wrap.source),
-            });
-        }
-        self.unwrap(&wrap, &master, id)
-    }
-
-    /// The data key of a source that has no description yet.
-    async fn search_data_key(&self, source: SourceId) -> Result<DataKey> {
-        if let Some(master) = self.master() {
-            let given = master.fingerprint();
-            for (id, fingerprint) in self.wraps().await? {
-                if fingerprint == given {
-                    let wrap = self.wrap(id, given).await?;
-                    if wrap.source == source {
-                        return self.unwrap(&wrap, &master, id);
-                    }
-                }
-            }
-        }
-        Err(Error::NoDataKeyOfSource { source_id: source })
-    }
-
-    async fn store_wrap(&self, master: &MasterKey, source: SourceId, key: &DataKey) -> Result<()> {
-        let wrap = WrappedKey::wrap(master, self.inner.id, source, key)?;
-        let path = Key::DataKey(key.id(), master.fingerprint()).path();
-        let body = SealedBody::Memory(json_line(&path, &wrap)?);
-        self.objects().put_new(&path, &body).await.map(|_| ())
-    }
-
-    async fn wrap(&self, id: KeyId, fingerprint: Fingerprint) -> Result<WrappedKey> {
-        let path = Key::DataKey(id, fingerprint).path();
-        let bytes = self.objects().get_small(&path, SMALL_BYTES_MAX).await?;
-        parse_json(&path, &bytes)
-    }
-
-    fn unwrap(&self, wrap: &WrappedKey, master: &MasterKey, id: KeyId) -> Result<DataKey> {
-        wrap.unwrap(master, self.inner.id, id)
-            .ok_or_else(|| Error::Format {
-                key: Key::DataKey(id, master.fingerprint()).path(),
-                reason: "the wrapped key does not open: altered, or another repository's"
-                    .to_owned(),
-            })
-    }
-
-    /// All wrapped keys by their names, sorted.
-    async fn wraps(&self) -> Result<Vec<(KeyId, Fingerprint)>> {
-        let entries = self.objects().list("keys", None).await?;
-        let names = entries.iter().map(|entry| Key::parse(&entry.key));
-        let wraps = names.filter_map(|key| match key {
-            Ok(Key::DataKey(id, fingerprint)) => Some((id, fingerprint)),
-            Ok(_) | Err(_) => None,
-        });
-        Ok(wraps.collect())
     }
 
     fn master(&self) -> Option<MasterKey> {

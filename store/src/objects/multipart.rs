@@ -10,7 +10,8 @@ use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use super::{Objects, conflict, put_error};
+use super::Objects;
+use super::put::{conflict, put_error};
 use crate::backend::Kind;
 use crate::error::{Error, Result};
 

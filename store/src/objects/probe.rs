@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
+use super::ConditionalPut;
 use super::multipart::draft_key;
-use super::{ConditionalPut, put_error};
+use super::put::put_error;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 
