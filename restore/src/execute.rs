@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use lastgood_pg::dump::{ArchiveMaker, Section, TocEntry};
 use lastgood_pg::{ConnectionConfig, PgTools};
 use lastgood_proto::Oid;
@@ -80,10 +80,11 @@ pub async fn execute(
         phase: (Phase::Prepare, Instant::now()),
     };
     tracker.now(0, 0, None);
+    let open = destination::open(&into, &lineage, &manifest.encoding, options.resume);
     let destination = tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(Error::Cancelled),
-        opened = destination::open(&into, &lineage, &manifest.encoding, options.resume) => opened?,
+        opened = open.boxed() => opened?,
     };
     let (config, created) = (destination.config.clone(), destination.created);
     let mut run = Run {
@@ -97,7 +98,7 @@ pub async fn execute(
     let outcome = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(Error::Cancelled),
-        done = run.all(destination) => done,
+        done = run.all(destination).boxed() => done,
     };
     match outcome {
         Ok(report) => Ok(report),
@@ -315,8 +316,11 @@ impl Run<'_> {
         let mut sorted: Vec<_> = wanted.collect();
         sorted.sort_by_key(|archive| std::cmp::Reverse(archive.bytes));
         let jobs = usize::try_from(self.options.jobs.max(1)).unwrap_or(1);
-        futures::stream::iter(sorted)
-            .map(|archive| archives.data(archive, &fed))
+        let loads = sorted
+            .into_iter()
+            .map(|archive| archives.data(archive, &fed).boxed());
+        let loads: Vec<_> = loads.collect();
+        futures::stream::iter(loads)
             .buffer_unordered(jobs)
             .try_collect::<()>()
             .await
@@ -442,3 +446,6 @@ async fn empty_tables(client: &Client) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

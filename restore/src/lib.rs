@@ -38,6 +38,8 @@ mod sql;
 mod statements;
 mod survey;
 mod target;
+#[cfg(test)]
+mod testing;
 mod tool_errors;
 mod transactions;
 mod window;
