@@ -1,0 +1,320 @@
+//! Bases, and attempts at one: running, succeeded, failed.
+
+use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId};
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Catalog, Result, count, lsn_from, lsn_text, parse, time_from, words};
+
+words! {
+    /// Why a base was begun.
+    BaseCause {
+        First = "first",
+        Schedule = "schedule",
+        Request = "request",
+        Found = "found",
+    }
+}
+
+words! {
+    BaseStatus { Running = "running", Succeeded = "succeeded", Failed = "failed" }
+}
+
+/// One base, or one attempt at one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BaseRow {
+    /// The job's id.
+    pub(crate) id: String,
+    pub(crate) source: SourceId,
+    pub(crate) cause: BaseCause,
+    pub(crate) status: BaseStatus,
+    pub(crate) lineage: Option<LineageId>,
+    /// Known once it has succeeded.
+    pub(crate) base: Option<BaseId>,
+    pub(crate) consistent_point: Option<Lsn>,
+    /// Of the dumps, before compression; grows while it runs.
+    pub(crate) bytes: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) error: Option<String>,
+    pub(crate) started: PgTimestamp,
+    pub(crate) finished: Option<PgTimestamp>,
+}
+
+/// A base as its manifest tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FinishedBase {
+    pub(crate) lineage: LineageId,
+    pub(crate) base: BaseId,
+    pub(crate) bytes: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) started: PgTimestamp,
+    pub(crate) finished: PgTimestamp,
+}
+
+impl Catalog {
+    /// Note that a base has begun.
+    pub(crate) async fn begin_base(
+        &self,
+        id: String,
+        source: SourceId,
+        cause: BaseCause,
+        started: PgTimestamp,
+    ) -> Result<()> {
+        self.transact(move |transaction| {
+            transaction.execute(
+                "INSERT INTO base (id, source, cause, status, started)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![
+                    id,
+                    source.to_string(),
+                    cause.as_str(),
+                    BaseStatus::Running.as_str(),
+                    started.as_unix_micros()
+                ],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn base_progress(&self, id: String, bytes: u64) -> Result<()> {
+        self.transact(move |transaction| {
+            transaction.execute(
+                "UPDATE base SET bytes = ?2 WHERE id = ?1 AND status = 'running'",
+                params![id, count(bytes)],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Note how the job `id` went well.
+    pub(crate) async fn finish_base(&self, id: String, base: FinishedBase) -> Result<()> {
+        self.transact(move |transaction| {
+            // A listing may have found it between its manifest and this note.
+            transaction.execute(
+                "DELETE FROM base WHERE base = ?2 AND lineage = ?3 AND id <> ?1",
+                params![id, base.base.to_string(), base.lineage.to_string()],
+            )?;
+            transaction.execute(
+                "UPDATE base
+                 SET status = 'succeeded', lineage = ?2, base = ?3, consistent_point = ?4,
+                     bytes = ?5, stored_bytes = ?6, finished = ?7, error = NULL
+                 WHERE id = ?1",
+                params![
+                    id,
+                    base.lineage.to_string(),
+                    base.base.to_string(),
+                    lsn_text(base.base.consistent_point()),
+                    count(base.bytes),
+                    count(base.stored_bytes),
+                    base.finished.as_unix_micros(),
+                ],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn fail_base(
+        &self,
+        id: String,
+        error: String,
+        finished: PgTimestamp,
+    ) -> Result<()> {
+        self.transact(move |transaction| {
+            transaction.execute(
+                "UPDATE base SET status = 'failed', error = ?2, finished = ?3
+                 WHERE id = ?1 AND status = 'running'",
+                params![id, error, finished.as_unix_micros()],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Note a base that a listing found; says nothing of one that is known.
+    pub(crate) async fn found_base(&self, source: SourceId, base: FinishedBase) -> Result<()> {
+        self.transact(move |transaction| {
+            transaction.execute(
+                "INSERT OR IGNORE INTO base
+                     (id, source, cause, status, lineage, base, consistent_point,
+                      bytes, stored_bytes, started, finished)
+                 VALUES (?1, ?2, 'found', 'succeeded', ?3, ?1, ?4, ?5, ?6, ?7, ?8)",
+                params![
+                    base.base.to_string(),
+                    source.to_string(),
+                    base.lineage.to_string(),
+                    lsn_text(base.base.consistent_point()),
+                    count(base.bytes),
+                    count(base.stored_bytes),
+                    base.started.as_unix_micros(),
+                    base.finished.as_unix_micros(),
+                ],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn is_base_known(
+        &self,
+        source: SourceId,
+        lineage: LineageId,
+        base: BaseId,
+    ) -> Result<bool> {
+        self.transact(move |transaction| {
+            Ok(transaction
+                .query_row(
+                    "SELECT 1 FROM base WHERE source = ?1 AND lineage = ?2 AND base = ?3",
+                    params![source.to_string(), lineage.to_string(), base.to_string()],
+                    |_| Ok(()),
+                )
+                .optional()?
+                .is_some())
+        })
+        .await
+    }
+
+    /// Bases and attempts, newest first, begun before `before`.
+    pub(crate) async fn bases(
+        &self,
+        source: SourceId,
+        before: Option<(PgTimestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<BaseRow>> {
+        let (time, id) = before.map_or((i64::MAX, String::new()), |(time, id)| {
+            (time.as_unix_micros(), id)
+        });
+        self.transact(move |transaction| {
+            let mut statement = transaction.prepare(
+                "SELECT * FROM base WHERE source = ?1 AND (started, id) < (?2, ?3)
+                 ORDER BY started DESC, id DESC LIMIT ?4",
+            )?;
+            let limit = count(limit as u64);
+            let rows = statement
+                .query_map(params![source.to_string(), time, id, limit], |row| {
+                    Ok(base_row(row))
+                })?;
+            rows.map(|row| row?).collect()
+        })
+        .await
+    }
+
+    /// When the newest attempt at a base of any outcome began, and when the newest success did.
+    pub(crate) async fn last_bases(
+        &self,
+        source: SourceId,
+    ) -> Result<(Option<PgTimestamp>, Option<PgTimestamp>)> {
+        self.transact(move |transaction| {
+            Ok(transaction.query_row(
+                "SELECT max(started), max(CASE status WHEN 'succeeded' THEN started END)
+                 FROM base WHERE source = ?1",
+                [source.to_string()],
+                |row| {
+                    let time = |index| -> rusqlite::Result<Option<PgTimestamp>> {
+                        Ok(row.get::<_, Option<i64>>(index)?.map(time_from))
+                    };
+                    Ok((time(0)?, time(1)?))
+                },
+            )?)
+        })
+        .await
+    }
+
+    /// A base that was running when the service ended will not go on.
+    pub(crate) async fn fail_interrupted_bases(&self, now: PgTimestamp) -> Result<usize> {
+        self.transact(move |transaction| {
+            Ok(transaction.execute(
+                "UPDATE base SET status = 'failed', error = 'the service ended while it ran',
+                                 finished = ?1
+                 WHERE status = 'running'",
+                [now.as_unix_micros()],
+            )?)
+        })
+        .await
+    }
+}
+
+fn base_row(row: &Row<'_>) -> Result<BaseRow> {
+    let text = |name| -> Result<Option<String>> { Ok(row.get(name)?) };
+    Ok(BaseRow {
+        id: row.get("id")?,
+        source: parse("a source id", &row.get::<_, String>("source")?)?,
+        cause: parse("a cause", &row.get::<_, String>("cause")?)?,
+        status: parse("a status", &row.get::<_, String>("status")?)?,
+        lineage: text("lineage")?
+            .map(|text| parse("a lineage id", &text))
+            .transpose()?,
+        base: text("base")?
+            .map(|text| parse("a base id", &text))
+            .transpose()?,
+        consistent_point: text("consistent_point")?
+            .map(|text| lsn_from(&text))
+            .transpose()?,
+        bytes: row.get::<_, i64>("bytes")?.cast_unsigned(),
+        stored_bytes: row.get::<_, i64>("stored_bytes")?.cast_unsigned(),
+        error: text("error")?,
+        started: time_from(row.get("started")?),
+        finished: row.get::<_, Option<i64>>("finished")?.map(time_from),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Seal;
+    use crate::catalog::sources::tests::source;
+
+    #[tokio::test]
+    async fn a_base_runs_and_ends() {
+        let catalog = Catalog::in_memory();
+        let row = source(1, "shop");
+        let id = row.id;
+        catalog
+            .insert_source(&Seal::new(&[1; 32]), row, "host=db")
+            .await
+            .unwrap();
+        let at = |seconds: i64| PgTimestamp::from_unix_micros(seconds * 1_000_000);
+        for (name, time) in [("a", 1), ("b", 2), ("c", 3)] {
+            catalog
+                .begin_base(name.to_owned(), id, BaseCause::Request, at(time))
+                .await
+                .unwrap();
+        }
+        let finished = FinishedBase {
+            lineage: LineageId::new(1, 2),
+            base: BaseId::new(Lsn::new(0x1000), 7),
+            bytes: 100,
+            stored_bytes: 10,
+            started: at(1),
+            finished: at(4),
+        };
+        catalog.found_base(id, finished).await.unwrap();
+        catalog.finish_base("a".to_owned(), finished).await.unwrap();
+        catalog.found_base(id, finished).await.unwrap();
+        catalog
+            .fail_base("b".to_owned(), "no".to_owned(), at(5))
+            .await
+            .unwrap();
+        assert_eq!(catalog.fail_interrupted_bases(at(6)).await.unwrap(), 1);
+
+        let page = catalog.bases(id, None, 2).await.unwrap();
+        let statuses: Vec<_> = page
+            .iter()
+            .map(|row| (row.id.as_str(), row.status))
+            .collect();
+        assert_eq!(
+            statuses,
+            [("c", BaseStatus::Failed), ("b", BaseStatus::Failed)]
+        );
+        let before = Some((page[1].started, page[1].id.clone()));
+        let rest = catalog.bases(id, before, 9).await.unwrap();
+        assert_eq!(rest.len(), 1);
+        assert_eq!(rest[0].status, BaseStatus::Succeeded);
+        assert_eq!(rest[0].consistent_point, Some(Lsn::new(0x1000)));
+        assert_eq!(
+            catalog.last_bases(id).await.unwrap(),
+            (Some(at(3)), Some(at(1)))
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! The catalog: SQLite with the settings of this service and an index of what the repository
+//! holds.
+//!
+//! Invariants: the repository is the truth about backups, so losing the catalog loses settings
+//! only; a change is one transaction; no connection string stands here in clear. Absent: anything
+//! a restore needs.
+
+mod bases;
+mod points;
+mod restores;
+mod seal;
+mod segments;
+mod settings;
+mod sources;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lastgood_proto::{Lsn, PgTimestamp};
+use rusqlite::Connection;
+
+pub(crate) use bases::{BaseCause, BaseRow, BaseStatus, FinishedBase};
+pub(crate) use points::PointRow;
+pub(crate) use restores::{Ending, RestoreEventRow, RestoreRow, RestoreStatus};
+pub(crate) use seal::Seal;
+pub(crate) use segments::SegmentRow;
+pub(crate) use sources::{Desired, SourceRow};
+
+/// What the binary knows of the schema, in order; `user_version` counts those applied.
+const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_catalog.sql")];
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("the catalog cannot be read or written")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the catalog was written by a newer lastgood (schema {found}, known are {known})")]
+    Newer { found: i64, known: usize },
+    #[error("a source named \"{0}\" exists already")]
+    DuplicateName(String),
+    #[error("a connection string in the catalog does not open with this master key")]
+    Sealed,
+    #[error("the catalog holds {what} that is not understood: {detail}")]
+    Unreadable { what: &'static str, detail: String },
+    #[error("the catalog's task ended early")]
+    Task,
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// A handle to the catalog; cheap to clone.
+///
+/// One connection behind a lock: SQLite has one writer anyway, and every statement here is short.
+#[derive(Clone)]
+pub(crate) struct Catalog {
+    connection: Arc<Mutex<Connection>>,
+}
+
+impl Catalog {
+    /// Open, or make, the catalog at `path`.
+    ///
+    /// # Errors
+    /// The file is no catalog, cannot be written, or a newer version wrote it.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::prepare(Connection::open(path)?)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        Connection::open_in_memory()
+            .map_err(Error::from)
+            .and_then(Self::prepare)
+            .expect("a catalog in memory opens")
+    }
+
+    fn prepare(mut connection: Connection) -> Result<Self> {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.busy_timeout(std::time::Duration::from_secs(10))?;
+        migrate(&mut connection)?;
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+        })
+    }
+
+    /// Run `work` in one transaction on a thread that may block.
+    async fn transact<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let connection = Arc::clone(&self.connection);
+        tokio::task::spawn_blocking(move || {
+            // A poisoned lock means a panic inside a transaction, which SQLite rolled back.
+            let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let transaction = connection.transaction()?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+        .map_err(|_| Error::Task)?
+    }
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let applied: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let todo = usize::try_from(applied)
+        .ok()
+        .and_then(|applied| MIGRATIONS.get(applied..))
+        .ok_or(Error::Newer {
+            found: applied,
+            known: MIGRATIONS.len(),
+        })?;
+    for (version, migration) in (applied + 1..).zip(todo) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// An LSN as text whose order is the LSN's.
+fn lsn_text(lsn: Lsn) -> String {
+    format!("{:016x}", lsn.as_u64())
+}
+
+fn lsn_from(text: &str) -> Result<Lsn> {
+    u64::from_str_radix(text, 16)
+        .map(Lsn::new)
+        .map_err(|_| unreadable("an LSN", text))
+}
+
+fn time_from(micros: i64) -> PgTimestamp {
+    PgTimestamp::from_unix_micros(micros)
+}
+
+fn unreadable(what: &'static str, detail: impl std::fmt::Display) -> Error {
+    Error::Unreadable {
+        what,
+        detail: detail.to_string(),
+    }
+}
+
+fn parse<T>(what: &'static str, text: &str) -> Result<T>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    text.parse().map_err(|error| unreadable(what, error))
+}
+
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// An enum that is stored as one of a few words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum $name { $($variant),+ }
+
+        impl $name {
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> std::result::Result<Self, String> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(format!("\"{text}\"")),
+                }
+            }
+        }
+    };
+}
+use words;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_migration_applies_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalog.db");
+        drop(Catalog::open(&path).unwrap());
+        drop(Catalog::open(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        let version: isize = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .unwrap();
+        assert_eq!(version.cast_unsigned(), MIGRATIONS.len());
+        let mode: String = connection
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .unwrap();
+        assert_eq!(mode, "wal");
+    }
+
+    #[test]
+    fn a_newer_catalog_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalog.db");
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        drop(connection);
+        assert!(matches!(
+            Catalog::open(&path),
+            Err(Error::Newer { found: 99, .. })
+        ));
+    }
+}

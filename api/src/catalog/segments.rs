@@ -1,0 +1,200 @@
+//! The index of segments.
+
+use lastgood_proto::key::SegmentKey;
+use lastgood_proto::{LineageId, Lsn, SourceId};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::{Catalog, Result, count, lsn_from, lsn_text, parse, time_from};
+
+/// A segment the repository holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SegmentRow {
+    pub(crate) lineage: LineageId,
+    pub(crate) key: SegmentKey,
+    /// Absent if a listing told of it.
+    pub(crate) stored_bytes: Option<u64>,
+}
+
+/// Sums over the segments of one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct SegmentTotals {
+    pub(crate) segments: u64,
+    pub(crate) stored_bytes: u64,
+}
+
+impl Catalog {
+    pub(crate) async fn insert_segment(&self, source: SourceId, row: SegmentRow) -> Result<()> {
+        self.transact(move |transaction| put(transaction, source, &row))
+            .await
+    }
+
+    /// Make the index equal to what a listing of the repository says.
+    pub(crate) async fn replace_segments(
+        &self,
+        source: SourceId,
+        rows: Vec<SegmentRow>,
+    ) -> Result<()> {
+        self.transact(move |transaction| {
+            transaction.execute_batch(
+                "CREATE TEMP TABLE IF NOT EXISTS listed
+                     (lineage TEXT, start_lsn TEXT, PRIMARY KEY (lineage, start_lsn));
+                 DELETE FROM listed;",
+            )?;
+            let mut listed = transaction.prepare("INSERT INTO listed VALUES (?1, ?2)")?;
+            for row in &rows {
+                put(transaction, source, row)?;
+                listed.execute(params![row.lineage.to_string(), lsn_text(row.key.start)])?;
+            }
+            transaction.execute(
+                "DELETE FROM segment
+                 WHERE source = ?1 AND (lineage, start_lsn) NOT IN (SELECT * FROM listed)",
+                [source.to_string()],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Segments in the order of lineage and LSN, after `after`.
+    pub(crate) async fn segments(
+        &self,
+        source: SourceId,
+        after: Option<(LineageId, Lsn)>,
+        limit: usize,
+    ) -> Result<Vec<SegmentRow>> {
+        let (lineage, start) = match after {
+            Some((lineage, start)) => (lineage.to_string(), lsn_text(start)),
+            None => (String::new(), String::new()),
+        };
+        self.transact(move |transaction| {
+            let mut statement = transaction.prepare(
+                "SELECT * FROM segment
+                 WHERE source = ?1 AND (lineage, start_lsn) > (?2, ?3)
+                 ORDER BY lineage, start_lsn LIMIT ?4",
+            )?;
+            let limit = count(limit as u64);
+            let rows = statement
+                .query_map(params![source.to_string(), lineage, start, limit], |row| {
+                    Ok(segment_row(row))
+                })?;
+            rows.map(|row| row?).collect()
+        })
+        .await
+    }
+
+    /// The newest segment of the newest lineage.
+    pub(crate) async fn last_segment(&self, source: SourceId) -> Result<Option<SegmentRow>> {
+        self.transact(move |transaction| {
+            transaction
+                .query_row(
+                    "SELECT * FROM segment WHERE source = ?1
+                     ORDER BY lineage DESC, start_lsn DESC LIMIT 1",
+                    [source.to_string()],
+                    |row| Ok(segment_row(row)),
+                )
+                .optional()?
+                .transpose()
+        })
+        .await
+    }
+
+    pub(crate) async fn segment_totals(&self, source: SourceId) -> Result<SegmentTotals> {
+        self.transact(move |transaction| {
+            Ok(transaction.query_row(
+                "SELECT count(*), coalesce(sum(stored_bytes), 0) FROM segment WHERE source = ?1",
+                [source.to_string()],
+                |row| {
+                    Ok(SegmentTotals {
+                        segments: row.get::<_, i64>(0)?.cast_unsigned(),
+                        stored_bytes: row.get::<_, i64>(1)?.cast_unsigned(),
+                    })
+                },
+            )?)
+        })
+        .await
+    }
+}
+
+fn put(transaction: &Transaction<'_>, source: SourceId, row: &SegmentRow) -> Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO segment VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (source, lineage, start_lsn) DO UPDATE
+             SET end_lsn = excluded.end_lsn, max_commit_time = excluded.max_commit_time,
+                 observed_through = excluded.observed_through,
+                 stored_bytes = coalesce(excluded.stored_bytes, stored_bytes)",
+        )?
+        .execute(params![
+            source.to_string(),
+            row.lineage.to_string(),
+            lsn_text(row.key.start),
+            lsn_text(row.key.end),
+            row.key.max_commit_time.map(|time| time.as_unix_micros()),
+            row.key.observed_through.map(|time| time.as_unix_micros()),
+            row.stored_bytes.map(count),
+        ])?;
+    Ok(())
+}
+
+fn segment_row(row: &Row<'_>) -> Result<SegmentRow> {
+    let time = |name| -> Result<_> { Ok(row.get::<_, Option<i64>>(name)?.map(time_from)) };
+    Ok(SegmentRow {
+        lineage: parse("a lineage id", &row.get::<_, String>("lineage")?)?,
+        key: SegmentKey {
+            start: lsn_from(&row.get::<_, String>("start_lsn")?)?,
+            end: lsn_from(&row.get::<_, String>("end_lsn")?)?,
+            max_commit_time: time("max_commit_time")?,
+            observed_through: time("observed_through")?,
+        },
+        stored_bytes: row
+            .get::<_, Option<i64>>("stored_bytes")?
+            .map(i64::cast_unsigned),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Seal;
+    use crate::catalog::sources::tests::source;
+
+    fn segment(start: u64, end: u64, stored_bytes: Option<u64>) -> SegmentRow {
+        SegmentRow {
+            lineage: LineageId::new(1, 1),
+            key: SegmentKey {
+                start: Lsn::new(start),
+                end: Lsn::new(end),
+                max_commit_time: None,
+                observed_through: None,
+            },
+            stored_bytes,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_index_follows_events_and_listings() {
+        let catalog = Catalog::in_memory();
+        let row = source(1, "shop");
+        let id = row.id;
+        catalog
+            .insert_source(&Seal::new(&[1; 32]), row, "host=db")
+            .await
+            .unwrap();
+        for (start, end) in [(1, 0x10), (0x10, 0x200), (0x200, 0x300)] {
+            catalog
+                .insert_segment(id, segment(start, end, Some(10)))
+                .await
+                .unwrap();
+        }
+        let page = catalog.segments(id, None, 2).await.unwrap();
+        assert_eq!(page.len(), 2);
+        let after = Some((page[1].lineage, page[1].key.start));
+        let rest = catalog.segments(id, after, 2).await.unwrap();
+        assert_eq!(rest, [segment(0x200, 0x300, Some(10))]);
+
+        let listed = vec![segment(0x10, 0x200, None), segment(0x200, 0x300, None)];
+        catalog.replace_segments(id, listed).await.unwrap();
+        let totals = catalog.segment_totals(id).await.unwrap();
+        assert_eq!((totals.segments, totals.stored_bytes), (2, 20));
+    }
+}

@@ -1,0 +1,124 @@
+//! The command line: the same words as the API, for people first and with `--json` for programs.
+//!
+//! A command that changes or watches the service speaks HTTP with it; one that only needs what the
+//! repository holds can be pointed at it with `--repository` and `--key-file`, and then no service,
+//! no catalog and no network but the storage's is needed.
+
+mod bar;
+mod base;
+mod cat;
+mod client;
+mod failure;
+mod key;
+mod output;
+mod place;
+mod point;
+mod probe;
+mod restore;
+mod restores;
+mod source;
+mod target;
+mod transactions;
+mod verify;
+mod window;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeArgs;
+use failure::Failure;
+use output::Output;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 failed, trying again may help; 2 wrong usage; 3 somebody has to change \
+something first; 4 the repository holds what was not written; 5 the target cannot be reached; \
+130 interrupted.
+
+The service's address and token come from --server and --token-file, LASTGOOD_SERVER and \
+LASTGOOD_TOKEN, or the data folder of a service on this machine.";
+
+#[derive(Parser)]
+#[command(name = "lastgood", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service
+    Serve(ServeArgs),
+    /// Play the story on a throw-away PostgreSQL: a shop, a disaster, the way back
+    Demo(crate::demo::Args),
+    /// Look at a database before registering it; nothing is created
+    Probe(probe::Args),
+    /// Register, list, show, change, pause, resume and remove sources
+    Source(source::Args),
+    /// List bases, or take one now
+    Base(base::Args),
+    /// Show what can be restored
+    Window(window::Args),
+    /// Find captured transactions by time, table and size: when did it happen?
+    Transactions(transactions::Args),
+    /// Name this moment, to restore to it by its name
+    Point(point::Args),
+    /// Show what a restore would do
+    Plan(restore::PlanArgs),
+    /// Restore into a new or an empty database
+    Restore(Box<restore::RestoreArgs>),
+    /// List, show, follow and cancel the restores of the service
+    Restores(restores::Args),
+    /// Print an object of the repository: NDJSON, JSON or the raw dump
+    Cat(cat::Args),
+    /// Read and authenticate every object of a source
+    Verify(verify::Args),
+    /// Show, confirm and rotate the master key
+    Key(key::Args),
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.json);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return output.fail(&Failure::from(anyhow::Error::from(error))),
+    };
+    match runtime.block_on(dispatch(cli.command, &output)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output.fail(&failure),
+    }
+}
+
+async fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => Ok(Box::pin(crate::serve::serve(args)).await?),
+        Command::Demo(args) => Ok(Box::pin(crate::demo::run(args)).await?),
+        Command::Probe(args) => Box::pin(probe::run(args, output)).await,
+        Command::Source(args) => Box::pin(source::run(args, output)).await,
+        Command::Base(args) => Box::pin(base::run(args, output)).await,
+        Command::Window(args) => Box::pin(window::run(args, output)).await,
+        Command::Transactions(args) => Box::pin(transactions::run(args, output)).await,
+        Command::Point(args) => Box::pin(point::run(args, output)).await,
+        Command::Plan(args) => Box::pin(restore::plan(args, output)).await,
+        Command::Restore(args) => Box::pin(restore::run(*args, output)).await,
+        Command::Restores(args) => Box::pin(restores::run(args, output)).await,
+        Command::Cat(args) => Box::pin(cat::run(args, output)).await,
+        Command::Verify(args) => Box::pin(verify::run(args, output)).await,
+        Command::Key(args) => Box::pin(key::run(args, output)).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,138 @@
+//! Which source is meant, and where it is looked for: the service, or a repository by itself.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lastgood_store::{
+    Encryption, MasterKey, Repository, RepositoryUrl, SourceStore, StorageOptions,
+};
+
+use super::client::{Client, ServerArgs};
+use super::failure::Failure;
+
+/// A repository without a service.
+#[derive(Debug, Clone, Args)]
+pub(super) struct RepositoryArgs {
+    /// Work on this repository, without a service: file://, s3://bucket/prefix, gs://, az://
+    #[arg(long, value_name = "URL", help_heading = "Repository")]
+    pub(super) repository: Option<RepositoryUrl>,
+    /// The master key; without it, LASTGOOD_MASTER_KEY holds the key itself
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "repository",
+        help_heading = "Repository"
+    )]
+    pub(super) key_file: Option<PathBuf>,
+}
+
+/// A repository or a service.
+#[derive(Debug, Clone, Args)]
+pub(super) struct PlaceArgs {
+    #[command(flatten)]
+    pub(super) repository: RepositoryArgs,
+    #[command(flatten)]
+    pub(super) server: ServerArgs,
+}
+
+/// Where a command works.
+pub(super) enum Place {
+    Repository(Repository),
+    Service(Client),
+}
+
+impl RepositoryArgs {
+    /// Open the repository, if one is named.
+    pub(super) async fn open(&self) -> Result<Option<Repository>, Failure> {
+        let Some(url) = &self.repository else {
+            return Ok(None);
+        };
+        let key = match &self.key_file {
+            Some(path) => Some(MasterKey::from_file(path)?),
+            None => MasterKey::from_env()?,
+        };
+        let encryption = key.map_or(Encryption::Off, Encryption::On);
+        let repository = Repository::open(url, &StorageOptions::from_env(), encryption).await;
+        repository.map(Some).map_err(|error| match error {
+            lastgood_store::Error::MasterKeyNeeded => Failure::operator(
+                "the repository is encrypted: give --key-file or LASTGOOD_MASTER_KEY",
+            ),
+            error => error.into(),
+        })
+    }
+}
+
+impl PlaceArgs {
+    pub(super) async fn open(&self) -> Result<Place, Failure> {
+        match self.repository.open().await? {
+            Some(repository) => Ok(Place::Repository(repository)),
+            None => self.server.client().map(Place::Service),
+        }
+    }
+}
+
+/// The source of a repository that is called `wanted`; the only one if nothing is wanted.
+pub(super) async fn source_store(
+    repository: &Repository,
+    wanted: Option<&str>,
+) -> Result<(String, SourceStore), Failure> {
+    let sources = repository.sources().await?;
+    let mut matching = sources.iter().filter(|(id, file)| match wanted {
+        Some(wanted) => file.name == wanted || id.to_string() == wanted,
+        None => true,
+    });
+    let (first, second) = (matching.next(), matching.next());
+    let names = || {
+        let names: Vec<String> = sources
+            .iter()
+            .map(|(id, file)| format!("{} ({id})", file.name))
+            .collect();
+        match names.is_empty() {
+            true => "it holds none".to_owned(),
+            false => format!("it holds {}", names.join(", ")),
+        }
+    };
+    match (first, second) {
+        (Some((id, file)), None) => Ok((file.name.clone(), repository.source(*id).await?)),
+        (None, _) => Err(Failure::usage(format!(
+            "the repository has no such source; {}",
+            names()
+        ))),
+        (Some(_), Some(_)) => Err(Failure::usage(format!(
+            "say which source is meant, by its id if its name is not unique; {}",
+            names()
+        ))),
+    }
+}
+
+/// The path of a source of the service; of its only one if nothing is wanted.
+pub(super) async fn source_path(client: &Client, wanted: Option<&str>) -> Result<String, Failure> {
+    let name = match wanted {
+        Some(wanted) => wanted.to_owned(),
+        None => {
+            let sources = client.list("/api/v1/sources").await?;
+            let names: Vec<&str> = sources
+                .iter()
+                .filter_map(|source| source["name"].as_str())
+                .collect();
+            match names.as_slice() {
+                [name] => (*name).to_owned(),
+                [] => return Err(Failure::usage("no source is registered yet")),
+                _ => {
+                    return Err(Failure::usage(format!(
+                        "say which source is meant: {}",
+                        names.join(", ")
+                    )));
+                }
+            }
+        }
+    };
+    let plain = !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
+    match plain {
+        true => Ok(format!("/api/v1/sources/{name}")),
+        false => Err(Failure::usage(format!("\"{name}\" is no name of a source"))),
+    }
+}

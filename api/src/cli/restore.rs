@@ -1,0 +1,418 @@
+//! `lastgood plan` and `lastgood restore`: through the service, or with repository and key alone.
+
+use std::sync::Arc;
+
+use lastgood_pg::ConnectionConfig;
+use lastgood_proto::{BaseId, LineageId};
+use lastgood_restore::{Plan, PlanOptions, Progress};
+use lastgood_store::SourceStore;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::bar::Bar;
+use super::client::Client;
+use super::failure::Failure;
+use super::output::{Output, bytes, count, human_seconds, pairs, show};
+use super::place::{Place, PlaceArgs, source_path, source_store};
+use super::restores;
+use super::target::{ExclusiveArg, TargetArgs};
+use crate::clock::now;
+use crate::execute::{self, JOBS_MAX, Order, Stopped};
+use crate::http::PlanView;
+
+#[derive(clap::Args)]
+pub(super) struct PlanArgs {
+    /// Name or id of the source; not needed if there is only one
+    #[arg(long)]
+    source: Option<String>,
+    #[command(flatten)]
+    target: TargetArgs,
+    #[command(flatten)]
+    exclusive: ExclusiveArg,
+    /// Only this lineage: for an LSN that is in several
+    #[arg(long, value_name = "LINEAGE", help_heading = "Target")]
+    lineage: Option<LineageId>,
+    /// Only this base: to go on with a restore after a newer base was taken
+    #[arg(long, value_name = "BASE", help_heading = "Target")]
+    base: Option<BaseId>,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+#[derive(clap::Args)]
+pub(super) struct RestoreArgs {
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Where to: without --create-database its own database, which must be empty
+    #[arg(
+        long,
+        value_name = "CONNECTION",
+        env = "LASTGOOD_INTO",
+        hide_env_values = true
+    )]
+    into: String,
+    /// Create this database there and restore into it
+    #[arg(long, value_name = "NAME")]
+    create_database: Option<String>,
+    /// How changes are brought in: commit by commit
+    #[arg(long, value_enum, default_value = "ordered")]
+    replay: Replay,
+    /// Parallel jobs of pg_restore
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(JOBS_MAX)))]
+    jobs: Option<u32>,
+    /// Go on with an earlier restore of the same target into the same database
+    #[arg(long)]
+    resume: bool,
+    /// Allow the source's own server and database as the target
+    #[arg(long)]
+    allow_source: bool,
+    /// Begin at once instead of asking on a terminal
+    #[arg(long, short)]
+    yes: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Replay {
+    Ordered,
+}
+
+impl PlanArgs {
+    fn target(&self) -> Value {
+        json!(self.target.target(self.exclusive))
+    }
+
+    async fn make(&self, store: &SourceStore) -> Result<Plan, Failure> {
+        let options = PlanOptions {
+            now: now(),
+            lineage: self.lineage,
+            base: self.base,
+        };
+        let target = self.target.target(self.exclusive);
+        Ok(Box::pin(lastgood_restore::plan(store, &target, &options)).await?)
+    }
+}
+
+pub(super) async fn plan(args: PlanArgs, output: &Output) -> Result<(), Failure> {
+    let wanted = args.source.as_deref();
+    let plan = match args.place.open().await? {
+        Place::Service(client) => {
+            let path = source_path(&client, wanted).await?;
+            let body = json!({"target": args.target(), "lineage": args.lineage, "base": args.base});
+            client.post(&format!("{path}/plan"), &body).await?
+        }
+        Place::Repository(repository) => {
+            let (_, store) = source_store(&repository, wanted).await?;
+            view(&args.make(&store).await?)?
+        }
+    };
+    output.answer(&plan, describe_plan);
+    Ok(())
+}
+
+pub(super) async fn run(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
+    let connection: ConnectionConfig = args
+        .into
+        .parse()
+        .map_err(|error: lastgood_pg::ConfigError| Failure::usage(format!("--into: {error}")))?;
+    match args.plan.place.open().await? {
+        Place::Service(client) => by_service(args, &client, &connection, output).await,
+        Place::Repository(repository) => {
+            let (_, store) = source_store(&repository, args.plan.source.as_deref()).await?;
+            by_itself(args, &store, connection, output).await
+        }
+    }
+}
+
+async fn by_service(
+    args: RestoreArgs,
+    client: &Client,
+    connection: &ConnectionConfig,
+    output: &Output,
+) -> Result<(), Failure> {
+    let path = source_path(client, args.plan.source.as_deref()).await?;
+    let planned = json!({
+        "target": args.plan.target(),
+        "lineage": args.plan.lineage,
+        "base": args.plan.base,
+    });
+    let plan = client.post(&format!("{path}/plan"), &planned).await?;
+    announce(&plan, connection, &args, output)?;
+    let body = json!({
+        "target": args.plan.target(),
+        "lineage": args.plan.lineage,
+        "into": {
+            "connection": args.into,
+            "create_database": args.create_database,
+            "allow_source": args.allow_source,
+        },
+        "base": args.plan.base,
+        "jobs": args.jobs,
+        "replay": "ordered",
+        "resume": args.resume,
+    });
+    let begun = client.post(&format!("{path}/restores"), &body).await?;
+    let id = show(&begun["id"]);
+    output.note(format!(
+        "restore {id} runs in the service; Ctrl-C leaves it running"
+    ));
+    let restore = restores::follow(client, &id, output).await?;
+    restores::finish(&restore, output)
+}
+
+async fn by_itself(
+    args: RestoreArgs,
+    store: &SourceStore,
+    connection: ConnectionConfig,
+    output: &Output,
+) -> Result<(), Failure> {
+    let plan = args.plan.make(store).await?;
+    announce(&view(&plan)?, &connection, &args, output)?;
+    let order = Order {
+        plan,
+        connection,
+        create_database: args.create_database,
+        allow_source: args.allow_source,
+        jobs: args.jobs,
+        resume: args.resume,
+    };
+    let cancel = CancellationToken::new();
+    let interrupted = cancel.clone();
+    let watcher = tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            interrupted.cancel();
+        }
+    });
+    let bar = Arc::new(Bar::new(output));
+    let watched = Arc::clone(&bar);
+    let tell = move |progress: Progress| {
+        if let Ok(step) = serde_json::to_value(progress) {
+            watched.take(&step);
+        }
+    };
+    let outcome = execute::execute(order, store.clone(), tell, cancel).await;
+    watcher.abort();
+    bar.clear();
+    let left = |left_behind: Option<String>| {
+        left_behind.map_or_else(String::new, |left| format!("\nleft behind: {left}"))
+    };
+    match outcome {
+        Ok(report) => {
+            let report =
+                serde_json::to_value(report).map_err(|error| Failure::failed(error.to_string()))?;
+            output.answer(&report, describe_report);
+            Ok(())
+        }
+        Err(Stopped::Cancelled { left_behind }) => Err(Failure::interrupted(format!(
+            "interrupted{}",
+            left(left_behind)
+        ))),
+        Err(Stopped::Failed { error, left_behind }) => {
+            let mut failure = Failure::from(error);
+            failure.message.push_str(&left(left_behind));
+            Err(failure)
+        }
+    }
+}
+
+/// Say what will be done; on a terminal, ask.
+fn announce(
+    plan: &Value,
+    connection: &ConnectionConfig,
+    args: &RestoreArgs,
+    output: &Output,
+) -> Result<(), Failure> {
+    let into = match &args.create_database {
+        Some(name) => format!("a new database \"{name}\" on {}", connection.redacted()),
+        None => format!("the empty database {}", connection.redacted()),
+    };
+    output.note(describe_plan(plan));
+    output.note(format!("restoring into {into}"));
+    if args.yes || !output.is_watched() || !std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+        return Ok(());
+    }
+    output.note("Begin? [y/N]");
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(anyhow::Error::from)?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::interrupted("nothing was done")),
+    }
+}
+
+fn view(plan: &Plan) -> Result<Value, Failure> {
+    serde_json::to_value(PlanView::from(plan)).map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// A plan for a person: what comes back, and exactly where it stops.
+pub(super) fn describe_plan(plan: &Value) -> String {
+    let base = &plan["base"];
+    let seconds = plan["expected_seconds"].as_u64().unwrap_or(0);
+    let mut text = pairs(&[
+        (
+            "source",
+            format!("{} ({})", show(&plan["source_name"]), show(&plan["source"])),
+        ),
+        ("target", describe_target(&plan["target"])),
+        (
+            "base",
+            format!(
+                "of {} at {}, {}",
+                show(&base["time"]),
+                show(&base["consistent_point"]),
+                bytes(&base["bytes"])
+            ),
+        ),
+        (
+            "changes",
+            format!(
+                "{} segments; {} to read in all",
+                count(&plan["segments"]),
+                bytes(&plan["stored_bytes"])
+            ),
+        ),
+        ("about", human_seconds(seconds)),
+        (
+            "last kept",
+            describe_transaction(&plan["last_kept"], "everything kept is in the base"),
+        ),
+        (
+            "first lost",
+            describe_transaction(
+                &plan["first_discarded"],
+                "nothing: no later change is known",
+            ),
+        ),
+    ]);
+    let not_covered = plan["not_covered"].as_array().cloned().unwrap_or_default();
+    if !not_covered.is_empty() {
+        text.push_str("as old as the base, whatever the target:\n");
+    }
+    for entry in not_covered {
+        text.push_str(&format!(
+            "  {}: {}\n",
+            show(&entry["object"]),
+            show(&entry["why"])
+        ));
+    }
+    text
+}
+
+fn describe_target(target: &Value) -> String {
+    let Some(parts) = target.as_object() else {
+        return show(target);
+    };
+    let named = ["time", "lsn", "xid", "name"]
+        .into_iter()
+        .find_map(|kind| Some(format!("{kind} {}", show(parts.get(kind)?))));
+    let exclusive = match target["inclusive"].as_bool() {
+        Some(false) => ", without it",
+        _ => "",
+    };
+    format!("{}{exclusive}", named.unwrap_or_default())
+}
+
+fn describe_transaction(transaction: &Value, none: &str) -> String {
+    if !transaction.is_object() {
+        return none.to_owned();
+    }
+    let tables = transaction["tables"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let changes: Vec<String> = tables.iter().map(describe_changes).collect();
+    format!(
+        "{}  xid {}  {}  {}",
+        show(&transaction["time"]),
+        show(&transaction["xid"]),
+        show(&transaction["commit_lsn"]),
+        changes.join("; ")
+    )
+}
+
+fn describe_changes(table: &Value) -> String {
+    let kinds = [
+        ("inserts", "inserted"),
+        ("updates", "updated"),
+        ("deletes", "deleted"),
+    ];
+    let mut parts: Vec<String> = kinds
+        .iter()
+        .filter(|(field, _)| table[field].as_u64().is_some_and(|rows| rows > 0))
+        .map(|(field, word)| format!("{} {word}", count(&table[field])))
+        .collect();
+    if table["truncates"].as_u64().is_some_and(|times| times > 0) {
+        parts.push("truncated".to_owned());
+    }
+    format!(
+        "{}.{} {}",
+        show(&table["schema"]),
+        show(&table["table"]),
+        parts.join(", ")
+    )
+}
+
+/// What came of a restore.
+pub(super) fn describe_report(report: &Value) -> String {
+    if !report.is_object() {
+        return String::new();
+    }
+    let phases = report["phases"].as_array().cloned().unwrap_or_default();
+    let total: u64 = phases
+        .iter()
+        .filter_map(|phase| phase["milliseconds"].as_u64())
+        .sum();
+    let times: Vec<String> = phases
+        .iter()
+        .map(|phase| {
+            format!(
+                "{} {}",
+                show(&phase["phase"]),
+                human_millis(&phase["milliseconds"])
+            )
+        })
+        .collect();
+    let mut text = pairs(&[
+        (
+            "restored into",
+            format!("database {}", show(&report["database"])),
+        ),
+        (
+            "up to",
+            describe_transaction(&report["reached"], "the base itself"),
+        ),
+        (
+            "replayed",
+            format!(
+                "{} transactions, {} rows on top of base {}",
+                count(&report["transactions"]),
+                count(&report["rows"]),
+                show(&report["base"])
+            ),
+        ),
+        ("sequences set", count(&report["sequences"])),
+        (
+            "took",
+            format!("{} ({})", human_millis(&total.into()), times.join(", ")),
+        ),
+    ]);
+    for note in report["notes"].as_array().into_iter().flatten() {
+        text.push_str(&format!("note: {}\n", show(note)));
+    }
+    for entry in report["not_covered"].as_array().into_iter().flatten() {
+        text.push_str(&format!(
+            "as old as the base: {}: {}\n",
+            show(&entry["object"]),
+            show(&entry["why"])
+        ));
+    }
+    text
+}
+
+fn human_millis(millis: &Value) -> String {
+    match millis.as_u64().unwrap_or(0) {
+        millis @ 0..60_000 => format!("{}.{} s", millis / 1000, millis % 1000 / 100),
+        millis => human_seconds(millis / 1000),
+    }
+}

@@ -1,0 +1,112 @@
+//! `lastgood transactions`: when did it happen?
+
+use lastgood_proto::PgTimestamp;
+use lastgood_restore::TransactionFilter;
+use serde_json::Value;
+
+use super::failure::Failure;
+use super::output::{Output, count, show, table};
+use super::place::{Place, PlaceArgs, source_path, source_store};
+use crate::http::TransactionsView;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Name or id of the source; not needed if there is only one
+    #[arg(long)]
+    source: Option<String>,
+    /// Committed at or after this time, such as 2026-11-20T20:00:00Z
+    #[arg(long, value_name = "TIME")]
+    since: Option<PgTimestamp>,
+    /// Committed at or before this time
+    #[arg(long, value_name = "TIME")]
+    until: Option<PgTimestamp>,
+    /// Changed this table
+    #[arg(long, value_name = "SCHEMA.TABLE", value_parser = table_name)]
+    table: Option<(String, String)>,
+    /// Changed at least this many rows
+    #[arg(long, value_name = "ROWS", default_value = "0")]
+    min_rows: u64,
+    /// How many at most, newest first
+    #[arg(long, default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    limit: u16,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+fn table_name(text: &str) -> Result<(String, String), String> {
+    text.split_once('.')
+        .map(|(schema, table)| (schema.to_owned(), table.to_owned()))
+        .ok_or_else(|| "a table is named with its schema: public.customers".to_owned())
+}
+
+pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
+    let wanted = args.source.as_deref();
+    let found = match args.place.open().await? {
+        Place::Service(client) => {
+            let path = source_path(&client, wanted).await?;
+            let mut query = vec![
+                ("min_rows", args.min_rows.to_string()),
+                ("limit", args.limit.to_string()),
+            ];
+            query.extend(args.since.map(|time| ("since", time.to_string())));
+            query.extend(args.until.map(|time| ("until", time.to_string())));
+            let name = args.table.as_ref();
+            query.extend(name.map(|(schema, table)| ("table", format!("{schema}.{table}"))));
+            client
+                .get_with(&format!("{path}/transactions"), &query)
+                .await?
+        }
+        Place::Repository(repository) => {
+            let (_, store) = source_store(&repository, wanted).await?;
+            let filter = TransactionFilter {
+                since: args.since,
+                until: args.until,
+                table: args.table,
+                min_rows: args.min_rows,
+            };
+            let limit = usize::from(args.limit);
+            let found = lastgood_restore::transactions(&store, &filter, limit).await?;
+            serde_json::to_value(TransactionsView::from(found))
+                .map_err(|error| Failure::failed(error.to_string()))?
+        }
+    };
+    output.answer(&found, describe);
+    Ok(())
+}
+
+fn describe(found: &Value) -> String {
+    let items = found["items"].as_array().cloned().unwrap_or_default();
+    if items.is_empty() {
+        return "no such transaction is durable\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = items
+        .iter()
+        .map(|item| {
+            let tables = item["tables"].as_array().cloned().unwrap_or_default();
+            let changes: Vec<String> = tables.iter().map(changes).collect();
+            vec![
+                show(&item["time"]),
+                show(&item["xid"]),
+                show(&item["commit_lsn"]),
+                changes.join("; "),
+            ]
+        })
+        .collect();
+    table(&["committed", "xid", "LSN", "changes"], &rows)
+}
+
+/// `public.customers: 10,000 updates`.
+fn changes(table: &Value) -> String {
+    let kinds = ["inserts", "updates", "deletes", "truncates"];
+    let changes: Vec<String> = kinds
+        .iter()
+        .filter(|kind| table[**kind].as_u64() != Some(0))
+        .map(|kind| format!("{} {kind}", count(&table[*kind])))
+        .collect();
+    format!(
+        "{}.{}: {}",
+        show(&table["schema"]),
+        show(&table["table"]),
+        changes.join(", ")
+    )
+}

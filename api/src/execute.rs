@@ -1,0 +1,101 @@
+//! Executing a restore, for the service's jobs and for the command line alike.
+
+use lastgood_pg::ConnectionConfig;
+use lastgood_restore::{Error, Into, Options, Plan, Progress, Replay, Report};
+use lastgood_store::SourceStore;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+/// Parallel jobs unless something else is asked for.
+const JOBS: u32 = 4;
+pub(crate) const JOBS_MAX: u32 = 64;
+
+/// What a restore is to do.
+pub(crate) struct Order {
+    pub(crate) plan: Plan,
+    pub(crate) connection: ConnectionConfig,
+    pub(crate) create_database: Option<String>,
+    pub(crate) allow_source: bool,
+    pub(crate) jobs: Option<u32>,
+    pub(crate) resume: bool,
+}
+
+/// Why there is no report.
+pub(crate) enum Stopped {
+    Cancelled {
+        left_behind: Option<String>,
+    },
+    Failed {
+        error: Error,
+        left_behind: Option<String>,
+    },
+}
+
+/// Do what the plan says, telling `progress` how far it is.
+///
+/// On a thread of its own: the compiler cannot prove the future of a restore to be `Send`
+/// (<https://github.com/rust-lang/rust/issues/102211>), and one thread for a restore is no cost.
+pub(crate) async fn execute(
+    order: Order,
+    store: SourceStore,
+    progress: impl Fn(Progress) + Send + Sync + 'static,
+    cancel: CancellationToken,
+) -> Result<Report, Stopped> {
+    let Order {
+        plan,
+        connection,
+        create_database,
+        allow_source,
+        jobs,
+        resume,
+    } = order;
+    let into = Into {
+        connection,
+        create_database,
+        allow_source,
+    };
+    let options = Options {
+        jobs: jobs.unwrap_or(JOBS),
+        replay: Replay::Ordered,
+        resume,
+    };
+    let runtime = Handle::current();
+    let executing = tokio::task::spawn_blocking(move || {
+        let executing = lastgood_restore::execute(&plan, &store, into, &options, progress, cancel);
+        runtime.block_on(executing)
+    });
+    match executing.await {
+        Ok(outcome) => outcome.map_err(Stopped::from),
+        Err(panic) => Err(Stopped::from(Error::Thread(panic))),
+    }
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Failed {
+                left_behind,
+                source,
+                ..
+            } if matches!(*source, Error::Cancelled) => Stopped::Cancelled {
+                left_behind: Some(left_behind),
+            },
+            Error::Cancelled => Stopped::Cancelled { left_behind: None },
+            Error::Failed {
+                phase,
+                left_behind,
+                source,
+            } => {
+                tracing::debug!(phase = phase.as_str(), "the restore failed in this phase");
+                Stopped::Failed {
+                    error: *source,
+                    left_behind: Some(left_behind),
+                }
+            }
+            error => Stopped::Failed {
+                error,
+                left_behind: None,
+            },
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! A plan as it is answered.
+
+use lastgood_restore::{Plan, TableChanges, Transaction};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::target::TargetView;
+
+/// What a restore will do.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Plan)]
+pub(crate) struct PlanView {
+    source: String,
+    source_name: String,
+    database: String,
+    target: TargetView,
+    lineage: String,
+    base: PlannedBaseView,
+    segments: usize,
+    /// Of archives and segments, as stored.
+    stored_bytes: u64,
+    /// The last transaction that is kept; null if everything kept is in the base.
+    last_kept: Option<TransactionView>,
+    /// The first transaction that is discarded; null if nothing durable comes after.
+    first_discarded: Option<TransactionView>,
+    /// What is as fresh as the base, whatever the target.
+    not_covered: Vec<NotCoveredView>,
+    /// A rough guess.
+    expected_seconds: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PlannedBase)]
+struct PlannedBaseView {
+    id: String,
+    #[schema(example = "0/16B3748")]
+    consistent_point: String,
+    time: String,
+    bytes: u64,
+    stored_bytes: u64,
+}
+
+/// A transaction, as evidence.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Transaction)]
+pub(super) struct TransactionView {
+    xid: u32,
+    commit_lsn: String,
+    end_lsn: String,
+    time: String,
+    tables: Vec<TableChangesView>,
+}
+
+/// Rows a transaction changed in one table.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TableChanges)]
+struct TableChangesView {
+    schema: String,
+    table: String,
+    inserts: u64,
+    updates: u64,
+    deletes: u64,
+    truncates: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NotCovered)]
+struct NotCoveredView {
+    object: String,
+    why: String,
+}
+
+impl From<&Plan> for PlanView {
+    fn from(plan: &Plan) -> Self {
+        let not_covered = plan.not_covered.iter().map(|entry| NotCoveredView {
+            object: entry.object.clone(),
+            why: entry.why.clone(),
+        });
+        Self {
+            source: plan.source.to_string(),
+            source_name: plan.source_name.clone(),
+            database: plan.database.clone(),
+            target: TargetView(plan.target.clone()),
+            lineage: plan.lineage.to_string(),
+            base: PlannedBaseView {
+                id: plan.base.id.to_string(),
+                consistent_point: plan.base.consistent_point.to_string(),
+                time: plan.base.snapshot_time.to_string(),
+                bytes: plan.base.bytes,
+                stored_bytes: plan.base.stored_bytes,
+            },
+            segments: plan.segments.len(),
+            stored_bytes: plan.stored_bytes,
+            last_kept: plan.stop.last_kept.as_ref().map(Into::into),
+            first_discarded: plan.stop.first_discarded.as_ref().map(Into::into),
+            not_covered: not_covered.collect(),
+            expected_seconds: plan.expected_seconds,
+        }
+    }
+}
+
+impl From<&Transaction> for TransactionView {
+    fn from(transaction: &Transaction) -> Self {
+        Self {
+            xid: transaction.xid.get(),
+            commit_lsn: transaction.commit_lsn.to_string(),
+            end_lsn: transaction.end_lsn.to_string(),
+            time: transaction.time.to_string(),
+            tables: transaction.tables.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&TableChanges> for TableChangesView {
+    fn from(changes: &TableChanges) -> Self {
+        Self {
+            schema: changes.schema.clone(),
+            table: changes.table.clone(),
+            inserts: changes.inserts,
+            updates: changes.updates,
+            deletes: changes.deletes,
+            truncates: changes.truncates,
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What goes wrong, as RFC 9457 problems with a stable `code`.
+//!
+//! A problem's `detail` is for people and may change; its `code` is for programs and may not. No
+//! problem carries a secret: errors of the other crates never do, and what a request held is never
+//! quoted back.
+
+use std::error::Error as StdError;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lastgood_proto::Class;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+/// Every code with its status and title: the one table of what can go wrong.
+macro_rules! codes {
+    ($($variant:ident $status:ident $code:literal $title:literal;)+) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+        pub(crate) enum Code { $(#[serde(rename = $code)] $variant),+ }
+
+        impl Code {
+            #[cfg(test)]
+            pub(crate) const ALL: &'static [Code] = &[$(Code::$variant),+];
+
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $code),+ }
+            }
+
+            const fn status(self) -> StatusCode {
+                match self { $(Code::$variant => StatusCode::$status),+ }
+            }
+
+            const fn title(self) -> &'static str {
+                match self { $(Code::$variant => $title),+ }
+            }
+        }
+    };
+}
+
+codes! {
+    InvalidJson BAD_REQUEST "invalid_json" "The body is not JSON";
+    InvalidQuery BAD_REQUEST "invalid_query" "The query is not understood";
+    Unauthorized UNAUTHORIZED "unauthorized" "A bearer token is needed";
+    NotFound NOT_FOUND "not_found" "There is no such resource";
+    UnknownSource NOT_FOUND "unknown_source" "There is no such source";
+    UnknownRestore NOT_FOUND "unknown_restore" "There is no such restore";
+    MethodNotAllowed METHOD_NOT_ALLOWED "method_not_allowed" "The method does not fit the resource";
+    DuplicateName CONFLICT "duplicate_name" "The name is taken";
+    BaseRunning CONFLICT "base_running" "A base of this source is running";
+    SourcePaused CONFLICT "source_paused" "The source is paused";
+    SourceNotReady CONFLICT "source_not_ready" "The source is not being captured yet";
+    RestoreFinished CONFLICT "restore_finished" "The restore has ended";
+    SourceKnown CONFLICT "source_known" "The source is registered already";
+    BodyTooLarge PAYLOAD_TOO_LARGE "body_too_large" "The body is larger than 1 MiB";
+    UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "The body must be application/json";
+    UnknownField UNPROCESSABLE_ENTITY "unknown_field" "A field is not known";
+    MissingField UNPROCESSABLE_ENTITY "missing_field" "A field is missing";
+    InvalidValue UNPROCESSABLE_ENTITY "invalid_value" "A value is not what its field takes";
+    InvalidName UNPROCESSABLE_ENTITY "invalid_name" "The name cannot be used";
+    InvalidConnection UNPROCESSABLE_ENTITY "invalid_connection" "The connection string is not understood";
+    InvalidSettings UNPROCESSABLE_ENTITY "invalid_settings" "A setting is out of range";
+    InvalidTarget UNPROCESSABLE_ENTITY "invalid_target" "The target is not understood";
+    ProbeBlocked UNPROCESSABLE_ENTITY "probe_blocked" "The source cannot be protected as it is";
+    SourceRefused UNPROCESSABLE_ENTITY "source_refused" "The source refused";
+    TargetOutsideWindows UNPROCESSABLE_ENTITY "target_outside_windows" "The target cannot be reached";
+    NothingRecoverable UNPROCESSABLE_ENTITY "nothing_recoverable" "There is nothing to restore yet";
+    AmbiguousTarget UNPROCESSABLE_ENTITY "ambiguous_target" "The target fits several moments";
+    UnknownTransaction UNPROCESSABLE_ENTITY "unknown_transaction" "There is no such transaction";
+    UnknownPoint UNPROCESSABLE_ENTITY "unknown_point" "There is no such restore point";
+    SegmentsMissing UNPROCESSABLE_ENTITY "segments_missing" "Segments are missing before the target";
+    RestoreRefused UNPROCESSABLE_ENTITY "restore_refused" "The restore cannot be done as asked";
+    WrongFingerprint UNPROCESSABLE_ENTITY "wrong_fingerprint" "This is not the master key's fingerprint";
+    RepositoryRefused UNPROCESSABLE_ENTITY "repository_refused" "The repository refused";
+    RepositoryCorrupt INTERNAL_SERVER_ERROR "repository_corrupt" "The repository holds what was not written";
+    Internal INTERNAL_SERVER_ERROR "internal" "Something is wrong in the service";
+    RepositoryUnavailable SERVICE_UNAVAILABLE "repository_unavailable" "The repository does not answer";
+    SourceUnavailable SERVICE_UNAVAILABLE "source_unavailable" "The source does not answer";
+    ShuttingDown SERVICE_UNAVAILABLE "shutting_down" "The service is shutting down";
+}
+
+/// A problem as it is written.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct ProblemBody {
+    /// A name of the code that never changes.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:lastgood:problem:unknown_source")]
+    kind: String,
+    title: &'static str,
+    #[schema(value_type = u16, example = 404)]
+    status: u16,
+    code: Code,
+    /// One sentence for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// More about some codes: `field`, `findings`, `windows`, `nearest`, `candidates`.
+    #[serde(flatten)]
+    #[schema(value_type = std::collections::BTreeMap<String, Value>)]
+    more: Map<String, Value>,
+}
+
+/// A problem on its way to the client.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    code: Code,
+    detail: Option<String>,
+    more: Map<String, Value>,
+}
+
+impl Problem {
+    pub(crate) fn new(code: Code) -> Self {
+        Self {
+            code,
+            detail: None,
+            more: Map::new(),
+        }
+    }
+
+    #[must_use]
+    pub(crate) fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn with(mut self, name: &'static str, value: impl Serialize) -> Self {
+        if let Ok(value) = serde_json::to_value(value) {
+            self.more.insert(name.to_owned(), value);
+        }
+        self
+    }
+
+    pub(crate) fn field(code: Code, field: &str, detail: impl Into<String>) -> Self {
+        Self::new(code).detail(detail).with("field", field)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn code(&self) -> Code {
+        self.code
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        let body = ProblemBody {
+            kind: format!("urn:lastgood:problem:{}", self.code.as_str()),
+            title: self.code.title(),
+            status: status.as_u16(),
+            code: self.code,
+            detail: self.detail,
+            more: self.more,
+        };
+        let mut response = (status, axum::Json(body)).into_response();
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// Turn what the layers below answer on their own (a body that announces too much) into problems.
+pub(super) async fn only_problems(response: Response) -> Response {
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    let is_text = content_type
+        .and_then(|value| value.to_str().ok())
+        .is_none_or(|text| text.starts_with("text/plain"));
+    match response.status() {
+        StatusCode::PAYLOAD_TOO_LARGE if is_text => {
+            Problem::new(Code::BodyTooLarge).into_response()
+        }
+        StatusCode::BAD_REQUEST if is_text => Problem::new(Code::InvalidQuery).into_response(),
+        _ => response,
+    }
+}
+
+/// An error with its causes, as one sentence.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Transparent wrappers repeat their cause.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl From<crate::catalog::Error> for Problem {
+    fn from(error: crate::catalog::Error) -> Self {
+        if let crate::catalog::Error::DuplicateName(_) = error {
+            return Problem::field(Code::DuplicateName, "name", error.to_string());
+        }
+        tracing::error!(error = &error as &dyn StdError, "the catalog failed");
+        Problem::new(Code::Internal).detail(chain(&error))
+    }
+}
+
+impl From<lastgood_store::Error> for Problem {
+    fn from(error: lastgood_store::Error) -> Self {
+        let code = match error.class() {
+            Class::Transient => Code::RepositoryUnavailable,
+            Class::NeedsOperator => Code::RepositoryRefused,
+            Class::Corrupt => Code::RepositoryCorrupt,
+        };
+        Problem::new(code).detail(chain(&error))
+    }
+}
+
+impl From<lastgood_pg::Error> for Problem {
+    fn from(error: lastgood_pg::Error) -> Self {
+        Problem::new(source_code(error.class())).detail(chain(&error))
+    }
+}
+
+fn source_code(class: Class) -> Code {
+    match class {
+        Class::Transient => Code::SourceUnavailable,
+        Class::NeedsOperator | Class::Corrupt => Code::SourceRefused,
+    }
+}
+
+impl From<lastgood_engine::Error> for Problem {
+    fn from(error: lastgood_engine::Error) -> Self {
+        use lastgood_engine::Error;
+        let detail = chain(&error);
+        match error {
+            Error::Store(error) => error.into(),
+            Error::Settings(error) => Problem::field(Code::InvalidSettings, error.field(), detail),
+            Error::PointName(_) => Problem::field(Code::InvalidName, "name", detail),
+            Error::NoLineage => Problem::new(Code::SourceNotReady).detail(detail),
+            error => Problem::new(source_code(error.class())).detail(detail),
+        }
+    }
+}
+
+impl From<lastgood_restore::Error> for Problem {
+    fn from(error: lastgood_restore::Error) -> Self {
+        use lastgood_restore::Error;
+        let detail = chain(&error);
+        match error {
+            Error::Store(error) => error.into(),
+            Error::Pg(error) => error.into(),
+            Error::NothingRecoverable => Problem::new(Code::NothingRecoverable).detail(detail),
+            Error::OutsideWindows {
+                nearest, windows, ..
+            } => Problem::new(Code::TargetOutsideWindows)
+                .detail(detail)
+                .with("nearest", nearest)
+                .with("windows", windows),
+            Error::AmbiguousLsn { lineages, .. } => Problem::new(Code::AmbiguousTarget)
+                .detail(detail)
+                .with("lineages", lineages),
+            Error::AmbiguousTransaction { candidates, .. } => {
+                let candidates: Vec<Value> = candidates
+                    .iter()
+                    .map(|(lsn, time)| serde_json::json!({"lsn": lsn, "time": time}))
+                    .collect();
+                Problem::new(Code::AmbiguousTarget)
+                    .detail(detail)
+                    .with("candidates", candidates)
+            }
+            Error::AmbiguousPoint { candidates, .. } => {
+                let candidates: Vec<Value> = candidates
+                    .iter()
+                    .map(|lsn| serde_json::json!({"lsn": lsn}))
+                    .collect();
+                Problem::new(Code::AmbiguousTarget)
+                    .detail(detail)
+                    .with("candidates", candidates)
+            }
+            Error::UnknownTransaction { .. } => {
+                Problem::new(Code::UnknownTransaction).detail(detail)
+            }
+            Error::UnknownPoint { .. } => Problem::new(Code::UnknownPoint).detail(detail),
+            Error::SegmentsMissing { .. } => Problem::new(Code::SegmentsMissing).detail(detail),
+            error => {
+                let code = match error.class() {
+                    Class::Transient => Code::SourceUnavailable,
+                    Class::NeedsOperator => Code::RestoreRefused,
+                    Class::Corrupt => Code::RepositoryCorrupt,
+                };
+                Problem::new(code).detail(detail)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_plain() {
+        let mut seen = std::collections::BTreeSet::new();
+        for code in Code::ALL {
+            assert!(seen.insert(code.as_str()), "{} twice", code.as_str());
+            let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+            assert!(code.as_str().bytes().all(plain));
+            assert!(code.status().is_client_error() || code.status().is_server_error());
+            let text = serde_json::to_value(code).unwrap();
+            assert_eq!(text, code.as_str());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_problem_is_written_as_rfc_9457_says() {
+        let response = Problem::field(Code::DuplicateName, "name", "taken").into_response();
+        assert_eq!(response.status(), StatusCode::CONFLICT);
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "application/problem+json"
+        );
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16)
+            .await
+            .unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({
+                "type": "urn:lastgood:problem:duplicate_name",
+                "title": "The name is taken",
+                "status": 409,
+                "code": "duplicate_name",
+                "detail": "taken",
+                "field": "name",
+            })
+        );
+    }
+}

@@ -1,0 +1,434 @@
+//! Plans and restores.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::Stream;
+use lastgood_proto::{BaseId, LineageId, ParseIdError, PgTimestamp};
+use lastgood_restore::{Plan, PlanOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::extract::{Body, Page, PageQuery, Params};
+use super::openapi::{BadBody, BadQuery, Clash, Common, Missing};
+use super::plan::PlanView;
+use super::problem::{Code, Problem};
+use super::sources::connection;
+use super::target::TargetRequest;
+use crate::app::Shared;
+use crate::catalog::{RestoreEventRow, RestoreRow, RestoreStatus, SourceRow};
+use crate::clock::now;
+use crate::execute::{JOBS_MAX, Order};
+use crate::jobs;
+
+/// Events that are read from the catalog at a time.
+const EVENTS_AT_A_TIME: usize = 256;
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlanRequest {
+    target: TargetRequest,
+    /// Only this lineage: for an LSN that is in several.
+    lineage: Option<String>,
+    /// Only this base.
+    base: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RestoreRequest {
+    target: TargetRequest,
+    into: IntoRequest,
+    /// Only this lineage: for an LSN that is in several.
+    lineage: Option<String>,
+    /// Only this base: to go on with a restore after a newer base was taken.
+    base: Option<String>,
+    /// Parallel jobs of `pg_restore`.
+    #[schema(minimum = 1, maximum = 64)]
+    jobs: Option<u32>,
+    /// How changes are brought in; `ordered`, the only way yet, is commit by commit.
+    #[serde(default)]
+    replay: Replay,
+    /// Go on with an earlier restore of the same target into the same database.
+    #[serde(default)]
+    resume: bool,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct IntoRequest {
+    /// Where to restore; without `create_database`, its own database, which must be empty.
+    #[schema(example = "postgresql://app:secret@db2.example.org/postgres")]
+    connection: String,
+    /// Create this database and restore into it.
+    create_database: Option<String>,
+    /// Allow the source's own server and database as the target.
+    #[serde(default)]
+    allow_source: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Replay {
+    #[default]
+    Ordered,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = RestoreStatus)]
+enum StatusView {
+    Planned,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+/// A restore.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Restore)]
+pub(super) struct RestoreView {
+    id: String,
+    source: String,
+    source_name: String,
+    status: StatusView,
+    /// What it is doing, or was doing when it ended.
+    phase: Option<String>,
+    /// How far the phase is.
+    #[schema(value_type = Option<Object>)]
+    progress: Option<Value>,
+    /// What came of it.
+    #[schema(value_type = Option<Object>)]
+    report: Option<Value>,
+    error: Option<String>,
+    /// What a restore that did not succeed left in the target.
+    left_behind: Option<String>,
+    /// As it was asked for, without secrets.
+    #[schema(value_type = Object)]
+    request: Value,
+    #[schema(value_type = PlanView)]
+    plan: Value,
+    created: String,
+    started: Option<String>,
+    finished: Option<String>,
+}
+
+impl From<RestoreRow> for RestoreView {
+    fn from(row: RestoreRow) -> Self {
+        Self {
+            id: row.id,
+            source: row.source.to_string(),
+            source_name: row.source_name,
+            status: match row.status {
+                RestoreStatus::Planned => StatusView::Planned,
+                RestoreStatus::Running => StatusView::Running,
+                RestoreStatus::Succeeded => StatusView::Succeeded,
+                RestoreStatus::Failed => StatusView::Failed,
+                RestoreStatus::Cancelled => StatusView::Cancelled,
+            },
+            phase: row.phase,
+            progress: row.progress,
+            report: row.report,
+            error: row.error,
+            left_behind: row.left_behind,
+            request: row.request,
+            plan: row.plan,
+            created: row.created.to_string(),
+            started: row.started.map(|time| time.to_string()),
+            finished: row.finished.map(|time| time.to_string()),
+        }
+    }
+}
+
+/// Show what a restore would do
+#[utoipa::path(
+    post,
+    path = "/api/v1/sources/{source}/plan",
+    operation_id = "plan",
+    tag = "restores",
+    params(("source" = String, Path, description = "Id or name")),
+    request_body = PlanRequest,
+    responses((status = 200, body = PlanView), Common, Missing, BadBody)
+)]
+pub(super) async fn plan(
+    State(app): State<Shared>,
+    Path(source): Path<String>,
+    Body(request): Body<PlanRequest>,
+) -> Result<Json<PlanView>, Problem> {
+    let row = app.source(&source).await?;
+    let only = (request.lineage.as_deref(), request.base.as_deref());
+    let plan = make_plan(&app, &row, &request.target, only).await?;
+    Ok(Json(PlanView::from(&plan)))
+}
+
+async fn make_plan(
+    app: &Shared,
+    row: &SourceRow,
+    target: &TargetRequest,
+    (lineage, base): (Option<&str>, Option<&str>),
+) -> Result<Plan, Problem> {
+    let target = target.read()?;
+    let bad =
+        |field, error: ParseIdError| Problem::field(Code::InvalidValue, field, error.to_string());
+    let lineage = lineage.map(str::parse::<LineageId>).transpose();
+    let lineage = lineage.map_err(|error| bad("lineage", error))?;
+    let base = base.map(str::parse::<BaseId>).transpose();
+    let base = base.map_err(|error| bad("base", error))?;
+    let store = app.repository.source(row.id).await?;
+    let options = PlanOptions {
+        now: now(),
+        lineage,
+        base,
+    };
+    Ok(Box::pin(lastgood_restore::plan(&store, &target, &options)).await?)
+}
+
+/// Begin a restore
+#[utoipa::path(
+    post,
+    path = "/api/v1/sources/{source}/restores",
+    operation_id = "restore_start",
+    tag = "restores",
+    params(("source" = String, Path, description = "Id or name")),
+    request_body = RestoreRequest,
+    responses((status = 202, body = RestoreView), Common, Missing, BadBody)
+)]
+pub(super) async fn start(
+    State(app): State<Shared>,
+    Path(source): Path<String>,
+    Body(request): Body<RestoreRequest>,
+) -> Result<(StatusCode, Json<RestoreView>), Problem> {
+    let task_app = Shared::clone(&app);
+    let begun = async move { Box::pin(begin(&task_app, &source, request)).await };
+    let view = app.detached(begun).await?;
+    Ok((StatusCode::ACCEPTED, Json(view)))
+}
+
+async fn begin(
+    app: &Shared,
+    source: &str,
+    request: RestoreRequest,
+) -> Result<RestoreView, Problem> {
+    let row = app.source(source).await?;
+    let into = connection(&request.into.connection)
+        .map_err(|problem| problem.with("field", "into.connection"))?;
+    if request
+        .jobs
+        .is_some_and(|jobs| !(1..=JOBS_MAX).contains(&jobs))
+    {
+        return Err(Problem::field(
+            Code::InvalidValue,
+            "jobs",
+            "jobs is from 1 to 64",
+        ));
+    }
+    let only = (request.lineage.as_deref(), request.base.as_deref());
+    let plan = make_plan(app, &row, &request.target, only).await?;
+    let shown = serde_json::json!({
+        "target": plan.target,
+        "into": {
+            "connection": into.redacted(),
+            "create_database": request.into.create_database,
+            "allow_source": request.into.allow_source,
+        },
+        "lineage": request.lineage,
+        "base": request.base,
+        "jobs": request.jobs,
+        "replay": request.replay,
+        "resume": request.resume,
+    });
+    let order = Order {
+        plan,
+        connection: into,
+        create_database: request.into.create_database,
+        allow_source: request.into.allow_source,
+        jobs: request.jobs,
+        resume: request.resume,
+    };
+    let view = PlanView::from(&order.plan);
+    let plan = serde_json::to_value(view).map_err(|_| Problem::new(Code::Internal))?;
+    let row = jobs::restores::begin(app, &row, shown, plan, order).await?;
+    Ok(row.into())
+}
+
+/// List restores, newest first
+#[utoipa::path(
+    get,
+    path = "/api/v1/restores",
+    operation_id = "restore_list",
+    tag = "restores",
+    params(PageQuery),
+    responses((status = 200, body = Page<RestoreView>), Common, BadQuery)
+)]
+pub(super) async fn list(
+    State(app): State<Shared>,
+    Params(page): Params<PageQuery>,
+) -> Result<Json<Page<RestoreView>>, Problem> {
+    let limit = page.limit()?;
+    let before = page.after_pair::<PgTimestamp, String>()?;
+    let rows = app.catalog.restores(before, limit + 1).await?;
+    let cursor = |row: &RestoreRow| format!("{}~{}", row.created, row.id);
+    Ok(Json(Page::cut(rows, limit, cursor, RestoreView::from)))
+}
+
+async fn find(app: &Shared, id: &str) -> Result<RestoreRow, Problem> {
+    app.catalog
+        .restore(id)
+        .await?
+        .ok_or_else(|| Problem::new(Code::UnknownRestore))
+}
+
+/// Show a restore
+#[utoipa::path(
+    get,
+    path = "/api/v1/restores/{id}",
+    operation_id = "restore_show",
+    tag = "restores",
+    params(("id" = String, Path, description = "Id of the restore")),
+    responses((status = 200, body = RestoreView), Common, Missing)
+)]
+pub(super) async fn show(
+    State(app): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<Json<RestoreView>, Problem> {
+    find(&app, &id).await.map(|row| Json(row.into()))
+}
+
+/// Cancel a restore; what it leaves behind is told when it has ended
+#[utoipa::path(
+    post,
+    path = "/api/v1/restores/{id}/cancel",
+    operation_id = "restore_cancel",
+    tag = "restores",
+    params(("id" = String, Path, description = "Id of the restore")),
+    responses((status = 202, body = RestoreView), Common, Missing, Clash)
+)]
+pub(super) async fn cancel(
+    State(app): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<(StatusCode, Json<RestoreView>), Problem> {
+    let row = find(&app, &id).await?;
+    if row.status.is_final() || !app.restores.cancel(&id) {
+        return Err(Problem::new(Code::RestoreFinished));
+    }
+    Ok((StatusCode::ACCEPTED, Json(row.into())))
+}
+
+/// Follow a restore: server-sent events `status`, `phase` and `progress`, from the first or from
+/// `Last-Event-ID` on; the stream ends with the restore
+#[utoipa::path(
+    get,
+    path = "/api/v1/restores/{id}/events",
+    operation_id = "restore_events",
+    tag = "restores",
+    params(
+        ("id" = String, Path, description = "Id of the restore"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "The last event that was seen")
+    ),
+    responses((status = 200, body = String, content_type = "text/event-stream"), Common, Missing)
+)]
+pub(super) async fn events(
+    State(app): State<Shared>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    find(&app, &id).await?;
+    let after = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    let reader = EventReader {
+        changed: app.restores.subscribe(&id),
+        app,
+        id,
+        after,
+        waiting: Vec::new().into_iter(),
+        ended: false,
+    };
+    let stream = futures::stream::unfold(reader, async |mut reader| {
+        let event = reader.next().await?;
+        Some((Ok(event), reader))
+    });
+    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// Reads events from the catalog, where they are kept, and waits for more while the job runs.
+struct EventReader {
+    app: Shared,
+    id: String,
+    after: u64,
+    waiting: std::vec::IntoIter<RestoreEventRow>,
+    /// None: the job has ended.
+    changed: Option<tokio::sync::watch::Receiver<u64>>,
+    ended: bool,
+}
+
+impl EventReader {
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(row) = self.waiting.next() {
+                self.after = row.seq;
+                return Some(event(&row));
+            }
+            if self.ended {
+                return None;
+            }
+            // Asked before reading, so that nothing falls between.
+            let is_last_look = match &mut self.changed {
+                Some(changed) => {
+                    changed.mark_unchanged();
+                    false
+                }
+                None => true,
+            };
+            let rows = self
+                .app
+                .catalog
+                .restore_events(&self.id, self.after, EVENTS_AT_A_TIME)
+                .await
+                .ok()?;
+            if rows.is_empty() {
+                if is_last_look {
+                    self.ended = true;
+                    continue;
+                }
+                self.wait().await?;
+            }
+            self.waiting = rows.into_iter();
+        }
+    }
+
+    /// Until there is more to read; none if the service ends first.
+    async fn wait(&mut self) -> Option<()> {
+        let changed = self.changed.as_mut()?;
+        tokio::select! {
+            () = self.app.shutdown.cancelled() => return None,
+            changed = changed.changed() => {
+                if changed.is_err() {
+                    // The job is gone: what it wrote last is still to be read.
+                    self.changed = None;
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+fn event(row: &RestoreEventRow) -> Event {
+    let mut body = row.body.clone();
+    if let Value::Object(body) = &mut body {
+        body.insert("time".to_owned(), row.time.to_string().into());
+    }
+    Event::default()
+        .id(row.seq.to_string())
+        .event(&row.kind)
+        .data(body.to_string())
+}

@@ -1,0 +1,287 @@
+//! `lastgood serve`: everything is put together, runs, and ends in order.
+//!
+//! At SIGTERM or SIGINT: no new request is taken, every source seals, uploads and confirms what it
+//! has, jobs stop, the catalog closes. All of it under a deadline, and a second signal ends it at
+//! once: nothing that was confirmed to a source depends on a clean end.
+
+use std::fs::{File, TryLockError};
+use std::future::IntoFuture;
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use hkdf::Hkdf;
+use lastgood_store::{Encryption, MASTER_KEY_VARIABLE, MasterKey, Repository, StorageOptions};
+use sha2::Sha256;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use crate::app::{App, KEY_WARNING, KeyState, Shared};
+use crate::catalog::{Catalog, Seal};
+use crate::clock::now;
+use crate::config::{Config, EncryptionArg, ServeArgs};
+use crate::jobs::{self, BaseJobs, RestoreJobs};
+use crate::secrets;
+use crate::supervisor::Supervisor;
+use crate::{http, telemetry};
+
+/// Names the key that seals connection strings in the catalog.
+const SEAL_LABEL: &[u8] = b"lastgood catalog connection v1";
+/// Name of the catalog's setting that says which repository it belongs to.
+const REPOSITORY: &str = "repository";
+
+pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    telemetry::init(args.log);
+    let config = Config::prepare(args)?;
+    let lock = lock(&config)?;
+    let app = Box::pin(assemble(&config)).await?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr().context("no local address")?;
+    warn(&app, &config).await?;
+    start(&app).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        %address,
+        repository = %app.repository_url,
+        data_dir = %config.data_dir.display(),
+        "lastgood is serving"
+    );
+    announce(&config, &address.to_string())?;
+    run(&app, listener, &config).await?;
+    // Held until here: another service must not begin while this one still writes.
+    drop(lock);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// One service for one data folder.
+pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
+    let path = config.lock_path();
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another lastgood uses the data folder {}; stop it first",
+            config.data_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// The master key: from the environment, from its file, or, where nothing exists yet, a new one.
+pub(crate) fn master_key(config: &Config) -> anyhow::Result<(MasterKey, KeyState)> {
+    let rotated = config.rotated_key_path();
+    if rotated.exists() {
+        bail!(
+            "a rotation of the master key was cut short ({} exists): run `lastgood key rotate` again",
+            rotated.display()
+        );
+    }
+    if let Some(key) = MasterKey::from_env().with_context(|| MASTER_KEY_VARIABLE.to_owned())? {
+        let state = KeyState::Given(key.fingerprint());
+        return Ok((key, state));
+    }
+    let path = &config.key_file;
+    if !path.exists() {
+        if config.catalog_path().exists() {
+            bail!(
+                "the master key {} is gone, and there is a catalog that needs it: put the key back",
+                path.display()
+            );
+        }
+        let key = MasterKey::generate()?;
+        key.write_new(path)?;
+        tracing::info!(path = %path.display(), "made a new master key");
+    }
+    let key = MasterKey::from_file(path)?;
+    let state = KeyState::File(key.fingerprint());
+    Ok((key, state))
+}
+
+/// The key for the catalog's connection strings, from the master key.
+pub(crate) fn seal(master: &MasterKey) -> anyhow::Result<Seal> {
+    let text = master.to_base64();
+    let mut key = Zeroizing::new([0_u8; 32]);
+    Hkdf::<Sha256>::new(None, text.as_bytes())
+        .expand(SEAL_LABEL, key.as_mut())
+        .map_err(|_| anyhow::anyhow!("no key can be derived"))?;
+    Ok(Seal::new(&key))
+}
+
+async fn assemble(config: &Config) -> anyhow::Result<Shared> {
+    let (master, key) = master_key(config)?;
+    let seal = seal(&master)?;
+    let (encryption, key) = match config.encryption {
+        EncryptionArg::On => (Encryption::On(master), key),
+        EncryptionArg::Off => (Encryption::Off, KeyState::Unencrypted),
+    };
+    let repository =
+        Repository::create_or_open(&config.repository, &StorageOptions::from_env(), encryption)
+            .await
+            .with_context(|| format!("cannot use the repository {}", config.repository))?;
+    let path = config.catalog_path();
+    let catalog = Catalog::open(&path).with_context(|| format!("cannot use {}", path.display()))?;
+    belongs_together(&catalog, &repository).await?;
+    let (token, made) = secrets::token(&config.token_path())?;
+    if made {
+        tracing::info!(path = %config.token_path().display(), "made a new token");
+    }
+    catalog
+        .set_token("admin", secrets::hash(&token), now())
+        .await?;
+    let shutdown = CancellationToken::new();
+    let supervisor = Supervisor::new(
+        catalog.clone(),
+        seal.clone(),
+        repository.clone(),
+        config.spool_dir(),
+        shutdown.child_token(),
+    );
+    Ok(Arc::new(App {
+        token_hashes: catalog.token_hashes().await?,
+        catalog,
+        seal,
+        repository,
+        repository_url: config.repository.clone(),
+        key,
+        supervisor,
+        bases: BaseJobs::default(),
+        restores: RestoreJobs::default(),
+        started: now(),
+        tracker: TaskTracker::new(),
+        shutdown,
+    }))
+}
+
+/// A catalog beside another repository would capture into the wrong place.
+async fn belongs_together(catalog: &Catalog, repository: &Repository) -> anyhow::Result<()> {
+    let here = repository.id().to_string();
+    match catalog.setting(REPOSITORY).await? {
+        Some(known) if known != here => bail!(
+            "this data folder's catalog belongs to repository {known}, and the repository given is \
+             {here}: use another --data-dir, or the repository this one was made with"
+        ),
+        Some(_) => Ok(()),
+        None => Ok(catalog.set_setting(REPOSITORY, here).await?),
+    }
+}
+
+async fn warn(app: &Shared, config: &Config) -> anyhow::Result<()> {
+    if !config.listen.ip().is_loopback() {
+        tracing::warn!(
+            listen = %config.listen,
+            "the API speaks plain HTTP and listens beyond this machine: put TLS in front of it"
+        );
+    }
+    if app.key == KeyState::Unencrypted {
+        tracing::warn!("encryption is switched off: whoever reads the repository reads the data");
+    }
+    if !app.is_key_safe().await? {
+        tracing::warn!(key_file = %config.key_file.display(), "{KEY_WARNING}");
+    }
+    if app.repository.conditional_put() == Some(lastgood_store::ConditionalPut::Ignored) {
+        tracing::warn!(
+            "the object store ignores conditional puts: every object is read back and compared, \
+             which cannot shut out a second service as surely"
+        );
+    }
+    match app.repository.sources().await {
+        Ok(sources) => {
+            for (id, file) in sources {
+                if app.catalog.source(&id.to_string()).await?.is_none() {
+                    tracing::warn!(
+                        source = %id,
+                        name = file.name,
+                        "the repository holds a source that is not registered here: it can be \
+                         restored with --repository, or registered again with its id"
+                    );
+                }
+            }
+        }
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the sources of the repository cannot be listed");
+        }
+    }
+    Ok(())
+}
+
+/// Take up what was running when the service last ended.
+async fn start(app: &Shared) -> anyhow::Result<()> {
+    let bases = app.catalog.fail_interrupted_bases(now()).await?;
+    let restores = app.catalog.fail_interrupted_restores(now()).await?;
+    if bases + restores.len() > 0 {
+        tracing::warn!(
+            bases,
+            ?restores,
+            "jobs ended with the service that ran them"
+        );
+    }
+    for row in app.catalog.sources(None, usize::MAX).await? {
+        app.supervisor.adopt(&row, false);
+    }
+    let task = jobs::bases::keep_schedule(Arc::clone(app));
+    app.tracker.spawn(task);
+    Ok(())
+}
+
+/// One line on standard output, for whoever started this and waits for the address.
+fn announce(config: &Config, address: &str) -> anyhow::Result<()> {
+    let line = serde_json::json!({
+        "serving": format!("http://{address}"),
+        "token_file": config.token_path(),
+    });
+    writeln!(std::io::stdout(), "{line}").context("standard output is closed")
+}
+
+async fn run(app: &Shared, listener: TcpListener, config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("no signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("no signals")?;
+    let intake = app.shutdown.clone().cancelled_owned();
+    let server = axum::serve(listener, http::router(Arc::clone(app)))
+        .with_graceful_shutdown(intake)
+        .into_future();
+    let mut server = tokio::spawn(server);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+        ended = &mut server => {
+            ended.context("the HTTP server failed")?.context("the HTTP server failed")?;
+            bail!("the HTTP server ended without being asked to");
+        }
+    }
+    app.shutdown.cancel();
+    app.tracker.close();
+    let orderly = async {
+        app.supervisor.wait().await;
+        app.tracker.wait().await;
+        server.await
+    };
+    tokio::select! {
+        ended = tokio::time::timeout(config.shutdown_deadline, orderly) => match ended {
+            Ok(server) => {
+                if let Err(error) = server {
+                    tracing::warn!(%error, "the HTTP server did not end well");
+                }
+            }
+            Err(_) => bail!(
+                "not everything ended within {} s; what was not uploaded is still on the sources",
+                config.shutdown_deadline.as_secs()
+            ),
+        },
+        _ = terminate.recv() => bail!("a second signal: ended at once"),
+        _ = interrupt.recv() => bail!("a second signal: ended at once"),
+    }
+    Ok(())
+}

@@ -1,0 +1,439 @@
+//! One task for each running source, started again after an error by the error's class.
+//!
+//! The task owns everything of its source; what others see of it is a [`Snapshot`]. Events of the
+//! engine become rows of the catalog, which is an index: if that fails it is logged, and capture
+//! goes on. Absent: any way for a reader here to slow a source down.
+
+mod backoff;
+mod index;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use lastgood_engine::{Control, Event, Events, Source};
+use lastgood_proto::{Class, SourceId};
+use lastgood_store::{Repository, SourceStore};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::{Catalog, Desired, Seal, SourceRow};
+use crate::http::chain;
+use backoff::Backoff;
+pub(crate) use index::note_base;
+pub(crate) use snapshot::{Snapshot, State};
+
+/// Events a slow catalog may leave waiting; beyond it the index misses rows until the next start.
+const EVENTS_WAITING_MAX: usize = 4096;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Supervisor {
+    shared: Arc<SharedState>,
+}
+
+struct SharedState {
+    catalog: Catalog,
+    seal: Seal,
+    repository: Repository,
+    spool_dir: PathBuf,
+    sources: Mutex<BTreeMap<SourceId, Supervised>>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+struct Supervised {
+    snapshot: watch::Sender<Snapshot>,
+    /// Present while a task runs.
+    task: Option<Task>,
+}
+
+struct Task {
+    cancel: CancellationToken,
+    wake: Arc<Wake>,
+    done: tokio::task::JoinHandle<()>,
+}
+
+/// Asks a waiting task to try again now.
+#[derive(Default)]
+struct Wake {
+    notify: Notify,
+    /// Whether the next attempt may start a new lineage where the last one ended.
+    new_lineage: std::sync::atomic::AtomicBool,
+}
+
+/// What stands between a source's row and the engine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Catalog(#[from] crate::catalog::Error),
+    #[error(transparent)]
+    Store(#[from] lastgood_store::Error),
+    #[error("the connection string in the catalog is not understood")]
+    Connection(#[from] lastgood_pg::ConfigError),
+    #[error("the settings in the catalog are not understood")]
+    Settings(#[from] serde_json::Error),
+    #[error(transparent)]
+    Engine(#[from] lastgood_engine::Error),
+}
+
+impl Error {
+    fn class(&self) -> Class {
+        match self {
+            Error::Catalog(_) => Class::Transient,
+            Error::Connection(_) | Error::Settings(_) => Class::NeedsOperator,
+            Error::Store(error) => error.class(),
+            Error::Engine(error) => error.class(),
+        }
+    }
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        catalog: Catalog,
+        seal: Seal,
+        repository: Repository,
+        spool_dir: PathBuf,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self {
+            shared: Arc::new(SharedState {
+                catalog,
+                seal,
+                repository,
+                spool_dir,
+                sources: Mutex::default(),
+                tracker: TaskTracker::new(),
+                cancel,
+            }),
+        }
+    }
+
+    /// Take up a source as the catalog says: capture it, watch its slot, or show it as paused.
+    pub(crate) fn adopt(&self, row: &SourceRow, new_lineage: bool) {
+        match row.desired {
+            Desired::Running | Desired::Paused => self.start(row.id, new_lineage),
+            Desired::PausedWithoutSlot => {
+                let reason = "its slot is dropped: resuming starts a new lineage with a new base";
+                self.entry(row.id, |supervised| {
+                    supervised.snapshot.send_modify(|snapshot| {
+                        snapshot.stop(State::Paused, Some(reason.to_owned()));
+                    });
+                });
+            }
+        }
+    }
+
+    /// Start the task of a source, or wake it if it waits after an error.
+    pub(crate) fn start(&self, id: SourceId, new_lineage: bool) {
+        let shared = Arc::clone(&self.shared);
+        self.entry(id, |supervised| {
+            if let Some(task) = supervised
+                .task
+                .as_ref()
+                .filter(|task| !task.done.is_finished())
+            {
+                task.wake.ask(new_lineage);
+                return;
+            }
+            let cancel = shared.cancel.child_token();
+            let wake = Arc::new(Wake::default());
+            wake.new_lineage
+                .store(new_lineage, std::sync::atomic::Ordering::Relaxed);
+            let snapshot = supervised.snapshot.clone();
+            let tracker = shared.tracker.clone();
+            let done = tracker.spawn(supervise(
+                shared,
+                id,
+                Arc::clone(&wake),
+                snapshot,
+                cancel.clone(),
+            ));
+            supervised.task = Some(Task { cancel, wake, done });
+        });
+    }
+
+    /// Stop the task of a source: seal, upload, confirm, close. Returns when it has ended.
+    pub(crate) async fn stop(&self, id: SourceId) {
+        let task = self.entry(id, |supervised| supervised.task.take());
+        if let Some(task) = task {
+            task.cancel.cancel();
+            if let Err(error) = task.done.await {
+                tracing::error!(source = %id, %error, "the task of a source did not end well");
+            }
+        }
+    }
+
+    /// Stop, then take up what the catalog says now.
+    pub(crate) async fn restart(&self, row: &SourceRow, new_lineage: bool) {
+        self.stop(row.id).await;
+        self.adopt(row, new_lineage);
+    }
+
+    /// Stop a source and forget it.
+    pub(crate) async fn forget(&self, id: SourceId) {
+        self.stop(id).await;
+        self.lock().remove(&id);
+    }
+
+    pub(crate) fn snapshot(&self, id: SourceId) -> Option<Snapshot> {
+        let sources = self.lock();
+        sources
+            .get(&id)
+            .map(|supervised| supervised.snapshot.borrow().clone())
+    }
+
+    pub(crate) fn snapshots(&self) -> Vec<Snapshot> {
+        let sources = self.lock();
+        sources
+            .values()
+            .map(|supervised| supervised.snapshot.borrow().clone())
+            .collect()
+    }
+
+    /// A source as the engine takes it, from the catalog.
+    pub(crate) async fn source(&self, row: &SourceRow) -> Result<Source, Error> {
+        self.shared.source(row).await
+    }
+
+    /// The store of a source; made if it is not there yet.
+    pub(crate) async fn store(&self, id: SourceId) -> Result<SourceStore, Error> {
+        self.shared.store(id).await
+    }
+
+    /// Wait until every task has ended; they were cancelled by the token given to `new`.
+    pub(crate) async fn wait(&self) {
+        self.shared.tracker.close();
+        self.shared.tracker.wait().await;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SourceId, Supervised>> {
+        // Nothing that panics runs under this lock.
+        self.shared
+            .sources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry<T>(&self, id: SourceId, work: impl FnOnce(&mut Supervised) -> T) -> T {
+        let mut sources = self.lock();
+        let supervised = sources.entry(id).or_insert_with(|| Supervised {
+            snapshot: watch::Sender::new(Snapshot::new(State::Starting)),
+            task: None,
+        });
+        work(supervised)
+    }
+}
+
+impl Wake {
+    fn ask(&self, new_lineage: bool) {
+        if new_lineage {
+            self.new_lineage
+                .store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        self.notify.notify_one();
+    }
+
+    fn take_new_lineage(&self) -> bool {
+        self.new_lineage
+            .swap(false, std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl SharedState {
+    async fn source(&self, row: &SourceRow) -> Result<Source, Error> {
+        let connection = self.catalog.connection(&self.seal, row.id).await?;
+        Ok(Source {
+            id: row.id,
+            name: row.name.clone(),
+            connection: connection.parse()?,
+            settings: serde_json::from_value(row.settings.clone())?,
+        })
+    }
+
+    async fn store(&self, id: SourceId) -> Result<SourceStore, Error> {
+        match self.repository.source(id).await {
+            Ok(store) => Ok(store),
+            Err(lastgood_store::Error::NoDataKeyOfSource { .. }) => {
+                Ok(self.repository.create_source(id).await?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Run a source until it is cancelled.
+#[tracing::instrument(skip_all, fields(source = %id))]
+async fn supervise(
+    shared: Arc<SharedState>,
+    id: SourceId,
+    wake: Arc<Wake>,
+    snapshot: watch::Sender<Snapshot>,
+    cancel: CancellationToken,
+) {
+    let mut backoff = Backoff::default();
+    while !cancel.is_cancelled() {
+        snapshot.send_modify(|snapshot| snapshot.stop(State::Starting, None));
+        let begun = Instant::now();
+        let new_lineage = wake.take_new_lineage();
+        // On the heap: the engine's future is large.
+        let attempt = Box::pin(attempt(&shared, id, new_lineage, &snapshot, &cancel));
+        let (class, reason) = match attempt.await {
+            Ok(()) if cancel.is_cancelled() => break,
+            Ok(()) => (
+                Class::Transient,
+                "capture ended without being asked to".to_owned(),
+            ),
+            Err(_) if cancel.is_cancelled() => break,
+            Err(error) => {
+                let class = error.class();
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    ?class,
+                    "a source failed"
+                );
+                (class, chain(&error))
+            }
+        };
+        let state = match class {
+            Class::Transient => State::Degraded,
+            Class::NeedsOperator | Class::Corrupt => State::Failed,
+        };
+        snapshot.send_modify(|snapshot| snapshot.stop(state, Some(reason)));
+        let random = u32::from_be_bytes({
+            let mut bytes = [0; 4];
+            // Without randomness the pause is merely not spread.
+            getrandom::fill(&mut bytes).unwrap_or_default();
+            bytes
+        });
+        let pause = backoff.after(class, begun.elapsed(), random);
+        let sleep = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            () = wake.notify.notified() => backoff.reset(),
+            () = sleep => {}
+        }
+    }
+}
+
+/// One run of the engine, from the catalog's row to the engine's end.
+async fn attempt(
+    shared: &Arc<SharedState>,
+    id: SourceId,
+    new_lineage: bool,
+    snapshot: &watch::Sender<Snapshot>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    let Some(row) = shared.catalog.source(&id.to_string()).await? else {
+        return Ok(());
+    };
+    let source = shared.source(&row).await?;
+    let store = shared.store(id).await?;
+    if let Err(error) = index::rebuild(&shared.catalog, &store).await {
+        let cause = error.source();
+        tracing::warn!(%error, cause, "the catalog's index of this source is not up to date");
+    }
+    let (sender, receiver) = mpsc::channel(EVENTS_WAITING_MAX);
+    let consumer = shared.tracker.spawn(consume(
+        shared.catalog.clone(),
+        id,
+        receiver,
+        snapshot.clone(),
+    ));
+    let events = Events::new(sender);
+    let outcome = match row.desired {
+        Desired::Running => {
+            let (_control, control) = watch::channel(Control { new_lineage });
+            let spool_dir = shared.spool_dir.join(id.to_string());
+            let run =
+                lastgood_engine::run(source, store, spool_dir, control, events, cancel.clone());
+            Box::pin(run).await.map(|_| ())
+        }
+        Desired::Paused => {
+            let watch = async move {
+                lastgood_engine::watch_paused(&source, &store, &events, cancel).await
+            };
+            Box::pin(watch).await
+        }
+        Desired::PausedWithoutSlot => {
+            drop(events);
+            Ok(())
+        }
+    };
+    // The engine has dropped its sender: the consumer ends when it has read the rest.
+    if consumer.await.is_err() {
+        tracing::error!("the reader of events failed");
+    }
+    outcome.map_err(Error::from)
+}
+
+/// Events into the snapshot and the catalog.
+async fn consume(
+    catalog: Catalog,
+    id: SourceId,
+    mut events: mpsc::Receiver<Event>,
+    snapshot: watch::Sender<Snapshot>,
+) {
+    let mut base = None;
+    while let Some(event) = events.recv().await {
+        let noted = match event {
+            Event::Status(status) => {
+                snapshot.send_if_modified(|snapshot| {
+                    snapshot.take(status);
+                    true
+                });
+                Ok(())
+            }
+            Event::Uncovered { tables } => {
+                let names = tables
+                    .into_iter()
+                    .map(|(schema, table)| format!("{schema}.{table}"));
+                snapshot.send_modify(|snapshot| snapshot.uncovered = names.collect());
+                Ok(())
+            }
+            Event::WalBudgetHalf {
+                retained_bytes,
+                budget_bytes,
+            } => {
+                tracing::warn!(
+                    source = %id, retained_bytes, budget_bytes,
+                    "the slot holds back more than half of the WAL budget"
+                );
+                Ok(())
+            }
+            Event::LineageStarted { lineage, start } => {
+                tracing::info!(source = %id, %lineage, %start, "a lineage begins");
+                Ok(())
+            }
+            Event::LineageEnded {
+                lineage,
+                end,
+                reason,
+                detail,
+            } => {
+                tracing::warn!(source = %id, %lineage, %end, ?reason, detail, "a lineage ended");
+                Ok(())
+            }
+            Event::Segment {
+                lineage,
+                key,
+                stored_bytes,
+                ..
+            } => index::note_segment(&catalog, id, lineage, key, stored_bytes).await,
+            event => index::note_base(&catalog, id, &mut base, event).await,
+        };
+        if let Err(error) = noted {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(source = %id, error, "the catalog missed an event");
+        }
+    }
+}

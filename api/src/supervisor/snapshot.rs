@@ -1,0 +1,93 @@
+//! What is known of a source at this moment; in memory only.
+
+use lastgood_engine::{SourceState, SourceStatus};
+use lastgood_proto::{LineageId, Lsn, PgTimestamp};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = SourceStatus)]
+pub(crate) enum State {
+    /// Connecting, or catching up with the repository.
+    Starting,
+    /// Streaming while the first base is dumped: nothing can be restored yet.
+    BaseBackup,
+    /// All is well.
+    Streaming,
+    /// Stopped by an operator.
+    Paused,
+    /// Something is wrong that may pass, or that needs attention soon; see `reason`.
+    Degraded,
+    /// Not captured until somebody does something; see `reason`.
+    Failed,
+}
+
+impl State {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::BaseBackup => "base_backup",
+            State::Streaming => "streaming",
+            State::Paused => "paused",
+            State::Degraded => "degraded",
+            State::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) state: State,
+    pub(crate) reason: Option<String>,
+    pub(crate) lineage: Option<LineageId>,
+    pub(crate) durable_lsn: Option<Lsn>,
+    pub(crate) observed_through: Option<PgTimestamp>,
+    pub(crate) lag_bytes: Option<u64>,
+    pub(crate) lag_seconds: Option<u64>,
+    pub(crate) retained_wal_bytes: Option<u64>,
+    /// `schema.table` of tables that no segment holds until the next base.
+    pub(crate) uncovered: Vec<String>,
+}
+
+impl Snapshot {
+    pub(super) const fn new(state: State) -> Self {
+        Self {
+            state,
+            reason: None,
+            lineage: None,
+            durable_lsn: None,
+            observed_through: None,
+            lag_bytes: None,
+            lag_seconds: None,
+            retained_wal_bytes: None,
+            uncovered: Vec::new(),
+        }
+    }
+
+    /// The attempt ended: positions stay true, lags are no longer known.
+    pub(super) fn stop(&mut self, state: State, reason: Option<String>) {
+        self.state = state;
+        self.reason = reason;
+        self.lag_bytes = None;
+        self.lag_seconds = None;
+        self.retained_wal_bytes = None;
+    }
+
+    pub(super) fn take(&mut self, status: SourceStatus) {
+        self.state = match status.state {
+            SourceState::Starting => State::Starting,
+            SourceState::BaseBackup => State::BaseBackup,
+            SourceState::Streaming => State::Streaming,
+            SourceState::Degraded => State::Degraded,
+            SourceState::Paused => State::Paused,
+        };
+        self.reason = status.reason;
+        self.lineage = status.lineage.or(self.lineage);
+        self.durable_lsn = status.durable_lsn.or(self.durable_lsn);
+        self.observed_through = status.observed_through.or(self.observed_through);
+        self.lag_bytes = Some(status.lag_bytes);
+        self.lag_seconds = Some(status.lag_seconds);
+        self.retained_wal_bytes = Some(status.retained_wal_bytes);
+    }
+}
