@@ -20,7 +20,7 @@ use crate::source::Source;
 use crate::worker::Progress;
 
 const SLOT_INTERVAL: Duration = Duration::from_secs(5);
-const TABLES_INTERVAL: Duration = Duration::from_secs(30);
+const TABLES_INTERVAL: Duration = Duration::from_secs(15);
 
 const POSITION: &str = "SELECT pg_current_wal_flush_lsn()::text";
 

@@ -8,7 +8,7 @@ use crate::majors;
 use crate::running::{Fixture, quick, wal_end};
 
 /// First columns of all inserted rows of the table, in order.
-fn inserted(records: &[Record]) -> Vec<String> {
+pub(crate) fn inserted(records: &[Record]) -> Vec<String> {
     records
         .iter()
         .filter_map(|record| match record {

@@ -2,8 +2,10 @@
 
 mod base;
 mod capture;
-mod probe;
+mod rights;
 mod running;
+mod tables;
+mod trouble;
 
 /// Majors of the servers to test on.
 fn majors() -> Vec<u32> {

@@ -1,0 +1,321 @@
+//! What a server can do to a lineage: nothing may be papered over, and the server never waits for
+//! us.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lastgood_engine::{Control, Error, Event, NoIdentity, SourceSettings, release_slot, remove};
+use lastgood_integration::{Postgres, Stop, TestDatabase};
+use lastgood_proto::key::SourceObject;
+use lastgood_proto::manifest::{EndReason, LineageEnd};
+
+use crate::majors;
+use crate::running::{Fixture, quick, wal_end};
+
+const TABLE: &str = "CREATE TABLE t(id bigserial PRIMARY KEY, v text)";
+
+async fn slot(client: &tokio_postgres::Client) -> Result<String> {
+    let row = client
+        .query_one(
+            "SELECT slot_name::text FROM pg_replication_slots
+             WHERE database = current_database() AND NOT temporary",
+            &[],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// Breaks a stopped lineage with `sql`; the next start must end it for `reason` and begin another.
+async fn gap(sql: &str, reason: EndReason) -> Result<()> {
+    let database = TestDatabase::new(15).await?;
+    let client = database.connect().await?;
+    client.batch_execute(TABLE).await?;
+    let fixture = Fixture::new(&database.url(), quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    client
+        .batch_execute("INSERT INTO t(v) VALUES ('a')")
+        .await?;
+    running.durable(wal_end(&client).await?).await?;
+    running.stop().await?;
+
+    let sql = sql.replace("<slot>", &slot(&client).await?);
+    let sql = sql.replace("<publication>", &format!("lastgood_{}", fixture.source.id));
+    for statement in sql.split(';') {
+        client.batch_execute(statement).await?;
+    }
+    let mut running = fixture.start();
+    let base = running.base().await?;
+    running.stop().await?;
+    let lineages = fixture.lineages().await?;
+    ensure!(lineages.len() == 2 && lineages[0].ended && !lineages[1].ended);
+    ensure!(lineages[1].bases == [base.id]);
+    let end: LineageEnd = fixture
+        .store
+        .get_json(&SourceObject::LineageEnd(lineages[0].id))
+        .await?;
+    assert_eq!(end.reason, reason, "{}", end.detail);
+    assert_eq!(Some(end.end), lineages[0].durable_lsn());
+    // Nothing of the old lineage is left on the server.
+    slot(&client).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_slot_is_a_gap() -> Result<()> {
+    gap(
+        "SELECT pg_drop_replication_slot('<slot>')",
+        EndReason::SlotMissing,
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_moved_on_is_a_gap() -> Result<()> {
+    gap(
+        "INSERT INTO t(v) VALUES ('lost');
+         SELECT pg_replication_slot_advance('<slot>', pg_current_wal_lsn())",
+        EndReason::SlotAhead,
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recreated_slot_is_a_gap() -> Result<()> {
+    gap(
+        "SELECT pg_drop_replication_slot('<slot>'); INSERT INTO t(v) VALUES ('lost');
+         SELECT pg_create_logical_replication_slot('<slot>', 'pgoutput')",
+        EndReason::SlotAhead,
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_made_anew_is_a_gap() -> Result<()> {
+    gap(
+        "DROP PUBLICATION <publication>; CREATE PUBLICATION <publication> FOR TABLE t",
+        EndReason::PublicationChanged,
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_lost_while_streaming_begins_a_new_lineage() -> Result<()> {
+    let database = TestDatabase::new(15).await?;
+    let client = database.connect().await?;
+    client.batch_execute(TABLE).await?;
+    let fixture = Fixture::new(&database.url(), quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    let slot = slot(&client).await?;
+    let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+               WHERE slot_name = $1::text::name";
+    client.execute(sql, &[&slot]).await?;
+    // The reader is gone for a moment; whoever comes first wins, and we try for a while.
+    let drop_it = "SELECT pg_drop_replication_slot($1::text::name)";
+    while client.execute(drop_it, &[&slot]).await.is_err() {}
+    // The supervisor's part: start again after the broken connection.
+    let ended = running.ended().await?;
+    ensure!(ended.is_err(), "{ended:?}");
+    let mut running = fixture.start();
+    running
+        .wait("new lineage", |event| {
+            matches!(event, Event::LineageStarted { .. }).then_some(())
+        })
+        .await?;
+    running.base().await?;
+    running.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_stops_at_once_and_its_crash_loses_nothing() -> Result<()> {
+    for major in majors() {
+        let server = std::sync::Arc::new(Postgres::start(major, &[]).await?);
+        let url = server.create_database("shop").await?;
+        let client = server.connect("shop").await?;
+        client.batch_execute(TABLE).await?;
+        // Segments would be cut late by themselves: it is the server's wish that has to do it.
+        let settings = SourceSettings {
+            segment_seconds: 600,
+            idle_seconds: 600,
+            ..SourceSettings::default()
+        };
+        let fixture = Fixture::new(&url, settings).await?;
+        let mut running = fixture.start();
+        running.base().await?;
+        client
+            .batch_execute("INSERT INTO t VALUES (1, 'before')")
+            .await?;
+        let start = Instant::now();
+        server.stop(Stop::Fast).await?;
+        ensure!(
+            start.elapsed() < Duration::from_secs(5),
+            "took {:?}",
+            start.elapsed()
+        );
+        let ended = running.ended().await?;
+        ensure!(ended.is_err(), "{ended:?}");
+        server.start_again().await?;
+        let client = server.connect("shop").await?;
+        let running = fixture.start();
+        client
+            .batch_execute("INSERT INTO t VALUES (2, 'between')")
+            .await?;
+        server.crash().await?;
+        let ended = running.ended().await?;
+        ensure!(ended.is_err(), "{ended:?}");
+        server.start_again().await?;
+        let client = server.connect("shop").await?;
+        let running = fixture.start();
+        client
+            .batch_execute("INSERT INTO t VALUES (3, 'after')")
+            .await?;
+        running.stop().await?;
+        let mut quick_fixture = fixture;
+        quick_fixture.source.settings = quick();
+        let mut running = quick_fixture.start();
+        running.durable(wal_end(&client).await?).await?;
+        running.stop().await?;
+        let lineages = quick_fixture.lineages().await?;
+        ensure!(lineages.len() == 1, "{lineages:?}");
+        let records = quick_fixture.records(&lineages[0]).await?;
+        assert_eq!(crate::capture::inserted(&records), ["1", "2", "3"]);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_of_other_databases_is_let_go() -> Result<()> {
+    let server = Postgres::start(15, &[]).await?;
+    let url = server.create_database("shop").await?;
+    server.create_database("other").await?;
+    let client = server.connect("shop").await?;
+    client.batch_execute(TABLE).await?;
+    let fixture = Fixture::new(&url, quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    let noise = "CREATE TABLE noise AS SELECT md5(i::text) FROM generate_series(1, 100000) i";
+    server.execute("other", noise).await?;
+    let end = wal_end(&client).await?;
+    running.durable(end).await?;
+    let observed = running
+        .wait("observed time", |event| match event {
+            Event::Status(status) if status.durable_lsn >= Some(end) => status.observed_through,
+            _ => None,
+        })
+        .await?;
+    // A source on which nothing happens at all can be restored to later and later moments.
+    running
+        .wait("later observed time", |event| match event {
+            Event::Status(status) => (status.observed_through.map(|time| time.as_micros())
+                > Some(observed.as_micros() + 3_000_000))
+            .then_some(()),
+            _ => None,
+        })
+        .await?;
+    running.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_budget_takes_the_slot_and_the_source_waits_to_be_asked() -> Result<()> {
+    let server = Postgres::start(15, &[]).await?;
+    let url = server.create_database("shop").await?;
+    let client = server.connect("shop").await?;
+    client.batch_execute(TABLE).await?;
+    let settings = SourceSettings {
+        wal_budget_bytes: 64 << 20,
+        ..quick()
+    };
+    let fixture = Fixture::new(&url, settings).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    // An open transaction keeps the slot's restart position where it is, whatever is confirmed.
+    let blocker = server.connect("shop").await?;
+    blocker
+        .batch_execute("BEGIN; INSERT INTO t(v) VALUES ('open')")
+        .await?;
+    let noise = "INSERT INTO t(v) SELECT repeat(md5(i::text), 30) FROM generate_series(1, 90000) i";
+    client.batch_execute(noise).await?;
+    let ended = running.ended().await?;
+    ensure!(matches!(ended, Err(Error::Ended { .. })), "{ended:?}");
+    ensure!(slot(&client).await.is_err(), "the slot is still there");
+    blocker.batch_execute("ROLLBACK").await?;
+    let again = fixture.start().ended().await?;
+    ensure!(matches!(again, Err(Error::Ended { .. })), "{again:?}");
+    let mut running = fixture.start_with(Control { new_lineage: true });
+    running.base().await?;
+    running.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pausing_without_the_slot_and_removing_leave_nothing() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "CREATE TABLE t(id bigserial PRIMARY KEY); CREATE TABLE bare(a int);
+             CREATE TABLE nothing(a int); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
+             CREATE TABLE computed(a int, g int GENERATED ALWAYS AS (a * 2) STORED);",
+        )
+        .await?;
+    let settings = SourceSettings {
+        no_identity: NoIdentity::Full,
+        ..quick()
+    };
+    let fixture = Fixture::new(&database.url(), settings).await?;
+    let mut running = fixture.start();
+    let base = running.base().await?;
+    ensure!(
+        base.tables
+            .iter()
+            .all(|table| table.protection == lastgood_proto::manifest::Protection::Full),
+        "{:?}",
+        base.tables
+    );
+    client
+        .batch_execute(
+            "INSERT INTO bare VALUES (1), (1); UPDATE bare SET a = 2; DELETE FROM bare;
+             INSERT INTO computed VALUES (1); UPDATE computed SET a = 2",
+        )
+        .await?;
+    running.durable(wal_end(&client).await?).await?;
+    running.stop().await?;
+    let removal = release_slot(&fixture.source, &fixture.store).await?;
+    ensure!(
+        removal.left.is_empty() && removal.dropped.len() == 1,
+        "{removal:?}"
+    );
+    ensure!(fixture.newest().await?.ended);
+    let mut running = fixture.start();
+    running.base().await?;
+    running.stop().await?;
+    let removal = remove(&fixture.source).await?;
+    ensure!(removal.left.is_empty(), "{removal:?}");
+    let rows = client
+        .query(
+            "SELECT relname::text, relreplident::text FROM pg_class
+             WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1",
+            &[],
+        )
+        .await?;
+    let identities: Vec<(String, String)> =
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let expected = [
+        ("bare", "d"),
+        ("computed", "d"),
+        ("nothing", "n"),
+        ("t", "d"),
+    ];
+    assert_eq!(
+        identities,
+        expected.map(|(name, identity)| (name.to_owned(), identity.to_owned()))
+    );
+    ensure!(slot(&client).await.is_err());
+    ensure!(
+        client
+            .query("SELECT FROM pg_publication", &[])
+            .await?
+            .is_empty()
+    );
+    Ok(())
+}
