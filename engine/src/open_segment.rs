@@ -213,11 +213,10 @@ impl OpenSegment {
                 if message.transactional {
                     return self.begun()?.writer.message(&message).map_err(broken);
                 }
-                // One that belongs to no transaction comes between two of them. Streaming from
-                // beyond its first byte does not send it again.
+                // One that belongs to no transaction comes between two of them. Its LSN is its
+                // record's end (`logicalmsg_decode`), where the next COMMIT may begin.
                 self.writing()?.writer.message(&message).map_err(broken)?;
-                let past = Lsn::new(message.lsn.as_u64().saturating_add(1));
-                self.end = self.end.max(past);
+                self.end = self.end.max(message.lsn);
                 Ok(())
             }
         }

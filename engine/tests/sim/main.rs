@@ -11,6 +11,7 @@ use std::io::BufReader;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use lastgood_engine::worker::{self, Policy, Progress, Start};
 use lastgood_engine::{Error, Events};
 use lastgood_proto::key::SourceObject;
@@ -25,11 +26,11 @@ use tokio_util::sync::CancellationToken;
 use server::{Item, Server};
 use storage::FaultyStore;
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 const LINEAGE: LineageId = LineageId::new(1, 7);
 
 #[test]
-fn every_transaction_exactly_once() {
+fn every_transaction_exactly_once() -> Result<()> {
     let number = |name: &str| {
         std::env::var(name)
             .ok()
@@ -45,23 +46,21 @@ fn every_transaction_exactly_once() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(Box::pin(live(seed)));
+            .build()?;
+        runtime.block_on(Box::pin(live(seed)))?;
     }
+    Ok(())
 }
 
-async fn live(seed: u64) {
+async fn live(seed: u64) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let faulty = Arc::new(FaultyStore::new(rng.random()));
     let backend = Backend::from_object_store(Arc::clone(&faulty) as _, "");
-    let repository = Repository::create_or_open_on(backend, Encryption::Off)
-        .await
-        .unwrap();
+    let repository = Repository::create_or_open_on(backend, Encryption::Off).await?;
     let id = SourceId::from_bytes([5; 8]);
-    let store = repository.create_source(id).await.unwrap();
+    let store = repository.create_source(id).await?;
     let server = Server::new(rng.random(), store.clone());
-    let spool = tempfile::tempdir().unwrap();
+    let spool = tempfile::tempdir()?;
     let policy = Policy {
         segment_bytes: rng.random_range(500..20_000),
         segment_age: Duration::from_millis(rng.random_range(200..3000)),
@@ -94,8 +93,8 @@ async fn live(seed: u64) {
         cancel.cancel();
     };
     let (ended, ()) = tokio::join!(last, stop);
-    ended.unwrap();
-    compare(&server, &store).await;
+    ended?;
+    compare(&server, &store).await
 }
 
 async fn incarnation(
@@ -104,7 +103,7 @@ async fn incarnation(
     policy: &Policy,
     spool: &std::path::Path,
     cancel: CancellationToken,
-) -> Result<(), Error> {
+) -> std::result::Result<(), Error> {
     let listing = store.list().await?;
     let lineage = listing.lineage(LINEAGE);
     let durable = lineage
@@ -139,11 +138,11 @@ async fn incarnation(
 }
 
 /// The concatenated segments against what the server did.
-async fn compare(server: &Server, store: &SourceStore) {
-    let listing = store.list().await.unwrap();
+async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
+    let listing = store.list().await?;
     let Some(lineage) = listing.lineage(LINEAGE) else {
         assert_eq!(server.wal_end(), server::START, "nothing was stored");
-        return;
+        return Ok(());
     };
     assert_eq!(lineage.orphans, []);
     let mut found = Vec::new();
@@ -151,21 +150,18 @@ async fn compare(server: &Server, store: &SourceStore) {
     for key in &lineage.segments {
         assert_eq!(key.start, end);
         end = key.end;
-        let reader = store
-            .open(&SourceObject::Segment(LINEAGE, *key))
-            .await
-            .unwrap();
+        let reader = store.open(&SourceObject::Segment(LINEAGE, *key)).await?;
         let (key, id) = (*key, store.id());
-        let records = tokio::task::spawn_blocking(move || {
+        let records = tokio::task::spawn_blocking(move || -> Result<Vec<Record>> {
             let reader = BufReader::new(reader.into_blocking());
-            let mut reader = SegmentReader::open(reader, Some((id, LINEAGE, &key))).unwrap();
+            let mut reader = SegmentReader::open(reader, Some((id, LINEAGE, &key)))?;
             let mut records = Vec::new();
-            while let Some(record) = reader.next().unwrap() {
+            while let Some(record) = reader.next()? {
                 records.push(record);
             }
-            records
+            Ok(records)
         });
-        collect(records.await.unwrap(), &mut found);
+        collect(records.await??, &mut found);
         if let Some(observed) = key.observed_through {
             server.check_observed(observed, key.end);
         }
@@ -176,6 +172,7 @@ async fn compare(server: &Server, store: &SourceStore) {
         assert_eq!(found, expected);
     }
     assert!(end <= server.wal_end(), "{end} is beyond the server's WAL");
+    Ok(())
 }
 
 fn collect(records: Vec<Record>, found: &mut Vec<Item>) {

@@ -34,7 +34,7 @@ pub(crate) enum Item {
         time: PgTimestamp,
         rows: Vec<(u32, String)>,
     },
-    /// Of no transaction.
+    /// Of no transaction; the LSN is its record's end.
     Message { lsn: Lsn },
 }
 
@@ -83,7 +83,7 @@ impl Server {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.state.lock().expect("nobody panics with it")
     }
 
     pub(crate) fn kill_after(&self, steps: u64) {
@@ -215,9 +215,12 @@ impl State {
                 (relation, format!("value {}", self.rng.random::<u32>()))
             })
             .collect();
-        self.advance();
+        // The rows may have been written before whatever came last.
+        if self.rng.random() {
+            self.advance();
+        }
         let commit_lsn = self.advance();
-        let xid = u32::try_from(self.history.len()).unwrap() + 700;
+        let xid = u32::try_from(self.history.len()).expect("a short history") + 700;
         let end_lsn = self.wal_end;
         let time = PgTimestamp::from_micros(self.clock);
         self.history.push(Item::Transaction {
@@ -231,7 +234,8 @@ impl State {
 
     fn message(&mut self) {
         self.advance();
-        let lsn = self.advance();
+        self.advance();
+        let lsn = self.wal_end;
         self.history.push(Item::Message { lsn });
     }
 }
@@ -251,12 +255,13 @@ pub(crate) struct SimStream {
 impl SimStream {
     /// Puts more into the queue, or says how long nothing comes.
     fn produce(&mut self) -> Option<Duration> {
-        let mut state = self.server.state.lock().unwrap();
+        let server = self.server.clone();
+        let mut state = server.state();
         if let Some(item) = state.history.get(self.next_item).cloned() {
             self.next_item += 1;
             let below = match &item {
                 Item::Transaction { commit_lsn, .. } => *commit_lsn < self.from,
-                Item::Message { lsn } => *lsn < self.from,
+                Item::Message { lsn } => *lsn <= self.from,
             };
             if !below {
                 encode(&item, &mut self.described, &mut self.queue);
@@ -327,7 +332,7 @@ impl Stream for SimStream {
     ) -> Result<(), Error> {
         self.server.step().await;
         assert!(flushed <= written);
-        let listing = self.server.store.list().await.unwrap();
+        let listing = self.server.store.list().await.expect("a listing");
         let durable = listing
             .lineage(crate::LINEAGE)
             .and_then(lastgood_proto::listing::LineageListing::durable_lsn)
@@ -400,7 +405,7 @@ fn keepalive(wal_end: Lsn, clock: i64, reply_requested: bool) -> ReplicationMess
 fn encode(item: &Item, described: &mut bool, queue: &mut VecDeque<ReplicationMessage>) {
     let mut push = |message: &Message<'_>, lsn: Lsn| {
         let mut data = Vec::new();
-        pgoutput::encode(message, &mut data).unwrap();
+        pgoutput::encode(message, &mut data).expect("a short message");
         queue.push_back(ReplicationMessage::XLogData {
             wal_start: lsn,
             wal_end: lsn,
@@ -435,7 +440,8 @@ fn encode(item: &Item, described: &mut bool, queue: &mut VecDeque<ReplicationMes
                 if !std::mem::replace(described, true) {
                     (1..4).for_each(|oid| push(&Message::Relation(relation_of(oid)), Lsn::INVALID));
                 }
-                let tuple = TupleBuf::new([Value::Text(value.as_bytes()), Value::Null]).unwrap();
+                let tuple = TupleBuf::new([Value::Text(value.as_bytes()), Value::Null])
+                    .expect("a short row");
                 let insert = Insert {
                     relation: Oid::new(*relation),
                     new: tuple.as_tuple(),

@@ -50,7 +50,7 @@ impl FaultyStore {
         if !self.trouble.load(Ordering::Relaxed) || !path.as_ref().contains("/segments/") {
             return (Fate::Stored, Duration::ZERO);
         }
-        let mut rng = self.rng.lock().unwrap();
+        let mut rng = self.rng.lock().expect("nobody panics with it");
         let fate = match rng.random_range(0..10) {
             0 | 1 => Fate::Refused,
             2 => Fate::Unanswered,
