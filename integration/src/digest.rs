@@ -21,10 +21,22 @@ pub struct Table {
     pub digest: String,
 }
 
+/// A table was truncated after the snapshot and before it was read: it looks empty, but was not.
+#[derive(Debug)]
+pub struct Truncated(String);
+
+impl std::fmt::Display for Truncated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} was truncated behind the snapshot", self.0)
+    }
+}
+
+impl std::error::Error for Truncated {}
+
 /// The settings that decide how a value looks as text.
-const PINNED: &str = "SET DateStyle='ISO'; SET IntervalStyle='postgres'; SET TimeZone='UTC'; \
-     SET extra_float_digits=3; SET bytea_output='hex'; SET lc_monetary='C'; SET search_path='pg_catalog'; \
-     SET statement_timeout=0; SET enable_seqscan=on; SET row_security=off";
+const PINNED: &str = "SET LOCAL DateStyle='ISO'; SET LOCAL IntervalStyle='postgres'; SET LOCAL TimeZone='UTC'; \
+     SET LOCAL extra_float_digits=3; SET LOCAL bytea_output='hex'; SET LOCAL lc_monetary='C'; \
+     SET LOCAL search_path='pg_catalog'; SET LOCAL statement_timeout=0; SET LOCAL row_security=off";
 
 /// Our own schemas and PostgreSQL's are left out.
 const OUTSIDE: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'lastgood', 'lastgood_restore') \
@@ -52,9 +64,8 @@ pub async fn sequences(client: &Client) -> Result<BTreeMap<String, i64>> {
 /// Under a snapshot of another transaction, or the newest one.
 ///
 /// # Errors
-/// The server's.
+/// The server's, and [`Truncated`].
 pub async fn of(client: &mut Client, snapshot: Option<&str>) -> Result<Content> {
-    client.batch_execute(PINNED).await?;
     let transaction = client
         .build_transaction()
         .isolation_level(IsolationLevel::RepeatableRead)
@@ -66,6 +77,7 @@ pub async fn of(client: &mut Client, snapshot: Option<&str>) -> Result<Content> 
             .batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))
             .await?;
     }
+    transaction.batch_execute(PINNED).await?;
     let mut content = Content::default();
     let relations = transaction
         .query(
@@ -107,6 +119,14 @@ pub async fn of(client: &mut Client, snapshot: Option<&str>) -> Result<Content> 
                 },
             );
         }
+    }
+    // From the first look at a table on, it is locked against this; before that it is not.
+    let truncated = format!(
+        "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind = 'r' AND c.relfilenode <> pg_relation_filenode(c.oid) AND {OUTSIDE}"
+    );
+    if let Some(row) = transaction.query(&truncated, &[]).await?.first() {
+        return Err(Truncated(row.get(0)).into());
     }
     transaction.rollback().await?;
     Ok(content)

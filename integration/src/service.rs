@@ -482,6 +482,15 @@ impl Drop for Service {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // Logs outlive their tests when somebody wants to read them.
+        if let Some(folder) = std::env::var_os("LASTGOOD_TEST_LOGS") {
+            let name = self.folder.file_name().unwrap_or_default();
+            let copied = fs::create_dir_all(&folder)
+                .and_then(|()| fs::copy(self.folder.join("log"), Path::new(&folder).join(name)));
+            if let Err(error) = copied {
+                eprintln!("the log is not kept: {error}");
+            }
+        }
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().rev().take(80).collect();

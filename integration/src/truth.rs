@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio_postgres::Client;
 
-use crate::digest::{self, Content};
+use crate::digest::{self, Content, Truncated};
 use crate::postgres::Postgres;
 
 /// The content at a consistent point: transactions whose commit LSN is below it are in, others are not.
@@ -20,6 +20,15 @@ pub struct Truth {
 /// # Errors
 /// When the slot cannot be made.
 pub async fn record(server: &Postgres, database: &str) -> Result<Truth> {
+    loop {
+        match attempt(server, database).await {
+            Err(error) if error.is::<Truncated>() => {}
+            recorded => return recorded,
+        }
+    }
+}
+
+async fn attempt(server: &Postgres, database: &str) -> Result<Truth> {
     let mut client = server.connect(database).await?;
     // A sequence does not obey snapshots: what it gave before the point is the least that a restore
     // to the point must respect.

@@ -24,6 +24,9 @@ pub use table::Table;
 use crate::postgres::connect;
 use crate::seed;
 
+/// Between two transactions of a writer: a history is to be varied, not long.
+const PACE: Duration = Duration::from_millis(10);
+
 /// A random schema.
 pub struct Schema {
     pub seed: u64,
@@ -146,7 +149,7 @@ async fn write(shared: Arc<Shared>, number: usize) -> Result<()> {
     let mut client: Option<Client> = None;
     while !shared.stop.load(Ordering::Relaxed) {
         let transaction = transaction(&shared.schema, &mut rng);
-        let _open = shared.gate.read().await;
+        let open = shared.gate.read().await;
         let connected = match client.take() {
             Some(connected) => connected,
             None => match prepare(&shared.url).await {
@@ -162,6 +165,8 @@ async fn write(shared: Arc<Shared>, number: usize) -> Result<()> {
             shared.progress.notify_one();
         }
         client = (!connected.is_closed()).then_some(connected);
+        drop(open);
+        tokio::time::sleep(PACE).await;
     }
     Ok(())
 }

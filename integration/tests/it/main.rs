@@ -1,5 +1,6 @@
 //! End-to-end tests: real servers, and the binary as a process.
 
+mod api;
 mod bad_input;
 mod bad_repository;
 mod bad_source;
@@ -8,5 +9,6 @@ mod empty_folder;
 mod harness;
 mod oracle;
 mod s3;
+mod schema;
 mod secrets;
 mod smoke;
