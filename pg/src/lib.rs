@@ -19,6 +19,7 @@ pub mod quote;
 mod replication;
 mod settings;
 pub mod slot;
+mod socket;
 mod sqlstate;
 mod tls;
 mod transport;

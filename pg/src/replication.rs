@@ -5,26 +5,27 @@
 //! connection or its end. So the connection that made a slot must idle while others import the
 //! snapshot; streaming goes on a second one.
 
+mod rows;
+mod startup;
 mod stream;
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use lastgood_proto::cursor::Cursor;
+use bytes::BytesMut;
 use lastgood_proto::{Lsn, SystemId, TimelineId};
 use postgres_protocol::message::frontend;
 
+pub use rows::SimpleRow;
+pub(crate) use startup::{as_pooler, supported};
 pub use stream::ReplicationStream;
 
-use crate::auth::{self, Policy};
-use crate::config::{ConnectionConfig, Host, TargetSessionAttrs};
-use crate::connect::check_target;
-use crate::error::{Error, Operation, ServerError};
+use crate::config::{ConnectionConfig, Host};
+use crate::error::{Error, Operation};
 use crate::quote;
-use crate::settings;
-use crate::transport::{self, Handshake, Link};
-use crate::version;
+use crate::transport;
 use crate::wire::Wire;
+use rows::{column_names, data_row};
+use startup::Startup;
 
 /// After this long without an acknowledgement for what was sent, a connection is dead. Keepalives
 /// do not notice it while something is unacknowledged, and the kernel alone takes a quarter hour.
@@ -81,31 +82,6 @@ pub struct CreatedSlot {
     pub consistent_point: Lsn,
     /// Good for `SET TRANSACTION SNAPSHOT` and `pg_dump --snapshot`.
     pub snapshot: String,
-}
-
-/// A row of text values, found by column name: servers add columns.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SimpleRow {
-    values: Vec<(String, Option<String>)>,
-}
-
-impl SimpleRow {
-    /// The value; `None` if it is NULL or there is no such column.
-    #[must_use]
-    pub fn get(&self, column: &str) -> Option<&str> {
-        self.values
-            .iter()
-            .find(|(name, _)| name == column)
-            .and_then(|(_, value)| value.as_deref())
-    }
-
-    /// The value in a column by position.
-    #[must_use]
-    pub fn at(&self, index: usize) -> Option<&str> {
-        self.values
-            .get(index)
-            .and_then(|(_, value)| value.as_deref())
-    }
 }
 
 /// A walsender that takes commands.
@@ -254,7 +230,7 @@ impl ReplicationConnection {
             let (tag, body) = self.wire.next().await?;
             match tag {
                 b'W' => {
-                    return Ok(ReplicationStream::new(self.wire));
+                    return ReplicationStream::new(self.wire);
                 }
                 b'E' => return Err(Error::server(Operation::StartReplication, &body)),
                 b'N' | b'S' => {}
@@ -286,127 +262,6 @@ fn output_options(publication: &str, server_version: u32) -> String {
     options
 }
 
-/// Startup and authentication of a replication connection.
-struct Startup<'a> {
-    config: &'a ConnectionConfig,
-    options: &'a ReplicationOptions,
-}
-
-impl Handshake for Startup<'_> {
-    type Output = ReplicationConnection;
-
-    async fn run(
-        &self,
-        link: Link,
-        target: TargetSessionAttrs,
-    ) -> Result<ReplicationConnection, Error> {
-        let policy = Policy::new(self.config, &link);
-        let mut wire = Wire::new(link.stream, link.host);
-        let mut message = BytesMut::new();
-        let mut extra = Vec::new();
-        if let Some(kb) = self.options.logical_decoding_work_mem_kb {
-            extra.push(("logical_decoding_work_mem", format!("{kb}kB")));
-        }
-        if let Some(timeout) = self.options.wal_sender_timeout {
-            extra.push(("wal_sender_timeout", format!("{}ms", timeout.as_millis())));
-        }
-        let options = settings::options_string(self.config.options.as_deref(), &extra);
-        let application_name = self
-            .options
-            .application_name
-            .as_deref()
-            .or(self.config.application_name.as_deref())
-            .unwrap_or("lastgood");
-        frontend::startup_message(
-            [
-                ("user", self.config.user.as_str()),
-                ("database", self.config.database.as_str()),
-                ("replication", "database"),
-                ("application_name", application_name),
-                ("client_encoding", self.options.client_encoding.as_str()),
-                ("options", options.as_str()),
-            ],
-            &mut message,
-        )
-        .map_err(|error| Error::Protocol(error.to_string()))?;
-        wire.send(&message).await?;
-        auth::authenticate(&mut wire, self.config, &policy, link.channel_binding)
-            .await
-            .map_err(|error| as_pooler(wire.host(), error))?;
-        wire.lift_limit();
-
-        let server_version = ready(&mut wire)
-            .await
-            .map_err(|error| as_pooler(wire.host(), error))?;
-        let mut connection = ReplicationConnection {
-            wire,
-            server_version,
-        };
-        let later = settings::later_statements(server_version);
-        if !later.is_empty() {
-            connection.query(&later).await?;
-        }
-        if target != TargetSessionAttrs::Any {
-            let rows = connection.query(crate::connect::TARGET_QUERY).await?;
-            let is = |column| rows.first().and_then(|row| row.get(column)) == Some("t");
-            check_target(connection.host(), target, is("standby"), is("read_only"))?;
-        }
-        Ok(connection)
-    }
-}
-
-/// Reads from AuthenticationOk to ReadyForQuery; returns the server's version.
-async fn ready(wire: &mut Wire) -> Result<u32, Error> {
-    let mut text = String::new();
-    loop {
-        let (tag, body) = wire.next().await?;
-        match tag {
-            b'S' => {
-                let mut cursor = Cursor::new(&body);
-                if cursor.cstr()? == b"server_version" {
-                    text = String::from_utf8_lossy(cursor.cstr()?).into_owned();
-                }
-            }
-            b'E' => return Err(Error::server(Operation::Connect, &body)),
-            // Key for cancelling, notices, a newer protocol offered.
-            b'K' | b'N' | b'v' => {}
-            b'Z' => break,
-            tag => return Err(unexpected(tag, "startup")),
-        }
-    }
-    supported(wire.host(), &text)
-}
-
-/// The version as a number, if it is one that we can work with.
-pub(crate) fn supported(host: &Host, text: &str) -> Result<u32, Error> {
-    version::parse(text)
-        .filter(|version| version / 10_000 >= version::OLDEST_MAJOR)
-        .ok_or_else(|| Error::UnsupportedServer {
-            host: host.to_string(),
-            version: text.to_owned(),
-        })
-}
-
-/// Poolers refuse what they do not pass on with a protocol violation (PgBouncer's "unsupported
-/// startup parameter: replication", Neon's "unsupported startup parameter in options").
-pub(crate) fn as_pooler(host: &Host, error: Error) -> Error {
-    let is_pooler = |server: &ServerError| {
-        let message = server.message.to_ascii_lowercase();
-        message.contains("unsupported startup parameter")
-            || (message.contains("replication") && message.contains("pooler"))
-    };
-    match error {
-        Error::Server {
-            during: Operation::Connect,
-            source,
-        } if is_pooler(&source) => Error::Pooler {
-            host: host.to_string(),
-            message: source.message,
-        },
-        other => other,
-    }
-}
-
 fn is_fatal(error: &Error) -> bool {
     error
         .server_error()
@@ -426,41 +281,6 @@ fn incomplete(command: &str) -> Error {
 
 fn parsed<T: std::str::FromStr>(row: &SimpleRow, column: &str) -> Option<T> {
     row.get(column)?.parse().ok()
-}
-
-/// RowDescription: only the names matter, every value is text here.
-fn column_names(body: &Bytes) -> Result<Vec<String>, Error> {
-    let mut cursor = Cursor::new(body);
-    (0..cursor.u16()?)
-        .map(|_| {
-            let name = String::from_utf8_lossy(cursor.cstr()?).into_owned();
-            // Table, column, type, length, modifier, format.
-            cursor.bytes(4 + 2 + 4 + 2 + 4 + 2)?;
-            Ok(name)
-        })
-        .collect()
-}
-
-fn data_row(columns: &[String], body: &Bytes) -> Result<SimpleRow, Error> {
-    let mut cursor = Cursor::new(body);
-    let count = usize::from(cursor.u16()?);
-    if count != columns.len() {
-        return Err(Error::Protocol(
-            "a row does not fit its description".to_owned(),
-        ));
-    }
-    let values = columns
-        .iter()
-        .map(|name| {
-            let value = match usize::try_from(cursor.i32()?) {
-                Ok(length) => Some(String::from_utf8_lossy(cursor.bytes(length)?).into_owned()),
-                Err(_) => None,
-            };
-            Ok((name.clone(), value))
-        })
-        .collect::<Result<_, Error>>()?;
-    cursor.finish()?;
-    Ok(SimpleRow { values })
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::config::{
     ConnectionConfig, Host, HostKind, SslMode, SslNegotiation, TargetSessionAttrs,
 };
 use crate::error::Error;
+use crate::socket::Socket;
 use crate::sqlstate::Condition;
 use crate::tls::{self, TlsError};
 
@@ -217,7 +218,7 @@ async fn open(
         (_, false) if encryption == Encryption::Required => Err(failed(TlsError::NotOffered {
             mode: config.tls.mode.as_str(),
         })),
-        (socket, false) => Ok(plain(Transport::Tcp(socket))),
+        (socket, false) => Ok(plain(Transport::Tcp(Socket::Eager(socket)))),
     }
 }
 
@@ -271,21 +272,32 @@ async fn encrypt(
     config: &ConnectionConfig,
     name: &str,
     socket: TcpStream,
-) -> Result<TlsStream<TcpStream>, TlsError> {
+) -> Result<TlsStream<Socket>, TlsError> {
     let client = tls::client_config(&config.tls)?;
     let server_name =
         ServerName::try_from(name.to_owned()).map_err(|_| TlsError::ServerName(name.to_owned()))?;
     TlsConnector::from(Arc::new(client))
-        .connect(server_name, socket)
+        .connect(server_name, Socket::Eager(socket))
         .await
         .map_err(TlsError::Handshake)
 }
 
 /// Bytes to and from a server.
 pub(crate) enum Transport {
-    Tcp(TcpStream),
+    Tcp(Socket),
     Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Transport {
+    /// See [`Socket`]. A local socket gains next to nothing by it, and is left as it is.
+    pub(crate) fn make_lazy(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.make_lazy(),
+            Self::Unix(_) => Ok(()),
+            Self::Tls(stream) => stream.get_mut().0.make_lazy(),
+        }
+    }
 }
 
 /// The same call on whichever stream it is.

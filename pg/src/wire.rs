@@ -8,11 +8,9 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::Instant;
 
 use crate::config::Host;
 use crate::error::Error;
@@ -39,26 +37,7 @@ pub(crate) struct Wire {
     /// Bytes were handed to the transport that it may still hold (TLS records).
     unflushed: bool,
     limit: u64,
-    pace: Pace,
 }
-
-/// When to read next.
-///
-/// A walsender sends each message by a system call of its own, and a reader that wakes for each
-/// one halves the sender's speed. So after a read that brought little, the next one waits until a
-/// moment's worth has gathered. A message that is complete is never held back by this.
-#[derive(Debug, Clone, Copy)]
-enum Pace {
-    /// At once, for dialogues.
-    Eager,
-    /// Not before this moment. It is kept across cancelled calls, which must not begin it anew.
-    Lazy { not_before: Option<Instant> },
-}
-
-/// How long a short read is followed by a pause.
-const PAUSE: Duration = Duration::from_micros(500);
-/// A read below this is short.
-const SHORT_READ_BYTES: usize = 64 * 1024;
 
 impl Wire {
     pub(crate) fn new(stream: Transport, host: Host) -> Self {
@@ -69,7 +48,6 @@ impl Wire {
             outgoing: BytesMut::new(),
             unflushed: false,
             limit: HANDSHAKE_MESSAGE_BYTES_MAX,
-            pace: Pace::Eager,
         }
     }
 
@@ -83,12 +61,8 @@ impl Wire {
     }
 
     /// From here on bytes come in a stream that nobody waits for message by message.
-    pub(crate) fn read_lazily(&mut self) {
-        self.pace = Pace::Lazy { not_before: None };
-    }
-
-    pub(crate) fn read_eagerly(&mut self) {
-        self.pace = Pace::Eager;
+    pub(crate) fn read_lazily(&mut self) -> Result<(), Error> {
+        self.stream.make_lazy().map_err(Error::Broken)
     }
 
     /// The next message: its tag and body. Cancel-safe.
@@ -132,15 +106,11 @@ impl Wire {
     }
 
     async fn read(&mut self) -> Result<(), Error> {
-        if let Pace::Lazy {
-            not_before: Some(moment),
-        } = self.pace
-        {
-            tokio::time::sleep_until(moment).await;
-            self.pace = Pace::Lazy { not_before: None };
+        let spare = self.incoming.capacity().saturating_sub(self.incoming.len());
+        if spare < READ_BYTES / 2 {
+            // Reclaims the buffer if all bodies handed out are gone, else makes a new one.
+            self.incoming.reserve(READ_BYTES);
         }
-        // Reclaims the buffer if all bodies handed out are gone, else makes a new one.
-        self.incoming.reserve(READ_BYTES);
         let count = self
             .stream
             .read_buf(&mut self.incoming)
@@ -148,9 +118,6 @@ impl Wire {
             .map_err(Error::Broken)?;
         if count == 0 {
             return Err(Error::Closed);
-        }
-        if let Pace::Lazy { not_before } = &mut self.pace {
-            *not_before = (count < SHORT_READ_BYTES).then(|| Instant::now() + PAUSE);
         }
         Ok(())
     }
@@ -186,5 +153,99 @@ impl Wire {
     pub(crate) async fn shut_down(mut self) -> io::Result<()> {
         self.write().await?;
         self.stream.shutdown().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::config::ConnectionConfig;
+    use crate::socket::Socket;
+
+    /// A wire and the other end of it.
+    async fn pair() -> (Wire, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let config: ConnectionConfig = "user=u host=h".parse().unwrap();
+        let wire = Wire::new(Transport::Tcp(Socket::Eager(near)), config.hosts[0].clone());
+        (wire, far)
+    }
+
+    #[tokio::test]
+    async fn messages_in_any_pieces() {
+        for lazy in [false, true] {
+            let (mut wire, mut far) = pair().await;
+            if lazy {
+                wire.read_lazily().unwrap();
+            }
+            let writer = async {
+                for byte in b"d\0\0\0\x07abcZ\0\0\0\x04d\0\0\0\x05x" {
+                    far.write_all(&[*byte]).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let reader = async {
+                assert_eq!(
+                    wire.next().await.unwrap(),
+                    (b'd', Bytes::from_static(b"abc"))
+                );
+                assert_eq!(wire.next().await.unwrap(), (b'Z', Bytes::new()));
+                assert_eq!(wire.next().await.unwrap(), (b'd', Bytes::from_static(b"x")));
+            };
+            tokio::join!(writer, reader);
+            drop(far);
+            assert!(matches!(wire.next().await, Err(Error::Closed)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_length_is_not_believed() {
+        let (mut wire, mut far) = pair().await;
+        far.write_all(b"R\xff\xff\xff\xff").await.unwrap();
+        assert!(matches!(
+            wire.next().await,
+            Err(Error::MessageTooLong { .. })
+        ));
+
+        let (mut wire, mut far) = pair().await;
+        far.write_all(b"R\0\0\0\x03").await.unwrap();
+        assert!(matches!(wire.next().await, Err(Error::Protocol(_))));
+
+        // Announced and allowed, and still nothing is allocated for what does not come.
+        let (mut wire, mut far) = pair().await;
+        wire.lift_limit();
+        far.write_all(b"d\x3f\xff\xff\xffabc").await.unwrap();
+        drop(far);
+        assert!(matches!(
+            wire.next().await,
+            Err(Error::Closed | Error::Broken(_))
+        ));
+        assert!(wire.incoming.capacity() < 2 * READ_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_long_message_takes_its_buffer_along() {
+        let (mut wire, mut far) = pair().await;
+        wire.lift_limit();
+        let long = vec![b'x'; 5 << 20];
+        let writer = async {
+            let length = u32::try_from(long.len() + 4).unwrap();
+            far.write_all(b"d").await.unwrap();
+            far.write_all(&length.to_be_bytes()).await.unwrap();
+            far.write_all(&long).await.unwrap();
+            far.write_all(b"d\0\0\0\x05y").await.unwrap();
+        };
+        let reader = async {
+            assert_eq!(wire.next().await.unwrap().1, long);
+            assert_eq!(wire.next().await.unwrap().1, "y");
+        };
+        tokio::join!(writer, reader);
+        assert!(wire.incoming.capacity() < 2 * READ_BYTES);
     }
 }

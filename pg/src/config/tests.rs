@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::raw::DEFAULT_SOCKET_FOLDER;
 use super::*;
 
 fn check(text: &str, expect: &str) -> ConnectionConfig {

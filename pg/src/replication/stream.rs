@@ -22,12 +22,12 @@ pub struct ReplicationStream {
 }
 
 impl ReplicationStream {
-    pub(super) fn new(mut wire: Wire) -> Self {
-        wire.read_lazily();
-        Self {
+    pub(super) fn new(mut wire: Wire) -> Result<Self, Error> {
+        wire.read_lazily()?;
+        Ok(Self {
             wire,
             status: BytesMut::new(),
-        }
+        })
     }
 
     /// The host of the list that was reached.
@@ -83,7 +83,6 @@ impl ReplicationStream {
     pub async fn close(mut self, limit: Duration) -> Result<(), Error> {
         let mut message = BytesMut::new();
         frontend::copy_done(&mut message);
-        self.wire.read_eagerly();
         let farewell = async {
             self.wire.send(&message).await?;
             loop {

@@ -1,0 +1,193 @@
+//! A TCP socket that can be read lazily.
+//!
+//! A walsender sends each message by a system call of its own. A reader that is woken for each one
+//! makes each of those calls dearer, and halves the sender's speed. It does not help to come back
+//! later while the socket is registered with the reactor: every packet wakes the reactor's thread
+//! all the same. So a lazy socket takes itself out of the reactor after each read, lets a moment
+//! pass if the read brought little, and then simply tries again; only when nothing has come is it
+//! registered and waited for.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream as StdTcpStream;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+/// The pause after a read that brought little. The runtime's timer makes it one to two
+/// milliseconds.
+const PAUSE: Duration = Duration::from_micros(500);
+/// A read that brought less, and less than there was room for, brought little.
+const LITTLE_BYTES: usize = 64 * 1024;
+
+pub(crate) enum Socket {
+    /// Read as soon as something is there, for dialogues.
+    Eager(TcpStream),
+    /// Read in large pieces, for a stream that nobody waits for message by message.
+    Lazy(LazySocket),
+    /// Between the two; seen only if the change failed.
+    Gone,
+}
+
+impl Socket {
+    pub(crate) fn make_lazy(&mut self) -> io::Result<()> {
+        match std::mem::replace(self, Self::Gone) {
+            Self::Eager(stream) => {
+                *self = Self::Lazy(LazySocket {
+                    registration: Registration::Off(stream.into_std()?),
+                    pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
+                    is_pausing: false,
+                });
+            }
+            other => *self = other,
+        }
+        Ok(())
+    }
+}
+
+pub(crate) struct LazySocket {
+    registration: Registration,
+    /// Kept across calls that are dropped, which must not begin it anew.
+    pause: Pin<Box<Sleep>>,
+    is_pausing: bool,
+}
+
+enum Registration {
+    Off(StdTcpStream),
+    On(TcpStream),
+    Gone,
+}
+
+impl LazySocket {
+    /// The socket out of the reactor, if that is where it is.
+    fn unregistered(&self) -> Option<&StdTcpStream> {
+        match &self.registration {
+            Registration::Off(socket) => Some(socket),
+            Registration::On(_) | Registration::Gone => None,
+        }
+    }
+
+    fn registered(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        match std::mem::replace(&mut self.registration, Registration::Gone) {
+            Registration::Off(socket) => {
+                self.registration = Registration::On(TcpStream::from_std(socket)?);
+            }
+            other => self.registration = other,
+        }
+        match &mut self.registration {
+            Registration::On(stream) => Ok(Pin::new(stream)),
+            Registration::Off(_) | Registration::Gone => Err(gone()),
+        }
+    }
+
+    fn unregister(&mut self) -> io::Result<()> {
+        match std::mem::replace(&mut self.registration, Registration::Gone) {
+            Registration::On(stream) => {
+                self.registration = Registration::Off(stream.into_std()?);
+            }
+            other => self.registration = other,
+        }
+        Ok(())
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_pausing {
+            ready!(self.pause.as_mut().poll(cx));
+            self.is_pausing = false;
+        }
+        let (room, before) = (buf.remaining(), buf.filled().len());
+        let at_once = match self.unregistered() {
+            Some(mut socket) => tried(|| socket.read(buf.initialize_unfilled()))?,
+            None => None,
+        };
+        match at_once {
+            Some(count) => buf.advance(count),
+            None => {
+                ready!(self.registered()?.poll_read(cx, buf))?;
+                self.unregister()?;
+            }
+        }
+        let count = buf.filled().len().saturating_sub(before);
+        if (1..room.min(LITTLE_BYTES)).contains(&count) {
+            self.pause.as_mut().reset(Instant::now() + PAUSE);
+            self.is_pausing = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let at_once = match self.unregistered() {
+            Some(mut socket) => tried(|| socket.write(bytes))?,
+            None => None,
+        };
+        match at_once {
+            Some(count) => Poll::Ready(Ok(count)),
+            None => self.registered()?.poll_write(cx, bytes),
+        }
+    }
+}
+
+/// A call on a socket that does not block; `None` if it would have to.
+fn tried(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
+    loop {
+        match call() {
+            Ok(count) => return Ok(Some(count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the socket could not be registered",
+    )
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Eager(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Lazy(lazy) => lazy.poll_read(cx, buf),
+            Self::Gone => Poll::Ready(Err(gone())),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Eager(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Lazy(lazy) => lazy.poll_write(cx, bytes),
+            Self::Gone => Poll::Ready(Err(gone())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Eager(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Lazy(lazy) => match lazy.registered() {
+                Ok(stream) => stream.poll_shutdown(cx),
+                Err(error) => Poll::Ready(Err(error)),
+            },
+            Self::Gone => Poll::Ready(Err(gone())),
+        }
+    }
+}
