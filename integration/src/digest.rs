@@ -61,6 +61,37 @@ pub async fn sequences(client: &Client) -> Result<BTreeMap<String, i64>> {
     Ok(found)
 }
 
+/// Sequences whose next value is in their column already: an insert would fail or repeat a number.
+///
+/// # Errors
+/// The server's.
+pub async fn collisions(client: &Client) -> Result<Vec<String>> {
+    let owned = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname), d.refobjid::regclass::text, quote_ident(a.attname) \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         JOIN pg_depend d ON d.objid = c.oid AND d.classid = 'pg_class'::regclass \
+          AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0 \
+         JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
+         WHERE c.relkind = 'S' AND {OUTSIDE}"
+    );
+    let mut found = Vec::new();
+    for row in client.query(&owned, &[]).await? {
+        let (sequence, table, column): (String, String, String) =
+            (row.get(0), row.get(1), row.get(2));
+        let sql = format!(
+            "SELECT (SELECT last_value + is_called::int FROM {sequence}), (SELECT max({column})::bigint FROM {table})"
+        );
+        let row = client.query_one(&sql, &[]).await?;
+        let (next, max): (i64, Option<i64>) = (row.get(0), row.get(1));
+        if max.is_some_and(|max| next <= max) {
+            found.push(format!(
+                "{sequence}: next is {next}, but {table}.{column} has {max:?}"
+            ));
+        }
+    }
+    Ok(found)
+}
+
 /// Under a snapshot of another transaction, or the newest one.
 ///
 /// # Errors

@@ -80,10 +80,7 @@ impl History {
     pub async fn record_loud(&mut self) -> Result<()> {
         let truth = truth::record(&self.database.server, &self.database.name).await?;
         let target = json!({"lsn": truth.lsn, "inclusive": false});
-        self.moments.push(Moment {
-            target,
-            content: truth.content,
-        });
+        self.note(target, truth.content);
         self.note_position().await
     }
 
@@ -113,17 +110,18 @@ impl History {
             targets.push(json!({"name": point}));
         }
         drop(quiet);
-        self.moments.push(Moment {
-            target: json!({"xid": xid, "inclusive": false}),
-            content: before,
-        });
+        self.note(json!({"xid": xid, "inclusive": false}), before);
         for target in targets {
-            self.moments.push(Moment {
-                target,
-                content: content.clone(),
-            });
+            self.note(target, content.clone());
         }
         self.note_position().await
+    }
+
+    fn note(&mut self, target: Value, mut content: Content) {
+        if self.workload.restarts_sequences() {
+            content.sequences.clear();
+        }
+        self.moments.push(Moment { target, content });
     }
 
     async fn note_position(&mut self) -> Result<()> {
@@ -148,10 +146,7 @@ impl History {
         let time = truth::clock(&client).await?;
         service.wait_durable(&self.name, &lsn).await?;
         service.wait_observed(&self.name, &time).await?;
-        self.moments.push(Moment {
-            target: json!("latest"),
-            content,
-        });
+        self.note(json!("latest"), content);
         Ok(Finished {
             database: self.database,
             name: self.name,
@@ -201,8 +196,10 @@ impl Finished {
 /// # Errors
 /// Says what differs.
 pub async fn check_restored(server: &Postgres, database: &str, moment: &Moment) -> Result<()> {
-    let restored = digest::of(&mut server.connect(database).await?, None).await?;
-    let differences = moment.content.differences(&restored);
+    let mut client = server.connect(database).await?;
+    let restored = digest::of(&mut client, None).await?;
+    let mut differences = moment.content.differences(&restored);
+    differences.extend(digest::collisions(&client).await?);
     let what = &moment.target;
     ensure!(
         differences.is_empty(),

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, RwLock};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-pub use table::Table;
+use table::Table;
 
 use crate::postgres::connect;
 use crate::seed;
@@ -28,22 +28,25 @@ use crate::seed;
 const PACE: Duration = Duration::from_millis(10);
 
 /// A random schema.
-pub struct Schema {
-    pub seed: u64,
-    pub tables: Vec<Table>,
+struct Schema {
+    seed: u64,
+    tables: Vec<Table>,
+    restarts: bool,
 }
 
 impl Schema {
-    pub fn random(seed: u64) -> Self {
+    fn random(seed: u64) -> Self {
         let mut rng = seed::rng(seed, "schema");
+        let restarts = rng.random_bool(0.5);
         Self {
             seed,
-            tables: Table::random_set(&mut rng),
+            tables: Table::random_set(&mut rng, restarts),
+            restarts,
         }
     }
 
     /// The statements that make it, with some first rows.
-    pub fn sql(&self) -> String {
+    fn sql(&self) -> String {
         let mut sql = value::TYPES_SQL.to_owned();
         let mut rng = seed::rng(self.seed, "first rows");
         for table in &self.tables {
@@ -102,6 +105,12 @@ impl Workload {
         })
     }
 
+    /// Whether some TRUNCATE restarts sequences. Sequences are sampled, so a restore to a moment just
+    /// before a restart cannot know how far they were: only that they are past every row.
+    pub fn restarts_sequences(&self) -> bool {
+        self.shared.schema.restarts
+    }
+
     /// Transactions that were committed until now.
     pub fn commits(&self) -> u64 {
         self.shared.commits.load(Ordering::Relaxed)
@@ -133,7 +142,7 @@ impl Workload {
     ///
     /// # Errors
     /// When one of them has failed.
-    pub async fn stop(mut self) -> Result<()> {
+    pub async fn stop(&mut self) -> Result<()> {
         self.shared.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.writers.join_next().await {
             ended??;

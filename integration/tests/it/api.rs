@@ -140,6 +140,8 @@ async fn every_operation_answers_as_documented() -> Result<()> {
     service.wait_durable("shop", &position).await?;
     api.ask("segment_list", &shop, "", None).await?.ok()?;
     api.ask("window", &shop, "", None).await?.ok()?;
+    let found = api.ask("transaction_list", &shop, "", None).await?.ok()?;
+    ensure!(found["items"][0].is_object(), "{found:#}");
 
     let target = json!({"target": {"lsn": position}});
     let plan = api.ask("plan", &shop, "", Some(target)).await?.ok()?;

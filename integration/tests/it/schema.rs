@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// Checks `value` against `schema`, whose references point into `document`.
-pub fn check(document: &Value, schema: &Value, value: &Value) -> Result<()> {
+pub(crate) fn check(document: &Value, schema: &Value, value: &Value) -> Result<()> {
     at(document, schema, value, "$")
 }
 
