@@ -4,6 +4,7 @@
 //! storage come from the usual variables (`AWS_…`, `GOOGLE_…`, `AZURE_…`) and are never written down.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,7 +62,11 @@ pub(crate) struct Config {
 impl Config {
     /// Make the data folder, if there is none, and work out the defaults below it.
     pub(crate) fn prepare(args: ServeArgs) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(&args.data_dir)
+        // The service's alone: the catalog names databases and roles.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&args.data_dir)
             .with_context(|| format!("cannot make the data folder {}", args.data_dir.display()))?;
         let data_dir = args
             .data_dir

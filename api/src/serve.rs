@@ -6,8 +6,9 @@
 
 use std::fs::{File, TryLockError};
 use std::future::IntoFuture;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hkdf::Hkdf;
@@ -30,6 +31,8 @@ use crate::{http, telemetry};
 
 /// Names the key that seals connection strings in the catalog.
 const SEAL_LABEL: &[u8] = b"lastgood catalog connection v1";
+/// How long open connections may take to end, once everything else has.
+const CONNECTIONS_DEADLINE: Duration = Duration::from_secs(3);
 /// Name of the catalog's setting that says which repository it belongs to.
 const REPOSITORY: &str = "repository";
 
@@ -238,11 +241,21 @@ async fn start(app: &Shared) -> anyhow::Result<()> {
 
 /// One line on standard output, for whoever started this and waits for the address.
 fn announce(config: &Config, address: &str) -> anyhow::Result<()> {
-    let line = serde_json::json!({
-        "serving": format!("http://{address}"),
-        "token_file": config.token_path(),
-    });
-    writeln!(std::io::stdout(), "{line}").context("standard output is closed")
+    let token_file = config.token_path();
+    let mut stdout = std::io::stdout();
+    let written = match stdout.is_terminal() {
+        true => writeln!(
+            stdout,
+            "lastgood serves http://{address}; its token is in {}",
+            token_file.display()
+        ),
+        false => {
+            let serving = format!("http://{address}");
+            let line = serde_json::json!({"serving": serving, "token_file": token_file});
+            writeln!(stdout, "{line}")
+        }
+    };
+    written.context("standard output is closed")
 }
 
 async fn run(app: &Shared, listener: TcpListener, config: &Config) -> anyhow::Result<()> {
@@ -266,15 +279,16 @@ async fn run(app: &Shared, listener: TcpListener, config: &Config) -> anyhow::Re
     let orderly = async {
         app.supervisor.wait().await;
         app.tracker.wait().await;
-        server.await
+        // A client that opened a connection and says nothing is not waited for.
+        let abort = server.abort_handle();
+        let ended = tokio::time::timeout(CONNECTIONS_DEADLINE, server).await;
+        abort.abort();
+        ended
     };
     tokio::select! {
         ended = tokio::time::timeout(config.shutdown_deadline, orderly) => match ended {
-            Ok(server) => {
-                if let Err(error) = server {
-                    tracing::warn!(%error, "the HTTP server did not end well");
-                }
-            }
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "the HTTP server did not end well"),
+            Ok(Ok(Ok(_)) | Err(_)) => {}
             Err(_) => bail!(
                 "not everything ended within {} s; what was not uploaded is still on the sources",
                 config.shutdown_deadline.as_secs()

@@ -114,10 +114,9 @@ mod tests {
                     "host=db password=hunter2 pasword=hunter2",
                     "host=db password='hunter2",
                 ] {
-                    let error = text
-                        .parse::<lastgood_pg::ConnectionConfig>()
-                        .err()
-                        .expect("no connection string");
+                    let Err(error) = text.parse::<lastgood_pg::ConnectionConfig>() else {
+                        panic!("it is no connection string");
+                    };
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "refused");
                     tracing::warn!(?error, "refused");

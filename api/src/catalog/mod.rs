@@ -13,6 +13,8 @@ mod segments;
 mod settings;
 mod sources;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,6 +37,8 @@ pub(crate) enum Error {
     Sqlite(#[from] rusqlite::Error),
     #[error("the catalog was written by a newer lastgood (schema {found}, known are {known})")]
     Newer { found: i64, known: usize },
+    #[error("the catalog's file cannot be opened")]
+    File(#[source] std::io::Error),
     #[error("a source named \"{0}\" exists already")]
     DuplicateName(String),
     #[error("a connection string in the catalog does not open with this master key")]
@@ -61,6 +65,13 @@ impl Catalog {
     /// # Errors
     /// The file is no catalog, cannot be written, or a newer version wrote it.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        // SQLite gives its other files the mode of this one.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(Error::File)?;
         Self::prepare(Connection::open(path)?)
     }
 

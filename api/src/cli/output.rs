@@ -91,16 +91,6 @@ fn evidence(failure: &Failure) -> String {
             show(&left["sql"])
         ));
     }
-    for window in each("nearest") {
-        let (from, to) = (&window["from"], &window["to"]);
-        text.push_str(&format!(
-            "  recoverable: {} ({}) to {} ({})\n",
-            show(&from["time"]),
-            show(&from["lsn"]),
-            show(&to["time"]),
-            show(&to["lsn"])
-        ));
-    }
     text
 }
 

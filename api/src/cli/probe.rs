@@ -6,7 +6,7 @@ use lastgood_pg::ConnectionConfig;
 
 use super::failure::Failure;
 use super::output::{Output, bytes, findings, pairs, show};
-use crate::http::ReportView;
+use crate::http::ProbeView;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -33,7 +33,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
         return Ok(());
     }
     let blocked = report.is_blocked();
-    let view = serde_json::to_value(ReportView::from(report))
+    let view = serde_json::to_value(ProbeView::from(report))
         .map_err(|error| Failure::failed(error.to_string()))?;
     output.answer(&view, |report| {
         let server = &report["server"];

@@ -18,7 +18,7 @@ use super::restores;
 use super::target::{ExclusiveArg, TargetArgs};
 use crate::clock::now;
 use crate::execute::{self, JOBS_MAX, Order, Stopped};
-use crate::http::PlanView;
+use crate::http::{PlanView, ProgressView, ReportView};
 
 #[derive(clap::Args)]
 pub(super) struct PlanArgs {
@@ -185,7 +185,7 @@ async fn by_itself(
     let bar = Arc::new(Bar::new(output));
     let watched = Arc::clone(&bar);
     let tell = move |progress: Progress| {
-        if let Ok(step) = serde_json::to_value(progress) {
+        if let Ok(step) = serde_json::to_value(ProgressView::from(progress)) {
             watched.take(&step);
         }
     };
@@ -197,8 +197,8 @@ async fn by_itself(
     };
     match outcome {
         Ok(report) => {
-            let report =
-                serde_json::to_value(report).map_err(|error| Failure::failed(error.to_string()))?;
+            let report = serde_json::to_value(ReportView::from(&report))
+                .map_err(|error| Failure::failed(error.to_string()))?;
             output.answer(&report, describe_report);
             Ok(())
         }
@@ -278,7 +278,7 @@ pub(super) fn describe_plan(plan: &Value) -> String {
             describe_transaction(&plan["last_kept"], "everything kept is in the base"),
         ),
         (
-            "first lost",
+            "first discarded",
             describe_transaction(
                 &plan["first_discarded"],
                 "nothing: no later change is known",
@@ -323,11 +323,14 @@ fn describe_transaction(transaction: &Value, none: &str) -> String {
         .unwrap_or_default();
     let changes: Vec<String> = tables.iter().map(describe_changes).collect();
     format!(
-        "{}  xid {}  {}  {}",
+        "{}  xid {}  at {}: {}",
         show(&transaction["time"]),
         show(&transaction["xid"]),
         show(&transaction["commit_lsn"]),
-        changes.join("; ")
+        match changes.is_empty() {
+            true => "a message, no rows".to_owned(),
+            false => changes.join("; "),
+        }
     )
 }
 

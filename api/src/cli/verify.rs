@@ -194,12 +194,12 @@ async fn blocking<T: Send + 'static>(
 
 fn report(name: &str, tally: &Tally, output: &Output) {
     output.line(format!(
-        "{name}: {} objects ({}), {} bases, {} segments with {} transactions: {}",
-        human_count(tally.objects),
+        "{name}: {} ({}), {}, {} with {}: {}",
+        some(tally.objects, "object"),
         human_bytes(tally.bytes),
-        human_count(tally.bases),
-        human_count(tally.segments),
-        human_count(tally.transactions),
+        some(tally.bases, "base"),
+        some(tally.segments, "segment"),
+        some(tally.transactions, "transaction"),
         match tally.problems.len() {
             0 => "all as they were written".to_owned(),
             wrong => format!("{wrong} WRONG"),
@@ -208,6 +208,11 @@ fn report(name: &str, tally: &Tally, output: &Output) {
     for (path, problem) in &tally.problems {
         output.line(format!("  {path}\n      {problem}"));
     }
+}
+
+fn some(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", human_count(number))
 }
 
 fn as_json(name: &str, tally: &Tally) -> Value {

@@ -15,6 +15,7 @@ mod plan;
 mod points;
 mod probe;
 mod problem;
+mod report;
 mod restores;
 mod segments;
 mod sources;
@@ -36,8 +37,9 @@ use utoipa_axum::routes;
 use crate::app::Shared;
 pub(crate) use extract::BODY_BYTES_MAX;
 pub(crate) use plan::PlanView;
-pub(crate) use probe::ReportView;
+pub(crate) use probe::ReportView as ProbeView;
 pub(crate) use problem::{Code, Problem, chain};
+pub(crate) use report::{ProgressView, ReportView};
 pub(crate) use transactions::TransactionsView;
 pub(crate) use windows::WindowsView;
 

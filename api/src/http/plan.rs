@@ -1,6 +1,6 @@
 //! A plan as it is answered.
 
-use lastgood_restore::{Plan, TableChanges, Transaction};
+use lastgood_restore::{NotCovered, Plan, TableChanges, Transaction};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -65,17 +65,13 @@ struct TableChangesView {
 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = NotCovered)]
-struct NotCoveredView {
+pub(super) struct NotCoveredView {
     object: String,
     why: String,
 }
 
 impl From<&Plan> for PlanView {
     fn from(plan: &Plan) -> Self {
-        let not_covered = plan.not_covered.iter().map(|entry| NotCoveredView {
-            object: entry.object.clone(),
-            why: entry.why.clone(),
-        });
         Self {
             source: plan.source.to_string(),
             source_name: plan.source_name.clone(),
@@ -93,8 +89,17 @@ impl From<&Plan> for PlanView {
             stored_bytes: plan.stored_bytes,
             last_kept: plan.stop.last_kept.as_ref().map(Into::into),
             first_discarded: plan.stop.first_discarded.as_ref().map(Into::into),
-            not_covered: not_covered.collect(),
+            not_covered: plan.not_covered.iter().map(Into::into).collect(),
             expected_seconds: plan.expected_seconds,
+        }
+    }
+}
+
+impl From<&NotCovered> for NotCoveredView {
+    fn from(entry: &NotCovered) -> Self {
+        Self {
+            object: entry.object.clone(),
+            why: entry.why.clone(),
         }
     }
 }

@@ -17,7 +17,8 @@ use utoipa::ToSchema;
 macro_rules! codes {
     ($($variant:ident $status:ident $code:literal $title:literal;)+) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-        pub(crate) enum Code { $(#[serde(rename = $code)] $variant),+ }
+        #[serde(rename_all = "snake_case")]
+        pub(crate) enum Code { $($variant),+ }
 
         impl Code {
             #[cfg(test)]

@@ -18,6 +18,7 @@ use super::extract::{Body, Page, PageQuery, Params};
 use super::openapi::{BadBody, BadQuery, Clash, Common, Missing};
 use super::plan::PlanView;
 use super::problem::{Code, Problem};
+use super::report::{ProgressView, ReportView};
 use super::sources::connection;
 use super::target::TargetRequest;
 use crate::app::Shared;
@@ -102,10 +103,10 @@ pub(super) struct RestoreView {
     /// What it is doing, or was doing when it ended.
     phase: Option<String>,
     /// How far the phase is.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<ProgressView>)]
     progress: Option<Value>,
     /// What came of it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<ReportView>)]
     report: Option<Value>,
     error: Option<String>,
     /// What a restore that did not succeed left in the target.

@@ -514,6 +514,7 @@ pub(super) async fn update(
 
 async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<SourceView, Problem> {
     let before = app.source(source).await?;
+    let _change = app.supervisor.exclusive(before.id).await;
     if let Some(name) = &request.name {
         check_name(name)?;
     }
@@ -568,6 +569,7 @@ pub(super) async fn remove(
 
 async fn take_away(app: &Shared, source: &str, force: bool) -> Result<RemovedSource, Problem> {
     let row = app.source(source).await?;
+    let _change = app.supervisor.exclusive(row.id).await;
     app.bases.cancel(row.id);
     app.supervisor.forget(row.id).await;
     let removed = match clean_up(app, &row).await {
@@ -663,6 +665,7 @@ pub(super) async fn pause(
 
 async fn hold(app: &Shared, source: &str, slot: SlotFate) -> Result<SourceView, Problem> {
     let mut row = app.source(source).await?;
+    let _change = app.supervisor.exclusive(row.id).await;
     app.bases.cancel(row.id);
     row.desired = match (slot, row.desired) {
         // A slot that is gone does not come back by asking to keep it.
@@ -717,6 +720,7 @@ pub(super) async fn resume(
     let task_app = Shared::clone(&app);
     let resumed = async move {
         let mut row = task_app.source(&source).await?;
+        let _change = task_app.supervisor.exclusive(row.id).await;
         row.desired = Desired::Running;
         task_app.catalog.set_desired(row.id, row.desired).await?;
         // Asked for in so many words: where a lineage has ended, a new one may begin.

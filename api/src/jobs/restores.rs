@@ -13,7 +13,7 @@ use crate::app::Shared;
 use crate::catalog::{Ending, RestoreRow, RestoreStatus, SourceRow};
 use crate::clock::now;
 use crate::execute::{self, Order, Stopped};
-use crate::http::{Code, Problem, chain};
+use crate::http::{Code, Problem, ProgressView, ReportView, chain};
 
 /// Progress within a phase is noted at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -163,7 +163,7 @@ async fn work(
         }
     };
     match outcome {
-        Ok(report) => serde_json::to_value(report)
+        Ok(report) => serde_json::to_value(ReportView::from(&report))
             .map(|report| Ending::Succeeded { report })
             .map_err(|error| failed(&error)),
         Err(Stopped::Cancelled { left_behind }) if app.shutdown.is_cancelled() => {
@@ -195,11 +195,11 @@ async fn note_progress(
     written: watch::Sender<u64>,
 ) {
     loop {
-        let ended = progress.changed().await.is_err();
+        let ended = progress.changed().await.is_err() || progress.has_changed().is_err();
         let newest = *progress.borrow_and_update();
         if let Some(newest) = newest {
             let phase = newest.phase.as_str().to_owned();
-            let noted = match serde_json::to_value(newest) {
+            let noted = match serde_json::to_value(ProgressView::from(newest)) {
                 Ok(value) => {
                     app.catalog
                         .restore_progress(id.clone(), phase, value, now())
@@ -216,6 +216,18 @@ async fn note_progress(
         if ended {
             return;
         }
-        tokio::time::sleep(PROGRESS_INTERVAL).await;
+        // A new phase is told at once, more of the same now and then.
+        let phase = newest.map(|step| step.phase);
+        let is_new_phase = async {
+            // An error is the end, which the next look will find.
+            let _ = progress
+                .wait_for(|step| step.map(|step| step.phase) != phase)
+                .await;
+            progress.mark_changed();
+        };
+        tokio::select! {
+            () = is_new_phase => {}
+            () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+        }
     }
 }

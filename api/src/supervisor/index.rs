@@ -93,10 +93,8 @@ pub(crate) async fn note_base(
                 Some(id) => catalog.finish_base(id, finished).await?,
                 None => catalog.found_base(source, finished).await?,
             }
-            tracing::info!(%source, base = %manifest.id, "a base is complete");
         }
         Event::BaseFailed { error } => {
-            tracing::warn!(%source, error, "a base failed");
             if let Some(id) = job.take() {
                 catalog.fail_base(id, error, now()).await?;
             }

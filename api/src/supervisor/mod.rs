@@ -17,7 +17,7 @@ use std::time::Instant;
 use lastgood_engine::{Control, Event, Events, Source};
 use lastgood_proto::{Class, SourceId};
 use lastgood_store::{Repository, SourceStore};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,6 +47,7 @@ struct SharedState {
 }
 
 struct Supervised {
+    change: Arc<tokio::sync::Mutex<()>>,
     snapshot: watch::Sender<Snapshot>,
     /// Present while a task runs.
     task: Option<Task>,
@@ -116,20 +117,37 @@ impl Supervisor {
     /// Take up a source as the catalog says: capture it, watch its slot, or show it as paused.
     pub(crate) fn adopt(&self, row: &SourceRow, new_lineage: bool) {
         match row.desired {
-            Desired::Running | Desired::Paused => self.start(row.id, new_lineage),
+            Desired::Running => {
+                self.show(row.id, State::Starting, None);
+                self.start(row.id, new_lineage);
+            }
+            Desired::Paused => {
+                self.show(row.id, State::Paused, None);
+                self.start(row.id, false);
+            }
             Desired::PausedWithoutSlot => {
                 let reason = "its slot is dropped: resuming starts a new lineage with a new base";
-                self.entry(row.id, |supervised| {
-                    supervised.snapshot.send_modify(|snapshot| {
-                        snapshot.stop(State::Paused, Some(reason.to_owned()));
-                    });
-                });
+                self.show(row.id, State::Paused, Some(reason));
             }
         }
     }
 
+    fn show(&self, id: SourceId, state: State, reason: Option<&str>) {
+        self.entry(id, |supervised| {
+            supervised
+                .snapshot
+                .send_modify(|snapshot| snapshot.stop(state, reason.map(str::to_owned)));
+        });
+    }
+
+    /// Held while a source is changed, so that one change ends before the next begins.
+    pub(crate) async fn exclusive(&self, id: SourceId) -> OwnedMutexGuard<()> {
+        let change = self.entry(id, |supervised| Arc::clone(&supervised.change));
+        change.lock_owned().await
+    }
+
     /// Start the task of a source, or wake it if it waits after an error.
-    pub(crate) fn start(&self, id: SourceId, new_lineage: bool) {
+    fn start(&self, id: SourceId, new_lineage: bool) {
         let shared = Arc::clone(&self.shared);
         self.entry(id, |supervised| {
             if let Some(task) = supervised
@@ -222,6 +240,7 @@ impl Supervisor {
     fn entry<T>(&self, id: SourceId, work: impl FnOnce(&mut Supervised) -> T) -> T {
         let mut sources = self.lock();
         let supervised = sources.entry(id).or_insert_with(|| Supervised {
+            change: Arc::default(),
             snapshot: watch::Sender::new(Snapshot::new(State::Starting)),
             task: None,
         });
@@ -277,7 +296,6 @@ async fn supervise(
 ) {
     let mut backoff = Backoff::default();
     while !cancel.is_cancelled() {
-        snapshot.send_modify(|snapshot| snapshot.stop(State::Starting, None));
         let begun = Instant::now();
         let new_lineage = wake.take_new_lineage();
         // On the heap: the engine's future is large.
@@ -336,6 +354,11 @@ async fn attempt(
     let Some(row) = shared.catalog.source(&id.to_string()).await? else {
         return Ok(());
     };
+    let state = match row.desired {
+        Desired::Running => State::Starting,
+        Desired::Paused | Desired::PausedWithoutSlot => State::Paused,
+    };
+    snapshot.send_modify(|snapshot| snapshot.stop(state, None));
     let source = shared.source(&row).await?;
     let store = shared.store(id).await?;
     if let Err(error) = index::rebuild(&shared.catalog, &store).await {
@@ -410,19 +433,8 @@ async fn consume(
                 );
                 Ok(())
             }
-            Event::LineageStarted { lineage, start } => {
-                tracing::info!(source = %id, %lineage, %start, "a lineage begins");
-                Ok(())
-            }
-            Event::LineageEnded {
-                lineage,
-                end,
-                reason,
-                detail,
-            } => {
-                tracing::warn!(source = %id, %lineage, %end, ?reason, detail, "a lineage ended");
-                Ok(())
-            }
+            // The engine logs them; windows are read from the repository.
+            Event::LineageStarted { .. } | Event::LineageEnded { .. } => Ok(()),
             Event::Segment {
                 lineage,
                 key,
