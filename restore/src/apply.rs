@@ -117,10 +117,11 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    async fn table(&mut self, rows: Rows, index: &[Mark], last: bool) -> Result<(), Error> {
+    async fn table(&mut self, mut rows: Rows, index: &[Mark], last: bool) -> Result<(), Error> {
         let binding = Arc::clone(&rows.binding);
         if !rows.direct_numbers.is_empty() {
-            let copied = copy(self.client, &copy_into_table(&binding), rows.direct).await;
+            let direct = std::mem::take(&mut rows.direct);
+            let copied = copy(self.client, &copy_into_table(&binding), direct).await;
             copied.map_err(|error| {
                 let number = copy_line(&error)
                     .and_then(|line| rows.direct_numbers.get(line.checked_sub(1)?).copied());
@@ -132,12 +133,17 @@ impl<'a> Applier<'a> {
                 )
             })?;
         }
-        if rows.staged_rows > 0 {
+        if rows.is_staged() {
             self.prepare(&binding).await?;
             let Some(prepared) = self.prepared.get(&binding.rel) else {
                 return Ok(());
             };
-            let copied = copy(self.client, &copy_into_stage(&prepared.names), rows.staged).await;
+            let copied = copy(
+                self.client,
+                &copy_into_stage(&prepared.names),
+                rows.into_staged(),
+            )
+            .await;
             copied.map_err(|error| failed(error, &binding, index, None))?;
             let mut sql = format!("SELECT {}()", prepared.names.function);
             if !last {

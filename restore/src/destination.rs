@@ -1,6 +1,7 @@
 //! The database that is restored into: made or found empty, and never the source.
 
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
+use lastgood_proto::SourceId;
 use lastgood_proto::manifest::LineageFile;
 use tokio_postgres::error::SqlState;
 
@@ -20,6 +21,7 @@ pub(crate) struct Destination {
 /// Checks, and creates the database if asked.
 pub(crate) async fn open(
     into: &Into,
+    source: SourceId,
     lineage: &LineageFile,
     encoding: &str,
     resume: bool,
@@ -29,7 +31,7 @@ pub(crate) async fn open(
         Some(name) => name.clone(),
         None => into.connection.database().to_owned(),
     };
-    if !into.allow_source && is_source(&entry, lineage, &name).await? {
+    if !into.allow_source && is_source(&entry, source, lineage, &name).await? {
         return Err(Error::IsSource { database: name });
     }
     let mut created = false;
@@ -71,8 +73,13 @@ pub(crate) async fn open(
 }
 
 /// Whether this database is the one that was captured: by the cluster's system identifier, or by
-/// our slot if the role may not read that.
-async fn is_source(session: &Session, lineage: &LineageFile, name: &str) -> Result<bool, Error> {
+/// a slot of this source, which also a newer lineage may have.
+async fn is_source(
+    session: &Session,
+    source: SourceId,
+    lineage: &LineageFile,
+    name: &str,
+) -> Result<bool, Error> {
     if name == lineage.database {
         match session.system_id().await {
             Ok(id) if id == lineage.system_id => return Ok(true),
@@ -85,8 +92,9 @@ async fn is_source(session: &Session, lineage: &LineageFile, name: &str) -> Resu
     let slot = session
         .client()
         .query_opt(
-            "SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database = $2",
-            &[&lineage.slot, &name],
+            "SELECT FROM pg_replication_slots
+              WHERE database = $3 AND (slot_name = $1 OR starts_with(slot_name, $2))",
+            &[&lineage.slot, &format!("lastgood_{source}_"), &name],
         )
         .await?;
     Ok(slot.is_some())

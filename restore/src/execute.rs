@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use lastgood_pg::dump::{ArchiveMaker, Section, TocEntry};
-use lastgood_pg::{ConnectionConfig, PgTools};
-use lastgood_proto::Oid;
+use lastgood_pg::{ConnectionConfig, PgTools, Purpose, Session};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{BaseManifest, LineageFile, Protection};
+use lastgood_proto::{BaseId, LineageId, Lsn, Oid};
 use lastgood_store::SourceStore;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -80,7 +80,13 @@ pub async fn execute(
         phase: (Phase::Prepare, Instant::now()),
     };
     tracker.now(0, 0, None);
-    let open = destination::open(&into, &lineage, &manifest.encoding, options.resume);
+    let open = destination::open(
+        &into,
+        plan.source,
+        &lineage,
+        &manifest.encoding,
+        options.resume,
+    );
     let destination = tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(Error::Cancelled),
@@ -113,6 +119,23 @@ pub async fn execute(
             })
         }
     }
+}
+
+/// The lineage and base of the unfinished restore in this database, if there is one: a plan to resume
+/// it must start from that base, also if there is a newer one now.
+///
+/// # Errors
+/// If the database cannot be asked.
+pub async fn unfinished(
+    connection: &ConnectionConfig,
+) -> Result<Option<(LineageId, BaseId)>, Error> {
+    let session = Session::connect(connection, Purpose::Restore).await?;
+    let state = progress_table::read(session.client()).await?;
+    session.close().await;
+    Ok(state.and_then(|state| {
+        let mut parts = state.plan.split('/').skip(1);
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    }))
 }
 
 fn left_behind(config: &ConnectionConfig, created: bool) -> String {
@@ -269,7 +292,7 @@ impl Run<'_> {
         let Some(state) = earlier else {
             progress_table::create(client, &plan).await?;
             let replayed = Replayed {
-                through: lastgood_proto::Lsn::INVALID,
+                through: Lsn::INVALID,
                 transactions: 0,
                 rows: 0,
             };

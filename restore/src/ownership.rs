@@ -4,6 +4,8 @@
 //! has not are the statements that set owners. So nothing has to be guessed from names, and no text
 //! inside a function can be taken for a statement.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -34,7 +36,8 @@ pub(crate) async fn apply(
         statements.extend(split(&script));
     }
 
-    let mut not_kept = Vec::new();
+    // One role that is missing may own ten thousand tables: one note.
+    let mut refused: BTreeMap<String, (u64, String)> = BTreeMap::new();
     for statement in statements {
         let Err(error) = client.batch_execute(&statement).await else {
             continue;
@@ -42,17 +45,31 @@ pub(crate) async fn apply(
         let Some(reported) = error.as_db_error() else {
             return Err(error.into());
         };
-        let expected = [SqlState::UNDEFINED_OBJECT, SqlState::INSUFFICIENT_PRIVILEGE];
-        if !expected.contains(reported.code()) {
-            return Err(Error::Statement {
-                statement,
-                source: error,
-            });
+        match reported.code() {
+            &SqlState::UNDEFINED_OBJECT | &SqlState::INSUFFICIENT_PRIVILEGE => {
+                let message = reported.message().to_owned();
+                refused.entry(message).or_insert((0, statement)).0 += 1;
+            }
+            // A sequence goes with its table, and the table has been refused.
+            &SqlState::FEATURE_NOT_SUPPORTED if statement.starts_with("ALTER SEQUENCE ") => {}
+            &SqlState::FEATURE_NOT_SUPPORTED if statement.starts_with("ALTER TABLE ") => {}
+            _ => {
+                return Err(Error::Statement {
+                    statement,
+                    source: error,
+                });
+            }
         }
-        not_kept.push(format!("not kept: {statement} ({})", reported.message()));
     }
     client.batch_execute("RESET SESSION AUTHORIZATION").await?;
-    Ok(not_kept)
+    let note = |(message, (count, statement)): (String, (u64, String))| match count {
+        1 => format!("not kept: {statement} ({message})"),
+        _ => format!(
+            "not kept: {statement} and {} more of the kind ({message})",
+            count - 1
+        ),
+    };
+    Ok(refused.into_iter().map(note).collect())
 }
 
 /// The lines that `with` has in addition, those that follow each other as one statement. Both have

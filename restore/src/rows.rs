@@ -4,7 +4,14 @@
 //! the first UPDATE or DELETE on, everything is staged, so that the order within the table holds.
 //! Between tables no order is needed: while rows are replayed there is no foreign key, no trigger
 //! and no rule.
+//!
+//! An UPDATE that sends every value and leaves the key alone makes an earlier one of the same row in
+//! the same batch needless, so that one is left out. Within one transaction the server cannot prune
+//! the versions of a row, and a counter that is updated ten thousand times would be searched through
+//! as many versions each time.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lastgood_proto::segment::{Cell, Old};
@@ -24,19 +31,24 @@ pub(crate) struct Rows {
     pub(crate) direct: Vec<u8>,
     /// The number of the change in each line of `direct`.
     pub(crate) direct_numbers: Vec<u64>,
-    /// COPY text for the staging table.
-    pub(crate) staged: Vec<u8>,
-    pub(crate) staged_rows: u64,
+    /// COPY text for the staging table, with lines that are left out.
+    staged: Vec<u8>,
+    left_out: Vec<Range<usize>>,
+    staged_rows: u64,
+    /// The line of the last UPDATE of each row, by key, if nothing else happened to that row since.
+    updates: HashMap<Vec<u8>, Range<usize>>,
 }
 
 impl Rows {
-    pub(crate) const fn new(binding: Arc<Binding>) -> Self {
+    pub(crate) fn new(binding: Arc<Binding>) -> Self {
         Self {
             binding,
             direct: Vec::new(),
             direct_numbers: Vec::new(),
             staged: Vec::new(),
+            left_out: Vec::new(),
             staged_rows: 0,
+            updates: HashMap::new(),
         }
     }
 
@@ -70,14 +82,56 @@ impl Rows {
             Old::None => new,
             Old::Key(key) | Old::Full(key) => key,
         };
-        self.stage(number, op, Some(key), Some(new))
+        let start = self.staged.len();
+        self.stage(number, op, Some(key), Some(new))?;
+        match (old, &self.binding.find) {
+            (Old::None, Find::Key(columns)) => {
+                let mut found_by = Vec::new();
+                cells(columns, key, &mut found_by)?;
+                let line = start..self.staged.len();
+                if let Some(before) = self.updates.insert(found_by, line)
+                    && op == b'u'
+                {
+                    self.left_out.push(before);
+                }
+            }
+            // Another row may have this one's key from here on.
+            (Old::Key(_) | Old::Full(_), _) | (Old::None, Find::Row(_)) => self.updates.clear(),
+        }
+        Ok(())
     }
 
     pub(crate) fn delete(&mut self, number: u64, old: &Old) -> Result<(), Unusable> {
         match old {
             Old::None => Err(Unusable("a DELETE names no row")),
-            Old::Key(key) | Old::Full(key) => self.stage(number, b'd', Some(key), None),
+            Old::Key(key) | Old::Full(key) => {
+                self.stage(number, b'd', Some(key), None)?;
+                let mut found_by = Vec::new();
+                cells(self.binding.find.columns(), key, &mut found_by)?;
+                self.updates.remove(&found_by);
+                Ok(())
+            }
         }
+    }
+
+    pub(crate) const fn is_staged(&self) -> bool {
+        self.staged_rows > 0
+    }
+
+    /// The lines for the staging table.
+    pub(crate) fn into_staged(mut self) -> Vec<u8> {
+        self.left_out.sort_by_key(|line| line.start);
+        if self.left_out.is_empty() {
+            return self.staged;
+        }
+        let mut kept = Vec::with_capacity(self.staged.len());
+        let mut from = 0;
+        for line in self.left_out {
+            kept.extend_from_slice(&self.staged[from..line.start]);
+            from = line.end;
+        }
+        kept.extend_from_slice(&self.staged[from..]);
+        kept
     }
 
     fn stage(
@@ -191,4 +245,108 @@ fn mask(binding: &Binding, new: &[Cell], out: &mut Vec<u8>) -> Result<(), Unusab
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::binding::tests::{relation, target_column, target_table};
+    use lastgood_proto::pgoutput::ReplicaIdentity;
+
+    fn rows() -> Rows {
+        let relation = relation(
+            ReplicaIdentity::Default,
+            &[("id", 20, true), ("v", 25, false)],
+        );
+        let table = target_table(vec![
+            target_column("id", 20, "bigint"),
+            target_column("v", 25, "text"),
+        ]);
+        Rows::new(Arc::new(Binding::new(&relation, &table).unwrap()))
+    }
+
+    fn row(id: u32, value: Option<&str>) -> Vec<Cell> {
+        let value = value.map_or(Cell::Unchanged, |text| Cell::Text(text.to_owned()));
+        vec![Cell::Text(id.to_string()), value]
+    }
+
+    fn check(rows: Rows, expect: &[&str]) {
+        let text = String::from_utf8(rows.into_staged()).unwrap();
+        assert_eq!(text.lines().collect::<Vec<_>>(), expect);
+    }
+
+    #[test]
+    fn only_an_update_that_says_everything_stands_for_an_earlier_one() {
+        let mut one = rows();
+        for (number, id, value) in [
+            (0, 1, Some("a")),
+            (1, 2, Some("b")),
+            (2, 1, Some("c")),
+            (3, 1, None),
+            (4, 1, Some("d")),
+        ] {
+            one.update(number, &Old::None, &row(id, value)).unwrap();
+        }
+        check(
+            one,
+            &[
+                "1\tu\t\\N\t2\t2\tb",
+                "2\tu\t\\N\t1\t1\tc",
+                "4\tu\t\\N\t1\t1\td",
+            ],
+        );
+
+        // The row in between is another one.
+        let mut two = rows();
+        two.update(0, &Old::None, &row(1, Some("a"))).unwrap();
+        two.delete(1, &Old::Key(row(1, None))).unwrap_or(());
+        two.delete(1, &Old::Key(vec![Cell::Text("1".to_owned()), Cell::Null]))
+            .unwrap();
+        two.insert(2, &row(1, Some("b"))).unwrap();
+        two.update(3, &Old::None, &row(1, Some("c"))).unwrap();
+        assert_eq!(
+            two.into_staged()
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count(),
+            5
+        );
+
+        let mut three = rows();
+        three.update(0, &Old::None, &row(1, Some("a"))).unwrap();
+        let key = Old::Key(vec![Cell::Text("1".to_owned()), Cell::Null]);
+        three.update(1, &key, &row(2, Some("a"))).unwrap();
+        three.update(2, &key, &row(1, Some("a"))).unwrap();
+        three.update(3, &Old::None, &row(1, Some("b"))).unwrap();
+        assert_eq!(
+            three
+                .into_staged()
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count(),
+            4
+        );
+    }
+
+    #[test]
+    fn rows_before_any_other_change_go_straight_in() {
+        let mut rows = rows();
+        rows.insert(7, &row(1, Some("a\tb"))).unwrap();
+        assert_eq!(rows.direct, b"1\ta\\tb\n");
+        rows.delete(8, &Old::Key(vec![Cell::Text("1".to_owned()), Cell::Null]))
+            .unwrap();
+        rows.insert(9, &row(1, Some("c"))).unwrap();
+        assert_eq!(rows.direct_numbers, [7]);
+        check(rows, &["8\td\t\\N\t1\t\\N\t\\N", "9\ti\t\\N\t\\N\t1\tc"]);
+    }
+
+    #[test]
+    fn what_cannot_be() {
+        let mut rows = rows();
+        assert!(rows.insert(0, &row(1, None)).is_err());
+        assert!(rows.delete(0, &Old::None).is_err());
+        let unsent = vec![Cell::Unchanged, Cell::Null];
+        assert!(rows.update(0, &Old::None, &unsent).is_err());
+        assert!(rows.update(0, &Old::None, &[Cell::Null]).is_err());
+    }
 }

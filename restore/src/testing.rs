@@ -33,6 +33,7 @@ pub(crate) struct Fixture {
     /// End of the last segment.
     durable: Lsn,
     tools: PgTools,
+    encoding: String,
 }
 
 /// The majors whose tools can be found; `make test` has them all.
@@ -51,6 +52,15 @@ pub(crate) async fn capture<W: std::io::Write>(
 ) -> (W, SegmentKey, Vec<pgoutput::Begin>) {
     let client = source.connect().await.unwrap();
     client.batch_execute(PINNED).await.unwrap();
+    let encoding: String = client
+        .query_one("SHOW server_encoding", &[])
+        .await
+        .unwrap()
+        .get(0);
+    if encoding == "SQL_ASCII" {
+        let sql = "SET client_encoding = 'SQL_ASCII'";
+        client.batch_execute(sql).await.unwrap();
+    }
     let mark = client
         .query_one(
             "SELECT pg_current_wal_insert_lsn()::text,
@@ -122,7 +132,19 @@ pub(crate) async fn capture<W: std::io::Write>(
 
 impl Fixture {
     pub(crate) async fn new(major: u32, schema: &str) -> Self {
-        let source = TestDatabase::new(major).await.unwrap();
+        Self::with_encoding(major, schema, "UTF8").await
+    }
+
+    pub(crate) async fn with_encoding(major: u32, schema: &str, encoding: &str) -> Self {
+        let mut source = TestDatabase::new(major).await.unwrap();
+        if encoding != "UTF8" {
+            let name = format!("{}_encoded", source.name);
+            let sql = format!(
+                "CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+            );
+            source.server.execute("postgres", &sql).await.unwrap();
+            source.name = name;
+        }
         source.execute(schema).await.unwrap();
         let client = source.connect().await.unwrap();
         // As capture does: only tables with a usable replica identity.
@@ -181,6 +203,7 @@ impl Fixture {
             lineage: LineageId::new(1, 1),
             durable: Lsn::INVALID,
             tools,
+            encoding: encoding.to_owned(),
         };
         let config = fixture.config();
         let mut connection =
@@ -201,7 +224,7 @@ impl Fixture {
             publication: "everything".to_owned(),
             publication_oid: Oid::new(1),
             server_version: major * 10_000,
-            server_encoding: "UTF8".to_owned(),
+            server_encoding: encoding.to_owned(),
             database: fixture.source.name.clone(),
             start: slot.consistent_point,
             created: PgTimestamp::from_micros(0),
@@ -272,7 +295,7 @@ impl Fixture {
             server_version: self.source.server.major() * 10_000,
             pg_dump_version: self.tools.version().to_owned(),
             database: self.source.name.clone(),
-            encoding: "UTF8".to_owned(),
+            encoding: self.encoding.clone(),
             archives: vec![Archive {
                 name: ArchiveName::Main,
                 table: None,

@@ -419,6 +419,19 @@ async fn another_schema_is_refused() {
     );
 }
 
+#[tokio::test]
+async fn identity_of_a_partitioned_table() {
+    check(
+        "CREATE TABLE p (id bigint GENERATED ALWAYS AS IDENTITY, k int, v text, PRIMARY KEY (id, k)) PARTITION BY LIST (k);
+         CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE p2 PARTITION OF p FOR VALUES IN (2);",
+        &[
+            "INSERT INTO p (k, v) SELECT 1 + g % 2, 'x' FROM generate_series(1, 20) g",
+            "UPDATE p SET v = 'y' WHERE id % 3 = 0; UPDATE p SET k = 3 - k WHERE id % 5 = 0; UPDATE p SET id = DEFAULT WHERE id = 7; DELETE FROM p WHERE id = 8",
+        ],
+    )
+    .await;
+}
+
 /// A plan made while the table was empty must not stay a sequential scan.
 #[tokio::test]
 async fn a_table_that_starts_empty() {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use lastgood_integration::TestDatabase;
-use lastgood_proto::{Lsn, PgTimestamp};
+use lastgood_proto::PgTimestamp;
 
 use super::*;
 use crate::testing::{Fixture, content, majors, tables};
@@ -381,6 +381,8 @@ async fn an_interrupted_restore_resumes() {
             chain(&error)
         );
         assert!(left_behind.contains("DROP DATABASE"));
+        let begun = unfinished(&into(&copy).connection).await.unwrap();
+        assert_eq!(begun, Some((planned.lineage, planned.base.id)));
 
         let again = execute(
             &planned,
@@ -560,4 +562,108 @@ async fn a_missing_or_altered_segment() {
     let after = Target::new(TargetKind::Lsn(ends[2]), true);
     let error = plan(&fixture.store, &after, &options()).await.unwrap_err();
     assert!(matches!(error, Error::OutsideWindows { .. }), "{error}");
+}
+
+/// Older into newer and newer into older: what `pg_restore` says of unknown settings is no error.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_major() {
+    let majors = majors().await;
+    for (from, to) in [(15, 18), (18, 15)] {
+        if !majors.contains(&from) || !majors.contains(&to) {
+            continue;
+        }
+        let mut fixture = Fixture::new(from, SHOP).await;
+        for change in CHANGES {
+            fixture.run(&format!("BEGIN; {change}; COMMIT")).await;
+        }
+        fixture.seal().await;
+        let planned = plan(&fixture.store, &Target::latest(), &options())
+            .await
+            .unwrap();
+        let copy = TestDatabase::new(to).await.unwrap();
+        let token = CancellationToken::new();
+        let done = execute(&planned, &fixture.store, into(&copy), &RUN, |_| {}, token).await;
+        done.unwrap_or_else(|error| panic!("{from} to {to}: {}", chain(&error)));
+        let what = format!("{from} to {to}");
+        (fixture.content().await).assert_restored(&content(&copy).await, &what);
+    }
+}
+
+/// A role that owns the database and is nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_superuser() {
+    for major in majors().await {
+        let mut fixture = Fixture::new(major, SHOP).await;
+        fixture
+            .run("COMMENT ON SCHEMA public IS 'ours'; CREATE EXTENSION citext; COMMENT ON EXTENSION citext IS 'x'")
+            .await;
+        fixture.base().await;
+        for change in CHANGES {
+            fixture.run(&format!("BEGIN; {change}; COMMIT")).await;
+        }
+        fixture.seal().await;
+        let copy = fixture.source.sibling().await.unwrap();
+        let role = format!("owner_{}", copy.name);
+        let sql = format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; ALTER DATABASE {} OWNER TO {role}",
+            copy.name
+        );
+        copy.execute(&sql).await.unwrap();
+        let planned = plan(&fixture.store, &Target::latest(), &options())
+            .await
+            .unwrap();
+        let url = copy.server.url_as(&role, "x", &copy.name);
+        let into = Into {
+            connection: url.parse().unwrap(),
+            create_database: None,
+            allow_source: false,
+        };
+        let token = CancellationToken::new();
+        let done = execute(&planned, &fixture.store, into, &RUN, |_| {}, token).await;
+        let report = done.unwrap_or_else(|error| panic!("{major}: {}", chain(&error)));
+        (fixture.content().await).assert_restored(&content(&copy).await, "without superuser");
+        assert!(!report.notes.is_empty());
+    }
+}
+
+/// Bytes that are no text in any encoding.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_without_an_encoding() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v text);
+        CREATE TABLE whole (v text); ALTER TABLE whole REPLICA IDENTITY FULL";
+    let mut fixture = Fixture::with_encoding(15, schema, "SQL_ASCII").await;
+    fixture
+        .run("SET client_encoding = 'SQL_ASCII'; INSERT INTO t VALUES (1, E'\\xff\\xfe'), (2, E'gr\\xfcn'); INSERT INTO whole VALUES (E'\\x80'), ('x')")
+        .await;
+    fixture.base().await;
+    fixture
+        .run("SET client_encoding = 'SQL_ASCII'; INSERT INTO t VALUES (3, E'\\xe4\\n'); UPDATE t SET v = v || E'\\xf6';
+              UPDATE whole SET v = E'\\x81' WHERE v = E'\\x80'")
+        .await;
+    fixture.seal().await;
+    let planned = plan(&fixture.store, &Target::latest(), &options())
+        .await
+        .unwrap();
+    let name = format!("ascii_{}", fixture.source.name);
+    let into = Into {
+        connection: fixture.source.server.url("postgres").parse().unwrap(),
+        create_database: Some(name.clone()),
+        allow_source: false,
+    };
+    let token = CancellationToken::new();
+    let done = execute(&planned, &fixture.store, into, &RUN, |_| {}, token).await;
+    done.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let copy = TestDatabase {
+        server: Arc::clone(&fixture.source.server),
+        name,
+    };
+    let sql = "SELECT string_agg(encode(v::bytea, 'hex'), ' ' ORDER BY id) || (SELECT string_agg(encode(v::bytea, 'hex'), ' ' ORDER BY v) FROM whole) FROM t";
+    let mut found = Vec::new();
+    for database in [&fixture.source, &copy] {
+        let client = database.connect().await.unwrap();
+        let row = client.query_one(sql, &[]).await.unwrap();
+        found.push(row.get::<_, String>(0));
+    }
+    assert_eq!(found[0], found[1]);
+    assert!(found[0].contains("fffef6"));
 }
