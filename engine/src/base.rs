@@ -167,10 +167,13 @@ pub(crate) async fn dump(
     tracing::info!(%base, lineage = %lineage.id, "base started");
     let client = snapshot.keeper.client();
     let version = snapshot.keeper.server_version();
-    let contents =
+    let mut contents =
         catalog::read(client, version, &source.settings, lineage.publication_oid).await?;
+    let publication = publication::name(source.id);
+    let shape = shape::read(client, version, &publication, &source.settings).await?;
     let fresh = Session::connect(&source.connection, Purpose::Base).await?;
     catalog::lock(client, fresh.client(), &contents).await?;
+    catalog::measure(fresh.client(), &mut contents).await?;
     let started = clock(fresh.client()).await?;
 
     let place = archive::Place {
@@ -207,6 +210,7 @@ pub(crate) async fn dump(
         v: Version1,
         id: base,
         consistent_point: snapshot.consistent_point,
+        fingerprint: shape.fingerprint(),
         snapshot_time: snapshot.taken,
         started,
         finished: clock(fresh.client()).await?,

@@ -15,6 +15,7 @@ mod remove;
 pub mod resume;
 pub mod schedule;
 mod settings;
+mod shape;
 mod source;
 mod spool;
 mod tables;

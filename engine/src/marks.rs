@@ -7,6 +7,7 @@
 //! the sequences, which the stream never does.
 
 use std::future::Future;
+use std::time::Duration;
 
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::segment::SequenceSample;
@@ -34,6 +35,9 @@ pub trait Marks: Send + 'static {
 /// Taken off the clock: a transaction reads its commit time a moment before its commit record is in
 /// the WAL, so a record with an earlier time may still follow the position.
 const CLOCK_SLACK_MICROS: i64 = 100_000;
+
+/// A session that does not answer for so long is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sequences asked in one statement.
 const SEQUENCES_PER_STATEMENT: usize = 200;
@@ -105,7 +109,10 @@ impl SessionMarks {
 
 impl Marks for SessionMarks {
     async fn take(&mut self, wake: bool) -> Result<Mark, Error> {
-        self.sample(wake).await
+        let silent = |_| Err(Error::Task("the server does not answer".to_owned()));
+        tokio::time::timeout(PATIENCE, self.sample(wake))
+            .await
+            .unwrap_or_else(silent)
     }
 }
 

@@ -6,6 +6,7 @@
 //! temporary slot; an ended lineage whose slot is still there loses it at the next start. So a
 //! start needs to know nothing but the listing and the server.
 
+mod first_base;
 mod lineage;
 mod paused;
 mod running;
@@ -17,12 +18,12 @@ use lastgood_pg::{
     Condition, ConnectionConfig, Purpose, ReplicationConnection, ReplicationOptions, Session,
 };
 use lastgood_proto::manifest::EndReason;
-use lastgood_proto::{LineageId, Lsn, PgTimestamp, SourceId};
+use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp, SourceId};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState, SourceStatus};
 use crate::remove::Removal;
 use crate::settings::SourceSettings;
@@ -49,6 +50,10 @@ pub struct Stopped;
 
 /// Sent by the server if it hears nothing for that long; we speak every second.
 const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Between attempts while a first base is being taken; otherwise the caller decides.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
 
 /// Where an opened lineage goes on.
 pub(crate) struct Opened {
@@ -90,24 +95,49 @@ pub async fn run(
             folder: spool_dir.display().to_string(),
             source: error,
         })?;
+    let mut first_base: Option<first_base::Task> = None;
     let mut reopened: Option<LineageId> = None;
+    let mut pause = RETRY_FIRST;
     loop {
         events.send(Event::Status(SourceStatus::starting()));
         let control = *control.borrow();
-        let opened = tokio::select! {
-            () = cancel.cancelled() => return Ok(Stopped),
-            opened = lineage::open(&source, &store, control, &events) => opened?,
+        let mut lineage = None;
+        let attempt = async {
+            let opened = tokio::select! {
+                () = cancel.cancelled() => return Ok(running::Outcome::Cancelled),
+                opened = lineage::open(&source, &store, control, &events) => opened?,
+            };
+            lineage = Some(opened.file.id);
+            let spool_dir = spool_dir.clone();
+            running::run(&store, spool_dir, opened, &mut first_base, &events, &cancel).await
         };
-        let id = opened.file.id;
-        match running::run(&store, spool_dir.clone(), opened, &events, &cancel).await {
+        match Box::pin(attempt).await {
             Ok(running::Outcome::Cancelled) => return Ok(Stopped),
             // By the budget: whether a new one begins is decided where lineages are opened.
             Ok(running::Outcome::LineageEnded) => {}
             // The server has lost what the lineage needs: look again, once, and begin a new one.
-            Err(error) if is_gap(&error) && reopened != Some(id) => {
-                let error = crate::error::chain(&error);
-                tracing::warn!(error, lineage = %id, "capture broke off");
-                reopened = Some(id);
+            Err(error) if is_gap(&error) && lineage.is_some() && reopened != lineage => {
+                let error = chain(&error);
+                tracing::warn!(error, ?lineage, "capture broke off");
+                reopened = lineage;
+            }
+            // To return would give up a base that may be hours old.
+            Err(error)
+                if error.class() == Class::Transient
+                    && first_base.as_ref().is_some_and(|task| !task.is_finished()) =>
+            {
+                let error = chain(&error);
+                tracing::warn!(error, "capture broke off while its first base is taken");
+                events.send(Event::Status(SourceStatus {
+                    state: SourceState::Degraded,
+                    reason: Some(error),
+                    ..SourceStatus::starting()
+                }));
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(Stopped),
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(RETRY_LONGEST);
             }
             Err(error) => return Err(error),
         }

@@ -35,7 +35,6 @@ pub(crate) struct Table {
     pub(crate) generated: bool,
     /// The identity is only sent if stored generated columns are published (18).
     pub(crate) needs_generated: bool,
-    pub(crate) bytes: u64,
     pub(crate) rows_estimate: Option<u64>,
 }
 
@@ -60,7 +59,6 @@ SELECT c.oid, n.nspname, c.relname, quote_ident(n.nspname) || '.' || quote_ident
        pg_has_role(c.relowner, 'USAGE') AS owned,
        c.relrowsecurity AS row_security,
        coalesce(g.stored, false) AS stored, coalesce(g.virtual, false) AS virtual,
-       CASE WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END AS bytes,
        CASE WHEN c.reltuples >= 0 THEN c.reltuples::int8 END AS rows_estimate
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -84,7 +82,7 @@ WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'
                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY n.nspname, c.relname";
 
-/// All of them, by schema and name.
+/// All of them, by schema and name. Looks at catalogs only, so it waits for nobody's lock.
 pub(crate) async fn list(client: &Client, server_version: u32) -> Result<Vec<Table>, Error> {
     let rows = client
         .query(TABLES, &[])
@@ -141,7 +139,6 @@ impl Table {
             row_security: flag("row_security"),
             generated: stored || flag("virtual"),
             needs_generated,
-            bytes: number("bytes").unwrap_or(0),
             rows_estimate: number("rows_estimate"),
         }
     }
@@ -219,7 +216,6 @@ mod tests {
             row_security: false,
             generated: false,
             needs_generated: false,
-            bytes: 0,
             rows_estimate: None,
         }
     }

@@ -22,6 +22,8 @@ use crate::worker::Progress;
 const SLOT_INTERVAL: Duration = Duration::from_secs(5);
 const TABLES_INTERVAL: Duration = Duration::from_secs(15);
 
+const PATIENCE: Duration = Duration::from_secs(10);
+
 const POSITION: &str = "SELECT pg_current_wal_flush_lsn()::text";
 
 /// What a look said.
@@ -76,7 +78,7 @@ impl Watch {
     /// # Errors
     /// [`Error::Gap`] if the server will not send what follows `durable`.
     pub(crate) async fn check_not_ahead(&mut self, durable: Lsn) -> Result<(), Error> {
-        let seen = self.see().await?;
+        let seen = in_time(self.see()).await?;
         let confirmed = seen.slot.and_then(|slot| slot.confirmed_flush_lsn);
         match confirmed {
             Some(confirmed) if confirmed > durable => Err(Error::Gap {
@@ -92,7 +94,7 @@ impl Watch {
         let due = |last: Option<Instant>, interval| last.is_none_or(|at| at.elapsed() >= interval);
         if due(self.looked, SLOT_INTERVAL) {
             self.looked = Some(Instant::now());
-            match self.see().await {
+            match in_time(self.see()).await {
                 Ok(seen) => {
                     self.blind = None;
                     self.seen = Some(seen);
@@ -102,7 +104,7 @@ impl Watch {
         }
         if due(self.compared, TABLES_INTERVAL) && self.blind.is_none() {
             self.compared = Some(Instant::now());
-            if let Err(error) = self.compare(events).await {
+            if let Err(error) = in_time(self.compare(events)).await {
                 self.blind = Some(chain(&error));
             }
         }
@@ -239,4 +241,13 @@ impl Watch {
         self.coverage = coverage;
         Ok(())
     }
+}
+
+/// A server that does not answer must not keep a stop or a status waiting. The session goes with the
+/// query that was given up.
+async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let silent = |_| Err(Error::Task("the server does not answer".to_owned()));
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(silent)
 }

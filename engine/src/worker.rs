@@ -111,7 +111,7 @@ pub struct Progress {
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Upload = Boxed<(SealedSegment, Result<(), lastgood_store::Error>)>;
+type Upload = Boxed<(SealedSegment, Result<(), Error>)>;
 
 /// Runs until `cancel`: then seals, uploads and confirms what it can within a few seconds.
 ///
@@ -144,6 +144,7 @@ pub async fn run<S: Stream, M: Marks>(
         open: OpenSegment::new(place, start.durable, start.observed_through),
         upload: None,
         durable: start.durable,
+        stored_before: false,
         marks: MarkTimer {
             idle: Some(marks),
             running: None,
@@ -172,6 +173,8 @@ struct Worker<S, M> {
     upload: Option<Upload>,
     /// End of the last segment known to be stored; survives a restart as the listing's end.
     durable: Lsn,
+    /// By this worker.
+    stored_before: bool,
     marks: MarkTimer<M>,
     store: SourceStore,
     lineage: LineageId,
@@ -201,7 +204,7 @@ struct MarkTimer<M> {
 /// What woke the loop.
 enum Woken {
     Stop,
-    Uploaded(SealedSegment, Result<(), lastgood_store::Error>),
+    Uploaded(SealedSegment, Result<(), Error>),
     Tick,
     Marked(Result<Mark, Error>),
     Message(ReplicationMessage),
@@ -285,23 +288,25 @@ impl<S: Stream, M: Marks> Worker<S, M> {
 
     fn start_upload(&mut self, sealed: SealedSegment, pause: Duration) {
         let store = self.store.clone();
-        let object = SourceObject::Segment(self.lineage, sealed.key);
+        let lineage = self.lineage;
+        let alone = !self.stored_before;
         self.upload = Some(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            let result = store.put_sealed(&object, &sealed.body).await;
-            (sealed, result.map(|_| ()))
+            let result = store_segment(&store, lineage, &sealed, alone).await;
+            (sealed, result)
         }));
     }
 
     async fn uploaded(
         &mut self,
         sealed: SealedSegment,
-        result: Result<(), lastgood_store::Error>,
+        result: Result<(), Error>,
     ) -> Result<(), Error> {
         self.upload = None;
         if let Err(error) = result {
-            if error.class() != Class::Transient {
-                return Err(error.into());
+            let again = matches!(error, Error::Store(_)) && error.class() == Class::Transient;
+            if !again {
+                return Err(error);
             }
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -315,6 +320,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         }
         let key: SegmentKey = sealed.key;
         self.durable = key.end;
+        self.stored_before = true;
         self.events.send(Event::Segment {
             lineage: self.lineage,
             key,
@@ -434,6 +440,29 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             }
         }
     }
+}
+
+/// Stores a segment. Before the first one, `alone` looks whether somebody else's stands in its place:
+/// the last put of a service that was killed may arrive after its successor has made its listing,
+/// and a different segment beside it would fork the lineage.
+async fn store_segment(
+    store: &SourceStore,
+    lineage: LineageId,
+    sealed: &SealedSegment,
+    alone: bool,
+) -> Result<(), Error> {
+    let object = SourceObject::Segment(lineage, sealed.key);
+    if alone {
+        let there = store.segments_from(lineage, sealed.key.start).await?;
+        if there.iter().any(|entry| entry.object != object) {
+            return Err(Error::Overtaken {
+                lineage,
+                listed: sealed.key.start,
+            });
+        }
+    }
+    store.put_sealed(&object, &sealed.body).await?;
+    Ok(())
 }
 
 /// The slot's future, or forever if it is empty. The caller empties the slot when it is done.

@@ -1,5 +1,7 @@
 //! What the snapshot holds: tables, sequences, large objects; and the locks that keep it so.
 
+use std::collections::BTreeMap;
+
 use lastgood_proto::Oid;
 use lastgood_proto::manifest::{Protection, SequenceEntry, TableEntry};
 use tokio_postgres::Client;
@@ -84,7 +86,7 @@ pub(super) async fn read(
             protection,
             identity_index: table.identity_index,
             rows_estimate: table.rows_estimate,
-            bytes: table.bytes,
+            bytes: 0,
         };
         entries.push((entry, table.quoted));
     }
@@ -124,6 +126,29 @@ async fn sequences(client: &Client) -> Result<Vec<SequenceEntry>, Error> {
             }
         })
         .collect())
+}
+
+/// Fills in how large the tables are. They must be locked, or this may wait.
+pub(super) async fn measure(client: &Client, contents: &mut Contents) -> Result<(), Error> {
+    let oids: Vec<u32> = contents
+        .tables
+        .iter()
+        .filter(|(entry, _)| entry.kind == 'r')
+        .map(|(entry, _)| entry.oid.get())
+        .collect();
+    let rows = client
+        .query(
+            "SELECT oid, coalesce(pg_table_size(oid), 0) FROM unnest($1::oid[]) AS oid",
+            &[&oids],
+        )
+        .await
+        .map_err(Error::sql("measuring tables"))?;
+    let sizes: BTreeMap<u32, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for (entry, _) in &mut contents.tables {
+        let size = sizes.get(&entry.oid.get()).copied().unwrap_or(0);
+        entry.bytes = u64::try_from(size).unwrap_or(0);
+    }
+    Ok(())
 }
 
 /// Locks every table as `pg_dump` does, then makes sure that none has changed since the snapshot.
@@ -170,4 +195,52 @@ async fn fingerprint(client: &Client, oids: &Vec<u32>) -> Result<String, Error> 
         .await
         .map_err(Error::sql("comparing the catalog"))?;
     Ok(row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_integration::TestDatabase;
+
+    /// Between the keeper's snapshot and its locks `change` is run.
+    async fn locked_after(change: &str) -> Result<(), Error> {
+        let database = TestDatabase::new(18).await.unwrap();
+        let other = database.connect().await.unwrap();
+        other
+            .batch_execute("CREATE TABLE t(id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
+            .await
+            .unwrap();
+        let keeper = database.connect().await.unwrap();
+        let oid = "SELECT oid FROM pg_publication";
+        keeper
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await
+            .unwrap();
+        let oid = Oid::new(keeper.query_one(oid, &[]).await.unwrap().get(0));
+        other.batch_execute(change).await.unwrap();
+        let mut contents = read(&keeper, 180_000, &SourceSettings::default(), oid).await?;
+        assert_eq!(contents.tables.len(), 1);
+        lock(&keeper, &other, &contents).await?;
+        measure(&other, &mut contents).await
+    }
+
+    #[tokio::test]
+    async fn a_base_is_given_up_if_its_tables_changed_before_they_were_locked() {
+        locked_after("INSERT INTO t VALUES (1); CREATE TABLE later(id int)")
+            .await
+            .unwrap();
+        for change in [
+            "TRUNCATE t",
+            "DROP TABLE t",
+            "ALTER TABLE t RENAME TO u; CREATE TABLE t(id int PRIMARY KEY)",
+            "ALTER TABLE t ADD COLUMN v text",
+            "ALTER TABLE t ALTER COLUMN id TYPE bigint",
+        ] {
+            let outcome = locked_after(change).await;
+            assert!(
+                matches!(outcome, Err(Error::CatalogMoved)),
+                "{change}: {outcome:?}"
+            );
+        }
+    }
 }

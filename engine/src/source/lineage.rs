@@ -1,5 +1,6 @@
 //! Lineages: opened, begun, ended.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use lastgood_pg::slot::{SlotInfo, drop_slot, slot_info, slots_with_prefix};
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use super::{Control, FirstBase, Opened, Source, goes_on, replication_options};
 use crate::base::Snapshot;
 use crate::error::Error;
-use crate::events::{Event, Events};
+use crate::events::{Event, Events, SourceStatus};
 use crate::remove::{Removal, drop_slots};
 use crate::resume::{Decision, ServerState, SlotState, decide, durable_end};
 use crate::{publication, random};
@@ -22,6 +23,7 @@ use crate::{publication, random};
 /// How long a slot is waited for that somebody still reads from.
 const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 const SLOT_POLL: Duration = Duration::from_millis(100);
+const WAITING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Goes on with the newest lineage if nothing can have been missed, else begins a new one.
 pub(super) async fn open(
@@ -155,7 +157,10 @@ async fn begin(
         .saturating_add(1);
     let id = LineageId::new(generation, random::u32()?);
     let slot = format!("lastgood_{}_{generation:08x}", source.id);
-    let created = connection.create_slot(&slot, SlotKind::Permanent).await?;
+    let created = tokio::select! {
+        created = connection.create_slot(&slot, SlotKind::Permanent) => created?,
+        never = tell_what_is_waited_for(session, events) => match never {},
+    };
     let snapshot = Snapshot::keep(&source.connection, &created).await?;
     now = now.max(clock(session).await?);
     let file = LineageFile {
@@ -186,6 +191,25 @@ async fn begin(
         base: FirstBase::Snapshot(Box::new(snapshot)),
         file,
     })
+}
+
+/// A slot can only be made once every transaction that is writing has ended: says which they are.
+async fn tell_what_is_waited_for(session: &Session, events: &Events) -> Infallible {
+    const WRITERS: &str = "SELECT string_agg(pid::text, ', ' ORDER BY xact_start) \
+        FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()";
+    loop {
+        tokio::time::sleep(WAITING_INTERVAL).await;
+        let row = session.client().query_one(WRITERS, &[]).await;
+        let pids = row.ok().and_then(|row| row.get::<_, Option<String>>(0));
+        let reason = match pids {
+            Some(pids) => format!("waiting for writing transactions to end (pids {pids})"),
+            None => "waiting for writing or prepared transactions to end".to_owned(),
+        };
+        events.send(Event::Status(SourceStatus {
+            reason: Some(reason),
+            ..SourceStatus::starting()
+        }));
+    }
 }
 
 /// Slots of lineages that ended, or were never begun: a start that died between making its slot

@@ -1,5 +1,4 @@
-//! An open lineage at work: the worker in a task of its own, the first base in another, the watch
-//! over the slot here.
+//! An open lineage at work: the worker in a task of its own, the watch over the slot here.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,18 +13,15 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{FirstBase, Opened, Source, lineage};
-use crate::base::{self, Snapshot};
-use crate::error::{Error, chain};
+use super::first_base::Task;
+use super::{FirstBase, Opened, lineage};
+use crate::error::Error;
 use crate::events::{Event, Events, SourceState};
 use crate::marks::SessionMarks;
 use crate::watch::{Verdict, Watch};
 use crate::worker::{self, Policy, Progress, Start, Stream};
 
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// Before a failed first base is tried again; doubled up to the second.
-const BASE_RETRY_FIRST: Duration = Duration::from_secs(5);
-const BASE_RETRY_LONGEST: Duration = Duration::from_secs(300);
 /// How long the walsender is given to answer a good-bye.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -41,6 +37,7 @@ pub(super) async fn run(
     store: &SourceStore,
     spool_folder: PathBuf,
     opened: Opened,
+    first_base: &mut Option<Task>,
     events: &Events,
     cancel: &CancellationToken,
 ) -> Result<Outcome, Error> {
@@ -79,24 +76,27 @@ pub(super) async fn run(
         stop.clone(),
     );
     let mut worker = AbortOnDropHandle::new(tokio::spawn(worker));
-    let snapshot = match opened.base {
-        FirstBase::Present => None,
-        FirstBase::Missing => Some(None),
-        FirstBase::Snapshot(snapshot) => Some(Some(*snapshot)),
-    };
-    let mut first_base = snapshot.map(|snapshot| {
-        let (source, store, file) = (source.clone(), store.clone(), file.clone());
-        let task = first_base(
-            source,
-            store,
-            file,
-            snapshot,
-            events.clone(),
-            cancel.clone(),
-        );
-        AbortOnDropHandle::new(tokio::spawn(task))
-    });
-
+    match opened.base {
+        FirstBase::Present => *first_base = None,
+        // One that was begun before the stream broke goes on.
+        FirstBase::Missing
+            if first_base
+                .as_ref()
+                .is_some_and(|task| task.lineage() == file.id) => {}
+        FirstBase::Missing => {
+            *first_base = Some(Task::begin(source, store, file, None, events, cancel));
+        }
+        FirstBase::Snapshot(snapshot) => {
+            *first_base = Some(Task::begin(
+                source,
+                store,
+                file,
+                Some(*snapshot),
+                events,
+                cancel,
+            ));
+        }
+    }
     let mut ticks = interval(STATUS_INTERVAL);
     loop {
         // All branches are cancel-safe: handles live outside the turn, a tick is not lost.
@@ -106,11 +106,16 @@ pub(super) async fn run(
                 ended.map_err(|error| Error::Task(error.to_string()))??;
                 return Ok(Outcome::Cancelled);
             }
-            // It reports for itself; without one the next start tries again.
-            _ = maybe(&mut first_base) => first_base = None,
             _ = ticks.tick() => {
                 let progress = progress.borrow().clone();
-                let verdict = guard.look(&progress, events).await;
+                if first_base.as_ref().is_some_and(Task::is_finished) {
+                    *first_base = None;
+                }
+                let mut verdict = guard.look(&progress, events).await;
+                let failure = first_base.as_ref().and_then(Task::failure);
+                if let (Verdict::Well, Some(failure)) = (&verdict, failure) {
+                    verdict = Verdict::Degraded(format!("there is no base yet: {failure}"));
+                }
                 let state = match (&verdict, &first_base) {
                     (Verdict::Degraded(_) | Verdict::OverBudget(_), _) => SourceState::Degraded,
                     (Verdict::Well, Some(_)) => SourceState::BaseBackup,
@@ -121,7 +126,7 @@ pub(super) async fn run(
                     // Seals, uploads and confirms what it can first.
                     stop.cancel();
                     (&mut worker).await.ok();
-                    drop(first_base.take());
+                    *first_base = None;
                     let reason = EndReason::BudgetExceeded;
                     let removal = lineage::finish(source, store, reason, detail, events).await?;
                     removal.into_result()?;
@@ -142,51 +147,6 @@ async fn not_overtaken(store: &SourceStore, file: &LineageFile, durable: Lsn) ->
             lineage: file.id,
             listed: durable,
         }),
-    }
-}
-
-/// Takes the first base, trying until there is one.
-async fn first_base(
-    source: Source,
-    store: SourceStore,
-    file: LineageFile,
-    snapshot: Option<Snapshot>,
-    events: Events,
-    cancel: CancellationToken,
-) {
-    if let Some(snapshot) = snapshot {
-        let dumped = tokio::select! {
-            () = cancel.cancelled() => return,
-            dumped = base::dump(&source, &store, &file, snapshot, &events) => dumped,
-        };
-        let Err(error) = dumped else {
-            return;
-        };
-        tracing::warn!(error = chain(&error), "the first base failed; trying again");
-        events.send(Event::BaseFailed {
-            error: chain(&error),
-        });
-    }
-    let mut pause = BASE_RETRY_FIRST;
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-        pause = (pause * 2).min(BASE_RETRY_LONGEST);
-        match base::take_base(&source, &store, events.clone(), cancel.clone()).await {
-            Ok(_) | Err(Error::NoLineage | Error::Cancelled) => return,
-            Err(error) => tracing::warn!(error = chain(&error), "no base yet; trying again"),
-        }
-    }
-}
-
-async fn maybe<T>(slot: &mut Option<AbortOnDropHandle<T>>) {
-    match slot {
-        Some(handle) => {
-            handle.await.ok();
-        }
-        None => std::future::pending().await,
     }
 }
 

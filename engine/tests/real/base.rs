@@ -1,7 +1,7 @@
 //! Bases of a real server.
 
 use anyhow::{Result, ensure};
-use lastgood_engine::take_base;
+use lastgood_engine::{Event, Events, take_base};
 use lastgood_integration::TestDatabase;
 use lastgood_proto::manifest::Protection;
 
@@ -27,7 +27,7 @@ async fn later_bases_come_beside_capture_and_cover_new_tables() -> Result<()> {
         let second = take_base(
             &fixture.source,
             &fixture.store,
-            lastgood_engine::Events::new(sender),
+            Events::new(sender),
             tokio_util::sync::CancellationToken::new(),
         )
         .await?;
@@ -48,4 +48,37 @@ async fn later_bases_come_beside_capture_and_cover_new_tables() -> Result<()> {
         assert_eq!(slots.len(), 1, "only the capture slot is left");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_base_survives_a_broken_stream() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "CREATE TABLE t(id int PRIMARY KEY, v text);
+             INSERT INTO t SELECT i, repeat(md5(i::text), 20) FROM generate_series(1, 50000) i",
+        )
+        .await?;
+    let fixture = Fixture::new(&database.url(), quick()).await?;
+    let mut running = fixture.start();
+    let begun = running
+        .wait("base to start", |event| match event {
+            Event::BaseStarted { base, .. } => Some(base),
+            _ => None,
+        })
+        .await?;
+    client
+        .execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+             WHERE database = current_database() AND active",
+            &[],
+        )
+        .await?;
+    let base = running.base().await?;
+    assert_eq!(base.id, begun);
+    client.batch_execute("INSERT INTO t VALUES (0)").await?;
+    running.durable(wal_end(&client).await?).await?;
+    ensure!(fixture.lineages().await?.len() == 1);
+    running.stop().await
 }

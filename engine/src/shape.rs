@@ -1,0 +1,221 @@
+//! The shape of a source: what its tables, their columns and the publication look like.
+//!
+//! The stream carries rows, not definitions. A table made, renamed or rewritten, a column added, a
+//! publication that somebody narrowed: the rows that follow are right and the restore would be
+//! wrong. So the shape is read with every mark, and a segment is cut only after a mark that lies
+//! past its end: whatever is durable has been looked at. A change is written down before the
+//! segment it may fall into, and no restore replays across it.
+//!
+//! It may see a change where there is none that matters (a GRANT on a column): that costs a base.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+
+use crate::error::Error;
+use crate::settings::SourceSettings;
+
+/// Equal shapes: rows of one fit the tables of the other, and the same rows are sent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Shape {
+    /// A digest for each object, by what the operator calls it.
+    parts: BTreeMap<String, String>,
+}
+
+/// Objects named at most in a difference.
+const NAMED_MAX: usize = 5;
+
+/// Permanent tables. `xmin` of a column's catalog row changes with every command that alters or
+/// rewrites it, also where name and type stay (`ALTER TYPE … USING`); ANALYZE and VACUUM leave it.
+const TABLES: &str = r"
+SELECT n.nspname, c.relname, md5(concat_ws(' ', c.oid, c.relkind, c.relreplident,
+    (SELECT string_agg(i.inhparent::text, ',' ORDER BY i.inhseqno) FROM pg_inherits i
+     WHERE i.inhrelid = c.oid),
+    (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
+     WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisprimary OR x.indisreplident)),
+    (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
+                                 a.attisdropped, a.xmin), ',' ORDER BY a.attnum)
+     FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (SELECT FROM pg_depend d
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// Labels of enums and attributes of composite types: values of them stand in rows.
+const TYPES: &str = r"
+SELECT t.typname, md5(concat_ws(' ', t.oid,
+    (SELECT string_agg(concat_ws(':', e.oid, e.enumlabel), ',' ORDER BY e.oid) FROM pg_enum e
+     WHERE e.enumtypid = t.oid),
+    (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
+                                 a.attisdropped), ',' ORDER BY a.attnum)
+     FROM pg_attribute a WHERE a.attrelid = t.typrelid)))
+FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_class c ON c.oid = t.typrelid
+WHERE (t.typtype = 'e' OR c.relkind = 'c')
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+
+/// Whole rows, so that an option of a version to come counts as well.
+const PUBLICATION: &str = r"
+SELECT md5(concat_ws(' ', to_jsonb(p), (SELECT string_agg(to_jsonb(r)::text, ',' ORDER BY r.prrelid)
+                                        FROM pg_publication_rel r WHERE r.prpubid = p.oid)))
+FROM pg_publication p WHERE p.pubname = $1";
+
+/// Whole schemas in it, from 15 on.
+const PUBLISHED_SCHEMAS: &str = r"
+SELECT coalesce(string_agg(s.pnnspid::text, ',' ORDER BY s.pnnspid), '')
+FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = $1";
+
+/// Reads the shape as the client sees it: the present one, or that of its snapshot.
+pub(crate) async fn read(
+    client: &Client,
+    server_version: u32,
+    publication: &str,
+    settings: &SourceSettings,
+) -> Result<Shape, Error> {
+    let failed = |error| Error::sql("reading the shape of the tables")(error);
+    let mut parts = BTreeMap::new();
+    for row in client.query(TABLES, &[]).await.map_err(failed)? {
+        let (schema, name): (&str, &str) = (row.get(0), row.get(1));
+        if settings.wants(schema, name) {
+            parts.insert(format!("table {schema}.{name}"), row.get(2));
+        }
+    }
+    for row in client.query(TYPES, &[]).await.map_err(failed)? {
+        parts.insert(format!("type {}", row.get::<_, &str>(0)), row.get(1));
+    }
+    let row = client.query_opt(PUBLICATION, &[&publication]).await.map_err(failed)?;
+    let mut published: String = row.map_or_else(String::new, |row| row.get(0));
+    if server_version >= 150_000 {
+        let row = client.query_one(PUBLISHED_SCHEMAS, &[&publication]).await.map_err(failed)?;
+        published.push_str(row.get(0));
+    }
+    parts.insert(format!("publication {publication}"), published);
+    Ok(Shape { parts })
+}
+
+impl Shape {
+    /// Thirty-two hexadecimal digits.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut digest = Sha256::new();
+        for (name, part) in &self.parts {
+            digest.update(name.as_bytes());
+            digest.update([0]);
+            digest.update(part.as_bytes());
+            digest.update([0]);
+        }
+        let digest = digest.finalize();
+        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What is not as it was `before`, in words.
+    pub(crate) fn difference(&self, before: &Shape) -> String {
+        let names: BTreeSet<&String> = self.parts.keys().chain(before.parts.keys()).collect();
+        let changed: Vec<String> = names
+            .into_iter()
+            .filter_map(|name| match (before.parts.get(name), self.parts.get(name)) {
+                (Some(old), Some(new)) if old == new => None,
+                (Some(_), Some(_)) => Some(format!("{name} changed")),
+                (None, _) => Some(format!("{name} is new")),
+                (Some(_), None) => Some(format!("{name} is gone")),
+            })
+            .collect();
+        let more = changed.len().saturating_sub(NAMED_MAX);
+        let mut text = changed.into_iter().take(NAMED_MAX).collect::<Vec<_>>().join(", ");
+        if more > 0 {
+            text.push_str(&format!(" and {more} more"));
+        }
+        text
+    }
+
+    /// A shape told by one word, for a simulator.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { parts: BTreeMap::from([(name.to_owned(), String::new())]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_integration::{TestDatabase, tools};
+
+    #[test]
+    fn a_difference_names_what_changed() {
+        let shape = |parts: &[(&str, &str)]| Shape {
+            parts: parts.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
+        };
+        let before = shape(&[("table a", "1"), ("table b", "1"), ("table c", "1")]);
+        let after = shape(&[("table a", "1"), ("table b", "2"), ("table d", "1")]);
+        assert_eq!(
+            after.difference(&before),
+            "table b changed, table c is gone, table d is new"
+        );
+        assert_ne!(after.fingerprint(), before.fingerprint());
+    }
+
+    /// Every one of these made a restore quietly wrong before shapes were read.
+    const CHANGES: &[&str] = &[
+        "ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME x TO b",
+        "ALTER TABLE t ALTER a TYPE int USING a * 100",
+        "ALTER TABLE t ADD c int DEFAULT 7",
+        "ALTER TABLE t DROP b; ALTER TABLE t ADD b int",
+        "DROP TABLE t",
+        "CREATE TABLE fresh(id int PRIMARY KEY)",
+        "ALTER TABLE t RENAME TO old; CREATE TABLE t(id int PRIMARY KEY, a int, b int)",
+        "ALTER TABLE root DETACH PARTITION p1",
+        "ALTER TABLE u SET LOGGED",
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'",
+        "ALTER TYPE mood ADD VALUE 'new'",
+        "ALTER TYPE pair ADD ATTRIBUTE z int",
+        "ALTER TABLE t DROP CONSTRAINT t_pkey",
+        "ALTER TABLE t REPLICA IDENTITY FULL",
+        "ALTER PUBLICATION pub DROP TABLE t",
+        "ALTER PUBLICATION pub SET (publish = 'insert')",
+        "DROP PUBLICATION pub",
+        "ALTER PUBLICATION pub RENAME TO other",
+        "DROP PUBLICATION pub; CREATE PUBLICATION pub FOR TABLE t",
+    ];
+
+    const NO_CHANGES: &str = "INSERT INTO t VALUES (1, 2, 3); UPDATE t SET a = 5; TRUNCATE t; \
+        ANALYZE; CREATE INDEX ON t(a); CREATE TEMP TABLE x(id int); CREATE UNLOGGED TABLE y(id int); \
+        CREATE VIEW v AS SELECT * FROM t; ALTER TABLE t ALTER a SET DEFAULT 5; GRANT SELECT ON t TO public";
+
+    #[tokio::test]
+    async fn changes_that_matter_are_seen_and_others_are_not() {
+        for major in [13, 14, 15, 16, 17, 18] {
+            if tools::bin_dir(major).is_err() {
+                continue;
+            }
+            let database = TestDatabase::new(major).await.unwrap();
+            let setup = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (x int, y int); \
+                CREATE TABLE t(id int PRIMARY KEY, a int, b int); CREATE UNLOGGED TABLE u(id int); \
+                CREATE TABLE root(id int) PARTITION BY LIST (id); \
+                CREATE TABLE p1 PARTITION OF root FOR VALUES IN (1); CREATE PUBLICATION pub FOR TABLE t";
+            database.execute(setup).await.unwrap();
+            let client = database.connect().await.unwrap();
+            let settings = SourceSettings::default();
+            let version = major * 10_000;
+            let before = read(&client, version, "pub", &settings).await.unwrap();
+            client.batch_execute(NO_CHANGES).await.unwrap();
+            client.batch_execute("VACUUM FULL t").await.unwrap();
+            let after = read(&client, version, "pub", &settings).await.unwrap();
+            let expected = "table public.t changed";
+            // A default is no matter for rows that come, but it touches the column's catalog row.
+            assert_eq!(after.difference(&before), expected, "{major}");
+            for change in CHANGES {
+                let before = read(&client, version, "pub", &settings).await.unwrap();
+                client.batch_execute("BEGIN").await.unwrap();
+                client.batch_execute(change).await.unwrap_or_else(|error| {
+                    panic!("{major}: {change}: {error:?}");
+                });
+                let after = read(&client, version, "pub", &settings).await.unwrap();
+                assert_ne!(after, before, "{major}: {change}");
+                assert_ne!(after.fingerprint(), before.fingerprint(), "{major}: {change}");
+                client.batch_execute("ROLLBACK").await.unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The first base of a lineage, beside the stream. A dump of many hours survives a stream that
+//! breaks: the task belongs to the source's run, not to one connection.
+
+use std::time::Duration;
+
+use lastgood_proto::LineageId;
+use lastgood_proto::manifest::LineageFile;
+use lastgood_store::SourceStore;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Source;
+use crate::base::{self, Snapshot};
+use crate::error::{Error, chain};
+use crate::events::{Event, Events};
+
+/// Before a failed base is tried again; doubled up to the second.
+const RETRY_FIRST: Duration = Duration::from_secs(5);
+const RETRY_LONGEST: Duration = Duration::from_secs(300);
+
+/// Ends, without a base, when dropped.
+pub(super) struct Task {
+    lineage: LineageId,
+    handle: AbortOnDropHandle<()>,
+    failure: watch::Receiver<Option<String>>,
+}
+
+impl Task {
+    /// Dumps under `snapshot`, or under that of a temporary slot; tries until there is a base.
+    pub(super) fn begin(
+        source: &Source,
+        store: &SourceStore,
+        file: &LineageFile,
+        snapshot: Option<Snapshot>,
+        events: &Events,
+        cancel: &CancellationToken,
+    ) -> Self {
+        let (failed, failure) = watch::channel(None);
+        let work = Work {
+            source: source.clone(),
+            store: store.clone(),
+            file: file.clone(),
+            events: events.clone(),
+            cancel: cancel.clone(),
+            failed,
+        };
+        Self {
+            lineage: file.id,
+            handle: AbortOnDropHandle::new(tokio::spawn(work.run(snapshot))),
+            failure,
+        }
+    }
+
+    pub(super) fn lineage(&self) -> LineageId {
+        self.lineage
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    /// Why the last attempt failed, if it did.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
+    }
+}
+
+struct Work {
+    source: Source,
+    store: SourceStore,
+    file: LineageFile,
+    events: Events,
+    cancel: CancellationToken,
+    failed: watch::Sender<Option<String>>,
+}
+
+impl Work {
+    async fn run(self, snapshot: Option<Snapshot>) {
+        let mut pause = RETRY_FIRST;
+        if let Some(snapshot) = snapshot {
+            let dumped = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                dumped = base::dump(&self.source, &self.store, &self.file, snapshot, &self.events) => {
+                    dumped
+                }
+            };
+            let Err(error) = dumped else {
+                return;
+            };
+            self.events.send(Event::BaseFailed {
+                error: chain(&error),
+            });
+            self.note(&error);
+            pause = Duration::ZERO;
+        }
+        loop {
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).clamp(RETRY_FIRST, RETRY_LONGEST);
+            let (events, cancel) = (self.events.clone(), self.cancel.clone());
+            match base::take_base(&self.source, &self.store, events, cancel).await {
+                Ok(_) | Err(Error::NoLineage | Error::Cancelled) => return,
+                Err(error) => self.note(&error),
+            }
+        }
+    }
+
+    fn note(&self, error: &Error) {
+        let error = chain(error);
+        tracing::warn!(error, lineage = %self.file.id, "no base yet; trying again");
+        self.failed.send_replace(Some(error));
+    }
+}
