@@ -46,6 +46,8 @@ END = record(
 
 POINT = record(v=version, name=NAME, lsn=lsn, time=time)
 
+SHAPE = record(v=version, **{"from": lsn}, to=lsn, fingerprint=string, detail=string, time=time)
+
 ARCHIVE = record(
     name=pattern("main|globals|table-(?:0|[1-9][0-9]*)", "archive name"),
     table=optional(tuple_of(string, string)),
@@ -80,6 +82,7 @@ BASE = record(
     v=version,
     id=BASE_ID,
     consistent_point=lsn,
+    fingerprint=string,
     snapshot_time=time,
     started=time,
     finished=time,

@@ -25,6 +25,7 @@ from forms import *
 from segment import Segment
 
 SEGMENT = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})\.ndjson")
+SHAPE = re.compile(r"shapes/([0-9a-f]{16})-([0-9a-f]{16})\.json")
 POINT = re.compile(r"([0-9a-f]{16})-([A-Za-z0-9._-]{1,64})\.json")
 ARCHIVE = re.compile(r"(main|globals|table-(?:0|[1-9][0-9]*))\.dump")
 
@@ -116,6 +117,12 @@ class Source:
                 same = fields["lsn"] == int(point[1], 16) and fields["name"] == point[2]
                 refuse_unless(same, f"{key} is another point")
                 print(f"  point \"{fields['name']}\" at {lsn_text(fields['lsn'])}", file=sys.stderr)
+            shape = SHAPE.fullmatch(key)
+            if shape:
+                fields = manifest.SHAPE(self.repository.json(f"{top}/{key}"))
+                same = (fields["from"], fields["to"]) == (int(shape[1], 16), int(shape[2], 16))
+                refuse_unless(same, f"{key} is another shape")
+                print(f"  shape from {lsn_text(fields['from'])}: {fields['detail']}", file=sys.stderr)
         if "end.json" in keys:
             end = manifest.END(self.repository.json(f"{top}/end.json"))
             print(f"  ended at {lsn_text(end['end'])}: {end['reason']}, {end['detail']}", file=sys.stderr)

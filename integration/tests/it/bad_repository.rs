@@ -43,7 +43,7 @@ async fn every_damage_is_found() -> Result<()> {
     let into = server.url("postgres");
     let database = format!("{}_damaged", finished.database.name);
 
-    let (intact, text) = cli(&storage, &key, &["verify", "--source", &finished.name]).await?;
+    let (intact, text) = cli(&storage, &key, &["verify", &finished.name]).await?;
     ensure!(intact, "an intact repository: {text}");
     let segments = storage.files(|path| path.contains("/segments/"))?;
     let dumps = storage.files(|path| path.contains("/bases/") && path.contains("main.dump"))?;
@@ -106,7 +106,7 @@ async fn every_damage_is_found() -> Result<()> {
         let _ = fs::remove_file(path);
         fs::write(path, &before)?;
         damage(path)?;
-        let (verified, text) = cli(&storage, &key, &["verify", "--source", &finished.name]).await?;
+        let (verified, text) = cli(&storage, &key, &["verify", &finished.name]).await?;
         ensure!(!verified, "{what} was not found by verify: {text}");
         let arguments = [
             "restore",
@@ -129,7 +129,7 @@ async fn every_damage_is_found() -> Result<()> {
             .await?;
         fs::write(path, &before)?;
     }
-    let (intact, text) = cli(&storage, &key, &["verify", "--source", &finished.name]).await?;
+    let (intact, text) = cli(&storage, &key, &["verify", &finished.name]).await?;
     ensure!(intact, "intact again: {text}");
     Ok(())
 }
@@ -159,7 +159,7 @@ async fn the_wrong_master_key() -> Result<()> {
     let key = stranger.path().join("key");
     fs::copy(other.key_file(), &key)?;
     let key = key.display().to_string();
-    let (done, text) = cli(&storage, &key, &["verify", "--source", "shop"]).await?;
+    let (done, text) = cli(&storage, &key, &["verify", "shop"]).await?;
     ensure!(!done && text.contains("key"), "{text}");
     Ok(())
 }

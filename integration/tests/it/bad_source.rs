@@ -54,12 +54,7 @@ async fn cannot_connect() -> Result<()> {
     ] {
         check_blocked(&service, unreachable, &["cannot_connect"]).await?;
     }
-    check_blocked(
-        &service,
-        &server.url("no_such_database"),
-        &["cannot_connect"],
-    )
-    .await?;
+    check_blocked(&service, &server.url("no_such_database"), &["no_database"]).await?;
     Ok(())
 }
 

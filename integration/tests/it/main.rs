@@ -7,6 +7,7 @@ mod bad_source;
 mod crash;
 mod empty_folder;
 mod harness;
+mod lifecycle;
 mod oracle;
 mod s3;
 mod schema;
