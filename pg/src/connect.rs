@@ -230,6 +230,17 @@ impl Handshake for Startup<'_> {
             server_version,
             server_encoding,
         };
+        let in_effect: bool = session
+            .client
+            .query_one(settings::IN_EFFECT_QUERY, &[])
+            .await?
+            .try_get(0)?;
+        if !in_effect {
+            return Err(Error::Pooler {
+                host: session.host.to_string(),
+                message: settings::NOT_IN_EFFECT.to_owned(),
+            });
+        }
         let later = settings::later_statements(server_version);
         if !later.is_empty() {
             session.client.batch_execute(&later).await?;

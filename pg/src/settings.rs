@@ -72,6 +72,15 @@ pub(crate) fn later_statements(server_version: u32) -> String {
         .collect()
 }
 
+/// Tells whether the startup options took effect; there are poolers that accept and ignore them.
+/// Two settings whose pinned values are nobody's defaults stand for all.
+pub(crate) const IN_EFFECT_QUERY: &str = "\
+    SELECT pg_catalog.current_setting('search_path') = 'pg_catalog' \
+    AND pg_catalog.current_setting('extra_float_digits') = '3' AS in_effect";
+
+/// What is said of a pooler that ignores them.
+pub(crate) const NOT_IN_EFFECT: &str = "it ignores the startup options";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -109,6 +109,8 @@ pub(crate) fn class(during: Operation, error: &ServerError) -> Class {
 /// By SQLSTATE class (`errcodes.txt`): what may pass by itself. Anything unknown needs a look.
 fn class_by_code(code: &str) -> Class {
     match code.get(..2) {
+        // A protocol violation: the other side is no server, or not one that speaks as we do.
+        Some("08") if code == "08P01" => Class::NeedsOperator,
         // connection exception, transaction rollback, insufficient resources,
         // lock not available and object in use, operator intervention, I/O error
         Some("08" | "40" | "53" | "57" | "58") => Class::Transient,

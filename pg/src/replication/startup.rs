@@ -70,6 +70,13 @@ impl Handshake for Startup<'_> {
             wire,
             server_version,
         };
+        let rows = connection.query(settings::IN_EFFECT_QUERY).await?;
+        if rows.first().and_then(|row| row.get("in_effect")) != Some("t") {
+            return Err(Error::Pooler {
+                host: connection.host().to_string(),
+                message: settings::NOT_IN_EFFECT.to_owned(),
+            });
+        }
         let later = settings::later_statements(server_version);
         if !later.is_empty() {
             connection.query(&later).await?;
