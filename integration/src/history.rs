@@ -163,6 +163,19 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// Only that many of the moments, spread over the whole history; the end is always among them.
+    #[must_use]
+    pub fn thinned(mut self, count: usize) -> Self {
+        let all = self.moments.len();
+        let step = all.div_ceil(count.max(1)).max(1);
+        let mut left = all;
+        self.moments.retain(|_| {
+            left -= 1;
+            left.is_multiple_of(step)
+        });
+        self
+    }
+
     /// Restores to every moment by the service and compares.
     ///
     /// # Errors

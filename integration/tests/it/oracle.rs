@@ -8,7 +8,13 @@ use lastgood_integration::history::History;
 use lastgood_integration::{Service, Storage, TestDatabase, seed};
 
 /// One history: six moments in the middle of everything, two quiet ones in all their names, the end.
-pub(crate) async fn history(major: u32, seed: u64, storage: &Storage) -> Result<()> {
+/// Restores to `restores` of them.
+pub(crate) async fn history(
+    major: u32,
+    seed: u64,
+    storage: &Storage,
+    restores: usize,
+) -> Result<()> {
     let service = Service::start(storage).await?;
     let database = TestDatabase::new(major).await?;
     let mut history = History::start(&service, database, seed).await?;
@@ -25,7 +31,8 @@ pub(crate) async fn history(major: u32, seed: u64, storage: &Storage) -> Result<
             service.wait_bases(&history.name, 2).await?;
         }
     }
-    history.finish(&service).await?.check(&service).await?;
+    let finished = history.finish(&service).await?;
+    finished.thinned(restores).check(&service).await?;
     service.terminate().await?;
     Ok(())
 }
@@ -40,7 +47,7 @@ async fn histories(major: u32) -> Result<()> {
             3 => Storage::s3().map_or_else(Storage::local, Ok)?,
             _ => Storage::local()?,
         };
-        history(major, seed, &storage)
+        history(major, seed, &storage, usize::MAX)
             .await
             .with_context(|| format!("PostgreSQL {major}, LASTGOOD_SEED={seed}"))?;
     }
