@@ -73,6 +73,7 @@ CREATE TABLE restore (
     progress TEXT CHECK (progress IS NULL OR json_valid(progress)),
     report   TEXT CHECK (report IS NULL OR json_valid(report)),
     error    TEXT,
+    error_class TEXT CHECK (error_class IN ('transient', 'needs_operator', 'corrupt')),
     left_behind TEXT,
     created  INTEGER NOT NULL,
     started  INTEGER,

@@ -23,7 +23,7 @@ use rusqlite::Connection;
 
 pub(crate) use bases::{BaseCause, BaseRow, BaseStatus, FinishedBase};
 pub(crate) use points::PointRow;
-pub(crate) use restores::{Ending, RestoreEventRow, RestoreRow, RestoreStatus};
+pub(crate) use restores::{Ending, ErrorClass, RestoreEventRow, RestoreRow, RestoreStatus};
 pub(crate) use seal::Seal;
 pub(crate) use segments::SegmentRow;
 pub(crate) use sources::{Desired, SourceRow};

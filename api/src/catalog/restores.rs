@@ -1,6 +1,6 @@
 //! Restores as jobs, with their events.
 
-use lastgood_proto::{PgTimestamp, SourceId};
+use lastgood_proto::{Class, PgTimestamp, SourceId};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde_json::Value;
 
@@ -13,6 +13,25 @@ words! {
         Succeeded = "succeeded",
         Failed = "failed",
         Cancelled = "cancelled",
+    }
+}
+
+words! {
+    /// What the error of a failed restore asks for.
+    ErrorClass {
+        Transient = "transient",
+        NeedsOperator = "needs_operator",
+        Corrupt = "corrupt",
+    }
+}
+
+impl From<Class> for ErrorClass {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Transient => ErrorClass::Transient,
+            Class::NeedsOperator => ErrorClass::NeedsOperator,
+            Class::Corrupt => ErrorClass::Corrupt,
+        }
     }
 }
 
@@ -39,6 +58,7 @@ pub(crate) struct RestoreRow {
     pub(crate) progress: Option<Value>,
     pub(crate) report: Option<Value>,
     pub(crate) error: Option<String>,
+    pub(crate) error_class: Option<ErrorClass>,
     pub(crate) left_behind: Option<String>,
     pub(crate) created: PgTimestamp,
     pub(crate) started: Option<PgTimestamp>,
@@ -61,6 +81,7 @@ pub(crate) enum Ending {
     },
     Failed {
         error: String,
+        class: ErrorClass,
         left_behind: Option<String>,
     },
     Cancelled {
@@ -242,6 +263,7 @@ impl Catalog {
                 });
                 let ending = Ending::Failed {
                     error: "the service ended while this restore ran".to_owned(),
+                    class: ErrorClass::Transient,
                     left_behind,
                 };
                 end(transaction, id, &ending, now)?;
@@ -253,20 +275,32 @@ impl Catalog {
 }
 
 fn end(transaction: &Transaction<'_>, id: &str, ending: &Ending, now: PgTimestamp) -> Result<()> {
-    let (status, report, error, left_behind) = match ending {
-        Ending::Succeeded { report } => (RestoreStatus::Succeeded, Some(report), None, None),
-        Ending::Failed { error, left_behind } => (
-            RestoreStatus::Failed,
+    let (status, report, error, class, left_behind) = match ending {
+        Ending::Succeeded { report } => (RestoreStatus::Succeeded, Some(report), None, None, None),
+        Ending::Failed {
+            error,
+            class,
+            left_behind,
+        } => {
+            let left_behind = left_behind.as_ref();
+            (
+                RestoreStatus::Failed,
+                None,
+                Some(error),
+                Some(*class),
+                left_behind,
+            )
+        }
+        Ending::Cancelled { left_behind } => (
+            RestoreStatus::Cancelled,
             None,
-            Some(error),
+            None,
+            None,
             left_behind.as_ref(),
         ),
-        Ending::Cancelled { left_behind } => {
-            (RestoreStatus::Cancelled, None, None, left_behind.as_ref())
-        }
     };
     transaction.execute(
-        "UPDATE restore SET status = ?2, report = ?3, error = ?4, left_behind = ?5, finished = ?6
+        "UPDATE restore SET status = ?2, report = ?3, error = ?4, left_behind = ?5, finished = ?6, error_class = ?7
          WHERE id = ?1",
         params![
             id,
@@ -275,6 +309,7 @@ fn end(transaction: &Transaction<'_>, id: &str, ending: &Ending, now: PgTimestam
             error,
             left_behind,
             now.as_unix_micros(),
+            class.map(ErrorClass::as_str),
         ],
     )?;
     let body = status_body(status, error.map(String::as_str));
@@ -324,6 +359,10 @@ fn restore_row(row: &Row<'_>) -> Result<RestoreRow> {
         progress: optional("progress")?,
         report: optional("report")?,
         error: row.get("error")?,
+        error_class: row
+            .get::<_, Option<String>>("error_class")?
+            .map(|text| parse("a class", &text))
+            .transpose()?,
         left_behind: row.get("left_behind")?,
         created: time_from(row.get("created")?),
         started: row.get::<_, Option<i64>>("started")?.map(time_from),
@@ -347,6 +386,7 @@ mod tests {
             progress: None,
             report: None,
             error: None,
+            error_class: None,
             left_behind: None,
             created: PgTimestamp::from_unix_micros(seconds),
             started: None,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Client, ServerArgs};
 use super::failure::Failure;
 use super::output::{Output, bytes, show, table};
-use super::place::source_path;
+use super::place::{SourceArg, source_path};
 
 /// How often a base that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -24,10 +24,14 @@ pub(super) struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// List bases, newest first, failed attempts included
-    List { source: Option<String> },
+    List {
+        #[command(flatten)]
+        source: SourceArg,
+    },
     /// Take a new base now, beside the capture that goes on
     Take {
-        source: Option<String>,
+        #[command(flatten)]
+        source: SourceArg,
         /// Return at once instead of when it is complete
         #[arg(long)]
         no_wait: bool,
@@ -38,7 +42,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
     let client = args.server.client()?;
     match args.command {
         Command::List { source } => {
-            let path = source_path(&client, source.as_deref()).await?;
+            let path = source_path(&client, source.wanted()).await?;
             let bases = client.list(&format!("{path}/bases")).await?;
             output.answer(&json!({"items": bases}), |value| {
                 let rows: Vec<Vec<String>> = value["items"]
@@ -61,7 +65,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             });
         }
         Command::Take { source, no_wait } => {
-            let path = source_path(&client, source.as_deref()).await?;
+            let path = source_path(&client, source.wanted()).await?;
             let path = format!("{path}/bases");
             let begun = client.post(&path, &json!({})).await?;
             if no_wait {

@@ -125,6 +125,7 @@ impl From<lastgood_restore::Error> for Failure {
             | Error::OutsideWindows { .. }
             | Error::AmbiguousLsn { .. }
             | Error::SegmentsMissing { .. }
+            | Error::LatestNotRecoverable { .. }
             | Error::UnknownTransaction { .. }
             | Error::AmbiguousTransaction { .. }
             | Error::UnknownPoint { .. }

@@ -10,6 +10,27 @@ use lastgood_store::{
 use super::client::{Client, ServerArgs};
 use super::failure::Failure;
 
+/// A source, named as the first argument or as `--source`; neither if there is only one.
+#[derive(Debug, Clone, Args)]
+pub(super) struct SourceArg {
+    /// Name or id of the source; not needed if there is only one
+    source: Option<String>,
+    /// The same, as `plan` and `restore` take it
+    #[arg(
+        long = "source",
+        value_name = "SOURCE",
+        conflicts_with = "source",
+        id = "source_option"
+    )]
+    option: Option<String>,
+}
+
+impl SourceArg {
+    pub(super) fn wanted(&self) -> Option<&str> {
+        self.source.as_deref().or(self.option.as_deref())
+    }
+}
+
 /// A repository without a service.
 #[derive(Debug, Clone, Args)]
 pub(super) struct RepositoryArgs {

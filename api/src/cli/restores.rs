@@ -140,7 +140,14 @@ pub(super) fn finish(restore: &Value, output: &Output) -> Result<(), Failure> {
     match restore["status"].as_str() {
         Some("succeeded") => Ok(()),
         Some("cancelled") => Err(Failure::interrupted(ended("cancelled", restore))),
-        _ => Err(Failure::failed(ended("the restore failed", restore))),
+        _ => {
+            let message = ended("the restore failed", restore);
+            Err(match restore["error_class"].as_str() {
+                Some("needs_operator") => Failure::operator(message),
+                Some("corrupt") => Failure::corrupt(message),
+                _ => Failure::failed(message),
+            })
+        }
     }
 }
 

@@ -12,13 +12,14 @@ use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
 use super::output::{Output, human_bytes, human_count};
-use super::place::{RepositoryArgs, source_store};
+use super::place::{RepositoryArgs, SourceArg, source_store};
 use crate::http::chain;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Name or id of the source [default: all]
-    source: Option<String>,
+    /// All of the repository's, if none is named
+    #[command(flatten)]
+    source: SourceArg,
     #[command(flatten)]
     repository: RepositoryArgs,
 }
@@ -40,7 +41,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             "give --repository, and --key-file if it is encrypted",
         ));
     };
-    let stores = match &args.source {
+    let stores = match args.source.wanted() {
         Some(wanted) => vec![source_store(&repository, Some(wanted)).await?],
         None => all(&repository).await?,
     };
@@ -75,6 +76,16 @@ async fn verify(store: &SourceStore, output: &Output) -> Result<Tally, Failure> 
     match store.list().await {
         Ok(listing) => {
             for lineage in &listing.lineages {
+                // Every base needs the segments from its consistent point on.
+                let first = lineage.segments.first().map(|segment| segment.start);
+                for base in &lineage.bases {
+                    let needs = base.consistent_point();
+                    if let Some(first) = first.filter(|first| *first > needs) {
+                        let path = store.path(&SourceObject::Manifest(lineage.id, *base));
+                        let problem = format!("the segments from {needs} to {first} are missing");
+                        tally.problems.push((path, problem));
+                    }
+                }
                 for orphan in &lineage.orphans {
                     let path = store.path(&SourceObject::Segment(lineage.id, *orphan));
                     let problem = "the segment before it is missing".to_owned();
@@ -152,6 +163,7 @@ async fn check(
         SourceObject::Source
         | SourceObject::Lineage(_)
         | SourceObject::LineageEnd(_)
+        | SourceObject::Shape(..)
         | SourceObject::Point(..) => {
             let _: Value = store.get_json(object).await.map_err(text)?;
         }

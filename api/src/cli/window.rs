@@ -5,19 +5,19 @@ use serde_json::Value;
 
 use super::failure::Failure;
 use super::output::{Output, show};
-use super::place::{Place, PlaceArgs, source_path, source_store};
+use super::place::{Place, PlaceArgs, SourceArg, source_path, source_store};
 use crate::http::WindowsView;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Name or id of the source; not needed if there is only one
-    source: Option<String>,
+    #[command(flatten)]
+    source: SourceArg,
     #[command(flatten)]
     place: PlaceArgs,
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
-    let wanted = args.source.as_deref();
+    let wanted = args.source.wanted();
     let windows = match args.place.open().await? {
         Place::Service(client) => {
             let path = source_path(&client, wanted).await?;

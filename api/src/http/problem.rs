@@ -69,6 +69,7 @@ codes! {
     AmbiguousTarget UNPROCESSABLE_ENTITY "ambiguous_target" "The target fits several moments";
     UnknownTransaction UNPROCESSABLE_ENTITY "unknown_transaction" "There is no such transaction";
     UnknownPoint UNPROCESSABLE_ENTITY "unknown_point" "There is no such restore point";
+    LatestNotRecoverable UNPROCESSABLE_ENTITY "latest_not_recoverable" "The latest changes cannot be restored yet";
     SegmentsMissing UNPROCESSABLE_ENTITY "segments_missing" "Segments are missing before the target";
     RestoreRefused UNPROCESSABLE_ENTITY "restore_refused" "The restore cannot be done as asked";
     WrongFingerprint UNPROCESSABLE_ENTITY "wrong_fingerprint" "This is not the master key's fingerprint";
@@ -285,6 +286,9 @@ impl From<lastgood_restore::Error> for Problem {
                 Problem::new(Code::UnknownTransaction).detail(detail)
             }
             Error::UnknownPoint { .. } => Problem::new(Code::UnknownPoint).detail(detail),
+            Error::LatestNotRecoverable { .. } => {
+                Problem::new(Code::LatestNotRecoverable).detail(detail)
+            }
             Error::SegmentsMissing { .. } => Problem::new(Code::SegmentsMissing).detail(detail),
             error => {
                 let code = match error.class() {

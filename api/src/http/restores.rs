@@ -22,7 +22,7 @@ use super::report::{ProgressView, ReportView};
 use super::sources::connection;
 use super::target::TargetRequest;
 use crate::app::Shared;
-use crate::catalog::{RestoreEventRow, RestoreRow, RestoreStatus, SourceRow};
+use crate::catalog::{ErrorClass, RestoreEventRow, RestoreRow, RestoreStatus, SourceRow};
 use crate::clock::now;
 use crate::execute::{JOBS_MAX, Order};
 use crate::jobs;
@@ -92,6 +92,15 @@ enum StatusView {
     Cancelled,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = ErrorClass)]
+enum ErrorClassView {
+    Transient,
+    NeedsOperator,
+    Corrupt,
+}
+
 /// A restore.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Restore)]
@@ -109,6 +118,8 @@ pub(super) struct RestoreView {
     #[schema(value_type = Option<ReportView>)]
     report: Option<Value>,
     error: Option<String>,
+    /// What the error asks for: to try again, to change something first, or to look at the damage.
+    error_class: Option<ErrorClassView>,
     /// What a restore that did not succeed left in the target.
     left_behind: Option<String>,
     /// As it was asked for, without secrets.
@@ -138,6 +149,11 @@ impl From<RestoreRow> for RestoreView {
             progress: row.progress,
             report: row.report,
             error: row.error,
+            error_class: row.error_class.map(|class| match class {
+                ErrorClass::Transient => ErrorClassView::Transient,
+                ErrorClass::NeedsOperator => ErrorClassView::NeedsOperator,
+                ErrorClass::Corrupt => ErrorClassView::Corrupt,
+            }),
             left_behind: row.left_behind,
             request: row.request,
             plan: row.plan,

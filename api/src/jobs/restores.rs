@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Shared;
-use crate::catalog::{Ending, RestoreRow, RestoreStatus, SourceRow};
+use crate::catalog::{Ending, ErrorClass, RestoreRow, RestoreStatus, SourceRow};
 use crate::clock::now;
 use crate::execute::{self, Order, Stopped};
 use crate::http::{Code, Problem, ProgressView, ReportView, chain};
@@ -70,6 +70,7 @@ pub(crate) async fn begin(
         progress: None,
         report: None,
         error: None,
+        error_class: None,
         left_behind: None,
         created: now(),
         started: None,
@@ -120,7 +121,9 @@ async fn run(
         Ending::Cancelled { left_behind } => {
             tracing::info!(left_behind, "a restore was cancelled");
         }
-        Ending::Failed { error, left_behind } => {
+        Ending::Failed {
+            error, left_behind, ..
+        } => {
             tracing::warn!(error, left_behind, "a restore failed");
         }
     }
@@ -169,11 +172,13 @@ async fn work(
         Err(Stopped::Cancelled { left_behind }) if app.shutdown.is_cancelled() => {
             Err(Ending::Failed {
                 error: "the service was stopped while this restore ran".to_owned(),
+                class: ErrorClass::Transient,
                 left_behind,
             })
         }
         Err(Stopped::Cancelled { left_behind }) => Err(Ending::Cancelled { left_behind }),
         Err(Stopped::Failed { error, left_behind }) => Err(Ending::Failed {
+            class: error.class().into(),
             error: chain(&error),
             left_behind,
         }),
@@ -183,6 +188,7 @@ async fn work(
 fn failed(error: &dyn std::error::Error) -> Ending {
     Ending::Failed {
         error: chain(error),
+        class: ErrorClass::Transient,
         left_behind: None,
     }
 }

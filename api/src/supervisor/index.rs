@@ -43,6 +43,7 @@ pub(super) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<()
             SourceObject::Source
             | SourceObject::Lineage(_)
             | SourceObject::LineageEnd(_)
+            | SourceObject::Shape(..)
             | SourceObject::Archive(..) => {}
         }
     }

@@ -82,7 +82,8 @@ impl<'s> Api<'s> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_answers_as_documented() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let database = TestDatabase::new(18).await?;
     database
         .execute("CREATE TABLE t (id int PRIMARY KEY, a text); CREATE TABLE loose (a int)")
@@ -213,7 +214,8 @@ async fn every_operation_answers_as_documented() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_but_health_needs_the_token() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let api = Api::read(&service).await?;
     for (id, (method, path, operation)) in api.operations()? {
         let path = path.replace("{source}", "x").replace("{id}", "x");
@@ -234,7 +236,8 @@ async fn every_operation_but_health_needs_the_token() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_beyond_the_limit_are_refused_announced_or_not() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let request = || -> Result<reqwest::RequestBuilder> {
         Ok(service
             .raw(Method::POST, "/api/v1/probe")
@@ -257,7 +260,8 @@ async fn bodies_beyond_the_limit_are_refused_announced_or_not() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_are_paged_and_events_can_be_taken_up_again() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let database = TestDatabase::new(15).await?;
     database
         .execute("CREATE TABLE t (id int PRIMARY KEY)")
@@ -331,7 +335,8 @@ async fn lists_are_paged_and_events_can_be_taken_up_again() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_is_confirmed_by_its_copy() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let health = service.get("/api/v1/health").await?;
     ensure!(health["warnings"][0].as_str().is_some(), "{health}");
     ensure!(

@@ -40,7 +40,8 @@ async fn slots(database: &TestDatabase) -> Result<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_keeps_the_slot_or_drops_it() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let database = TestDatabase::new(18).await?;
     shop(&service, &database, &database.url()).await?;
     write(&service, &database, 1).await?;
@@ -89,7 +90,8 @@ async fn a_pause_keeps_the_slot_or_drops_it() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_name_and_connection_can_change_while_it_runs() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let database = TestDatabase::new(18).await?;
     shop(&service, &database, &database.url()).await?;
     write(&service, &database, 1).await?;
@@ -115,7 +117,8 @@ async fn settings_name_and_connection_can_change_while_it_runs() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_says_what_it_could_not_drop() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let database = TestDatabase::new(18).await?;
     let proxy = Proxy::start(("127.0.0.1", database.server.port())).await?;
     let port = format!(":{}/", database.server.port());
@@ -151,7 +154,8 @@ async fn a_removal_says_what_it_could_not_drop() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_is_cancelled_and_says_what_is_left() -> Result<()> {
-    let service = Service::start(&Storage::local()?).await?;
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
     let database = TestDatabase::new(18).await?;
     shop(&service, &database, &database.url()).await?;
     database
