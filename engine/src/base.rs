@@ -5,10 +5,11 @@
 //! again: from then on the slot's connection is free (to stream, or to go and take its temporary
 //! slot along), and no WAL is held back for the dumps however long they run.
 //!
-//! The keeper also locks every table as `pg_dump` would and then compares the catalog as the
-//! snapshot has it with the catalog as it is now: a TRUNCATE or a rewriting ALTER TABLE between
-//! the consistent point and the locks would be missing from the stream's beginning and present in
-//! the dump. If they differ, the base is given up and taken again.
+//! A TRUNCATE or a rewriting ALTER TABLE between the consistent point and the locks of `pg_dump`
+//! shows in the dump and comes again in the stream. So once an archive begins, and its tables are
+//! locked, they are compared with what the snapshot says of them; if they differ, the base is given
+//! up and taken again. The keeper itself locks nothing: a TRUNCATE that waits for it would make
+//! `pg_dump` wait too, and no deadlock detector sees that the keeper waits for `pg_dump`.
 //!
 //! The manifest is written last. Without it there is no base.
 
@@ -36,8 +37,10 @@ use crate::publication;
 use crate::random;
 use crate::source::{Source, replication_options};
 
-/// How often a base that the catalog moved under is taken again.
-const ATTEMPTS: u32 = 3;
+/// How often a base is begun whose tables are being altered or locked.
+const ATTEMPTS: u32 = 8;
+/// Before the second attempt, and that much longer before each one more.
+const PAUSE: Duration = Duration::from_millis(500);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes a base of the running lineage by a temporary slot, beside capture.
@@ -80,7 +83,10 @@ async fn take(
         let file: LineageFile = store.get_json(&SourceObject::Lineage(lineage.id)).await?;
         let (source, snapshot) = temporary_slot(source, &file).await?;
         match dump(&source, store, &file, snapshot, events).await {
-            Err(Error::CatalogMoved) if attempt < ATTEMPTS => attempt += 1,
+            Err(Error::CatalogMoved | Error::TablesLocked) if attempt < ATTEMPTS => {
+                tokio::time::sleep(PAUSE * attempt).await;
+                attempt += 1;
+            }
             result => return result,
         }
     }
@@ -167,14 +173,18 @@ pub(crate) async fn dump(
     tracing::info!(%base, lineage = %lineage.id, "base started");
     let client = snapshot.keeper.client();
     let version = snapshot.keeper.server_version();
-    let mut contents =
-        catalog::read(client, version, &source.settings, lineage.publication_oid).await?;
-    let publication = publication::name(source.id);
-    let shape = shape::read(client, version, &publication, &source.settings).await?;
     let fresh = Session::connect(&source.connection, Purpose::Base).await?;
-    catalog::lock(client, fresh.client(), &contents).await?;
+    let mut contents = catalog::read(
+        client,
+        fresh.client(),
+        version,
+        &source.settings,
+        lineage.publication_oid,
+    )
+    .await?;
     catalog::measure(fresh.client(), &mut contents).await?;
     let started = clock(fresh.client()).await?;
+    let (contents, fresh) = (Arc::new(contents), Arc::new(fresh));
 
     let place = archive::Place {
         tools: Arc::new(tools),
@@ -183,12 +193,14 @@ pub(crate) async fn dump(
         lineage: lineage.id,
         base,
         snapshot: snapshot.name.clone(),
+        contents: Arc::clone(&contents),
+        fresh: Arc::clone(&fresh),
         dumped_bytes: Arc::new(AtomicU64::new(0)),
     };
     let expected_bytes = contents.tables.iter().map(|(entry, _)| entry.bytes).sum();
     let dumped_bytes = Arc::clone(&place.dumped_bytes);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    let archives = archive::all(&place, &contents, &source.settings);
+    let archives = archive::all(&place, &source.settings);
     tokio::pin!(archives);
     let archives = loop {
         tokio::select! {
@@ -200,7 +212,7 @@ pub(crate) async fn dump(
             }),
         }
     };
-    // A keeper that was lost on the way held no locks for the dumps that came later.
+    // The snapshot of a keeper that was lost on the way could not be imported any more.
     client
         .batch_execute("COMMIT")
         .await
@@ -210,7 +222,6 @@ pub(crate) async fn dump(
         v: Version1,
         id: base,
         consistent_point: snapshot.consistent_point,
-        fingerprint: shape.fingerprint(),
         snapshot_time: snapshot.taken,
         started,
         finished: clock(fresh.client()).await?,

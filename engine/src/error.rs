@@ -59,6 +59,9 @@ pub enum Error {
     /// The tables changed between the base's snapshot and the locks that hold them still.
     #[error("tables were altered or truncated while the base was starting")]
     CatalogMoved,
+    /// A dump gives up early, so that no transaction of the source has to.
+    #[error("a table is locked by somebody else, so a base cannot begin")]
+    TablesLocked,
     #[error("the source cannot be protected as it is: {0}")]
     Unfit(String),
     #[error("\"{0}\" is no name of a restore point: 1 to 64 of A-Z a-z 0-9 . _ -")]
@@ -112,6 +115,7 @@ impl Error {
             | Self::Task(_)
             | Self::StreamEnded
             | Self::CatalogMoved
+            | Self::TablesLocked
             | Self::Cancelled => Class::Transient,
         }
     }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::segment::SequenceSample;
 use lastgood_proto::{Lsn, PgTimestamp};
-use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::error::Error;
 
@@ -39,8 +40,8 @@ const CLOCK_SLACK_MICROS: i64 = 100_000;
 /// A session that does not answer for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Sequences asked in one statement.
-const SEQUENCES_PER_STATEMENT: usize = 200;
+/// Sequences asked without waiting for answers.
+const SEQUENCES_AT_ONCE: usize = 200;
 
 /// One statement each, in this order: a position read before its clock would claim too much.
 pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
@@ -129,7 +130,9 @@ pub(crate) async fn wal_position(client: &Client) -> Result<Lsn, Error> {
 }
 
 /// All sequences the role may read. Each is asked itself: `pg_sequences` does not tell one that
-/// `setval` placed and nobody has used yet from a new one.
+/// `setval` placed and nobody has used yet from a new one. And each is asked in a transaction of its
+/// own: to hold two of their locks at once could deadlock with a TRUNCATE … RESTART IDENTITY, and
+/// the server might well choose the TRUNCATE to fail.
 pub(crate) async fn sequences(client: &Client) -> Result<Vec<SequenceSample>, Error> {
     let rows = client
         .query(SEQUENCES, &[])
@@ -140,31 +143,29 @@ pub(crate) async fn sequences(client: &Client) -> Result<Vec<SequenceSample>, Er
         .map(|row| (row.get(0), row.get(1), row.get(2)))
         .collect();
     let mut samples = Vec::with_capacity(named.len());
-    for chunk in named.chunks(SEQUENCES_PER_STATEMENT) {
-        let selects: Vec<String> = chunk
-            .iter()
-            .enumerate()
-            .map(|(position, (_, _, quoted))| {
-                format!("SELECT {position}::int4, last_value::text, is_called FROM {quoted}")
-            })
-            .collect();
-        let rows = client
-            .query(&selects.join(" UNION ALL "), &[])
-            .await
-            .map_err(Error::sql("reading sequences"))?;
-        for row in rows {
-            let position: i32 = row.get(0);
-            let Some((schema, name, _)) =
-                usize::try_from(position).ok().and_then(|at| chunk.get(at))
-            else {
-                continue;
+    for chunk in named.chunks(SEQUENCES_AT_ONCE) {
+        // Sent one behind the other without waiting for answers.
+        let answers = chunk.iter().map(|(schema, name, quoted)| async move {
+            let sql = format!("SELECT last_value, is_called FROM {quoted}");
+            let outcome = client.simple_query(&sql).await;
+            (schema, name, outcome)
+        });
+        for (schema, name, outcome) in futures::future::join_all(answers).await {
+            let messages = match outcome {
+                Ok(messages) => messages,
+                // Dropped since the list was made.
+                Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => continue,
+                Err(error) => return Err(Error::sql("reading a sequence")(error)),
             };
-            samples.push(SequenceSample {
-                schema: schema.clone(),
-                name: name.clone(),
-                last_value: row.get(1),
-                is_called: row.get(2),
-            });
+            samples.extend(messages.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(SequenceSample {
+                    schema: schema.clone(),
+                    name: name.clone(),
+                    last_value: row.get(0)?.to_owned(),
+                    is_called: row.get(1)? == "t",
+                }),
+                _ => None,
+            }));
         }
     }
     Ok(samples)

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use lastgood_pg::ConnectionConfig;
 use lastgood_pg::dump::{DumpContent, DumpOptions, DumpProcess, PgTools};
 use lastgood_pg::publication::TableName;
+use lastgood_pg::{ConnectionConfig, Session, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{Archive, Protection, TableEntry};
 use lastgood_proto::{BaseId, LineageId};
@@ -18,11 +19,14 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::catalog::Contents;
+use super::catalog::{self, Contents};
 use crate::error::{Error, chain};
 use crate::settings::SourceSettings;
 
 const CHUNK_BYTES: usize = 256 << 10;
+/// Shorter than the server's usual `deadlock_timeout`: where a transaction that locks several tables
+/// and a dump stand in each other's way, it is the dump that gives up, not the transaction.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What every archive of a base has in common.
 #[derive(Clone)]
@@ -34,16 +38,16 @@ pub(super) struct Place {
     pub(super) base: BaseId,
     /// To import.
     pub(super) snapshot: String,
+    pub(super) contents: Arc<Contents>,
+    /// Sees the present, not the snapshot.
+    pub(super) fresh: Arc<Session>,
     pub(super) dumped_bytes: Arc<AtomicU64>,
 }
 
 /// Dumps the main archive, the big tables and the globals, as many at a time as the settings say.
-pub(super) async fn all(
-    place: &Place,
-    contents: &Contents,
-    settings: &SourceSettings,
-) -> Result<Vec<Archive>, Error> {
-    let mut big: Vec<&TableEntry> = contents
+pub(super) async fn all(place: &Place, settings: &SourceSettings) -> Result<Vec<Archive>, Error> {
+    let mut big: Vec<&TableEntry> = place
+        .contents
         .tables
         .iter()
         .map(|(entry, _)| entry)
@@ -57,6 +61,7 @@ pub(super) async fn all(
     let main = DumpOptions {
         snapshot: Some(place.snapshot.clone()),
         exclude_table_data: big.iter().map(|entry| name(entry)).collect(),
+        lock_wait_timeout: Some(LOCK_PATIENCE),
         ..DumpOptions::default()
     };
     let slots = Arc::new(Semaphore::new(
@@ -69,6 +74,7 @@ pub(super) async fn all(
             snapshot: Some(place.snapshot.clone()),
             content: DumpContent::DataOnly,
             tables: vec![name(entry)],
+            lock_wait_timeout: Some(LOCK_PATIENCE),
             ..DumpOptions::default()
         };
         let table = Some((entry.schema.clone(), entry.name.clone()));
@@ -127,6 +133,15 @@ async fn globals(place: &Place) -> Result<Option<Archive>, Error> {
 }
 
 impl Place {
+    async fn unchanged(&self, name: ArchiveName) -> Result<(), Error> {
+        let only = match name {
+            ArchiveName::Main => None,
+            ArchiveName::Table(oid) => Some(oid),
+            ArchiveName::Globals => return Ok(()),
+        };
+        catalog::unchanged(self.fresh.client(), &self.contents, only).await
+    }
+
     async fn write(
         &self,
         name: ArchiveName,
@@ -146,6 +161,10 @@ impl Place {
                 if count == 0 {
                     break;
                 }
+                if bytes == 0 {
+                    // The first byte: the tool has read the definitions and holds its locks.
+                    self.unchanged(name).await?;
+                }
                 let part = &chunk[..count];
                 digest.update(part);
                 writer.write(part).await?;
@@ -158,7 +177,17 @@ impl Place {
         };
         if let Err(error) = copied.await {
             writer.abort().await;
-            return Err(error);
+            // A table that was dropped under the snapshot makes the tool fail in its own words.
+            self.unchanged(name).await?;
+            return Err(match error {
+                // The lock is waited for by a statement timeout of the tool's own.
+                Error::Pg(lastgood_pg::Error::Tool(ToolError::Failed { stderr, .. }))
+                    if bytes == 0 && stderr.contains("timeout") =>
+                {
+                    Error::TablesLocked
+                }
+                error => error,
+            });
         }
         Ok(Archive {
             name,

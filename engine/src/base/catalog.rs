@@ -1,4 +1,4 @@
-//! What the snapshot holds: tables, sequences, large objects; and the locks that keep it so.
+//! What the snapshot holds: tables, sequences, large objects; and whether that still holds.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,8 @@ pub(super) struct Contents {
     pub(super) tables: Vec<(TableEntry, String)>,
     pub(super) sequences: Vec<SequenceEntry>,
     pub(super) large_objects: u64,
+    /// Of the captured tables, by OID.
+    fingerprints: BTreeMap<u32, String>,
 }
 
 const SEQUENCES: &str = r"
@@ -40,13 +42,12 @@ WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
 ORDER BY 1, 2";
 
 /// Everything that a rewriting or renaming command changes: storage, name, columns.
-const FINGERPRINT: &str = r"
-SELECT coalesce(md5(string_agg(
-    concat_ws(' ', c.oid, c.relfilenode, c.relname, c.relnamespace, c.relkind, c.relreplident,
+const FINGERPRINTS: &str = r"
+SELECT c.oid, md5(
+    concat_ws(' ', c.relfilenode, c.relname, c.relnamespace, c.relkind, c.relreplident,
               (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
                                            a.attnotnull, a.attisdropped), ',' ORDER BY a.attnum)
-               FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)),
-    '|' ORDER BY c.oid)), '')
+               FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)))
 FROM pg_class c WHERE c.oid = ANY ($1)";
 
 /// Reads under the keeper's snapshot.
@@ -56,6 +57,7 @@ FROM pg_class c WHERE c.oid = ANY ($1)";
 /// consistent point: it was made between the two, and the next attempt covers it.
 pub(super) async fn read(
     client: &Client,
+    fresh: &Client,
     server_version: u32,
     settings: &SourceSettings,
     publication: Oid,
@@ -95,16 +97,25 @@ pub(super) async fn read(
         .await
         .map_err(Error::sql("counting large objects"))?;
     let large_objects: i64 = row.get(0);
+    let captured: Vec<u32> = entries
+        .iter()
+        .filter(|(entry, _)| entry.protection == Protection::Full)
+        .map(|(entry, _)| entry.oid.get())
+        .collect();
     Ok(Contents {
         tables: entries,
-        sequences: sequences(client).await?,
+        sequences: sequences(client, fresh).await?,
         large_objects: u64::try_from(large_objects).unwrap_or(0),
+        fingerprints: fingerprints(client, &captured).await?,
     })
 }
 
-async fn sequences(client: &Client) -> Result<Vec<SequenceEntry>, Error> {
-    let samples = crate::marks::sequences(client).await?;
-    let rows = client
+/// The values are those of the present, on a session of its own: to read a sequence locks it until
+/// the transaction ends, and the keeper must hold no lock that a TRUNCATE … RESTART IDENTITY waits
+/// for.
+async fn sequences(keeper: &Client, fresh: &Client) -> Result<Vec<SequenceEntry>, Error> {
+    let samples = crate::marks::sequences(fresh).await?;
+    let rows = keeper
         .query(SEQUENCES, &[])
         .await
         .map_err(Error::sql("listing sequences"))?;
@@ -128,7 +139,7 @@ async fn sequences(client: &Client) -> Result<Vec<SequenceEntry>, Error> {
         .collect())
 }
 
-/// Fills in how large the tables are. They must be locked, or this may wait.
+/// Fills in how large the tables are. Waits for whoever holds one exclusively, as a dump would.
 pub(super) async fn measure(client: &Client, contents: &mut Contents) -> Result<(), Error> {
     let oids: Vec<u32> = contents
         .tables
@@ -151,50 +162,43 @@ pub(super) async fn measure(client: &Client, contents: &mut Contents) -> Result<
     Ok(())
 }
 
-/// Locks every table as `pg_dump` does, then makes sure that none has changed since the snapshot.
+/// Compares captured tables, those named or all, with what they were under the snapshot.
+///
+/// Says something only while somebody holds them still: when a `pg_dump` has written its first byte,
+/// it has locked all it dumps. Tables that are only as fresh as the base are not compared: what was
+/// truncated is then simply empty.
 ///
 /// # Errors
-/// [`Error::CatalogMoved`] if one has.
-pub(super) async fn lock(
-    keeper: &Client,
+/// [`Error::CatalogMoved`] if one has changed.
+pub(super) async fn unchanged(
     fresh: &Client,
     contents: &Contents,
+    only: Option<Oid>,
 ) -> Result<(), Error> {
-    let locked: Vec<&(TableEntry, String)> = contents
-        .tables
+    let before: BTreeMap<u32, &String> = contents
+        .fingerprints
         .iter()
-        .filter(|(entry, _)| matches!(entry.kind, 'r' | 'p'))
+        .filter(|(oid, _)| only.is_none_or(|only| only == Oid::new(**oid)))
+        .map(|(oid, fingerprint)| (*oid, fingerprint))
         .collect();
-    if locked.is_empty() {
-        return Ok(());
-    }
-    for chunk in locked.chunks(500) {
-        let names: Vec<&str> = chunk.iter().map(|(_, quoted)| quoted.as_str()).collect();
-        let sql = format!(
-            "LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
-            names.join(", ONLY ")
-        );
-        if let Err(error) = keeper.batch_execute(&sql).await {
-            // Dropped or renamed since: no such table, no such schema.
-            return Err(match error.code().map(|code| code.code()) {
-                Some("42P01" | "3F000") => Error::CatalogMoved,
-                _ => Error::sql("locking the tables of a base")(error),
-            });
-        }
-    }
-    let oids: Vec<u32> = locked.iter().map(|(entry, _)| entry.oid.get()).collect();
-    match fingerprint(keeper, &oids).await? == fingerprint(fresh, &oids).await? {
+    let oids: Vec<u32> = before.keys().copied().collect();
+    let now = fingerprints(fresh, &oids).await?;
+    let same = now.len() == before.len()
+        && before
+            .iter()
+            .all(|(oid, fingerprint)| now.get(oid) == Some(*fingerprint));
+    match same {
         true => Ok(()),
         false => Err(Error::CatalogMoved),
     }
 }
 
-async fn fingerprint(client: &Client, oids: &Vec<u32>) -> Result<String, Error> {
-    let row = client
-        .query_one(FINGERPRINT, &[oids])
+async fn fingerprints(client: &Client, oids: &Vec<u32>) -> Result<BTreeMap<u32, String>, Error> {
+    let rows = client
+        .query(FINGERPRINTS, &[oids])
         .await
         .map_err(Error::sql("comparing the catalog"))?;
-    Ok(row.get(0))
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 #[cfg(test)]
@@ -202,8 +206,8 @@ mod tests {
     use super::*;
     use lastgood_integration::TestDatabase;
 
-    /// Between the keeper's snapshot and its locks `change` is run.
-    async fn locked_after(change: &str) -> Result<(), Error> {
+    /// Between the snapshot and the dump's locks `change` is run.
+    async fn dumped_after(change: &str) -> Result<(), Error> {
         let database = TestDatabase::new(18).await.unwrap();
         let other = database.connect().await.unwrap();
         other
@@ -218,15 +222,15 @@ mod tests {
             .unwrap();
         let oid = Oid::new(keeper.query_one(oid, &[]).await.unwrap().get(0));
         other.batch_execute(change).await.unwrap();
-        let mut contents = read(&keeper, 180_000, &SourceSettings::default(), oid).await?;
+        let mut contents = read(&keeper, &other, 180_000, &SourceSettings::default(), oid).await?;
         assert_eq!(contents.tables.len(), 1);
-        lock(&keeper, &other, &contents).await?;
-        measure(&other, &mut contents).await
+        measure(&other, &mut contents).await?;
+        unchanged(&other, &contents, None).await
     }
 
     #[tokio::test]
     async fn a_base_is_given_up_if_its_tables_changed_before_they_were_locked() {
-        locked_after("INSERT INTO t VALUES (1); CREATE TABLE later(id int)")
+        dumped_after("INSERT INTO t VALUES (1); CREATE TABLE later(id int)")
             .await
             .unwrap();
         for change in [
@@ -236,7 +240,7 @@ mod tests {
             "ALTER TABLE t ADD COLUMN v text",
             "ALTER TABLE t ALTER COLUMN id TYPE bigint",
         ] {
-            let outcome = locked_after(change).await;
+            let outcome = dumped_after(change).await;
             assert!(
                 matches!(outcome, Err(Error::CatalogMoved)),
                 "{change}: {outcome:?}"

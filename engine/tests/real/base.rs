@@ -1,7 +1,7 @@
 //! Bases of a real server.
 
 use anyhow::{Result, ensure};
-use lastgood_engine::{Event, Events, take_base};
+use lastgood_engine::{Error, Event, Events, take_base};
 use lastgood_integration::TestDatabase;
 use lastgood_proto::manifest::Protection;
 
@@ -81,4 +81,55 @@ async fn the_first_base_survives_a_broken_stream() -> Result<()> {
     running.durable(wal_end(&client).await?).await?;
     ensure!(fixture.lineages().await?.len() == 1);
     running.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bases_among_truncates_hang_nobody() -> Result<()> {
+    for major in majors() {
+        let database = TestDatabase::new(major).await?;
+        let client = database.connect().await?;
+        client
+            .batch_execute(
+                "CREATE TABLE a(id serial PRIMARY KEY, v text); CREATE TABLE b(id serial PRIMARY KEY);
+                 CREATE TABLE big(id int PRIMARY KEY, v text);
+                 INSERT INTO big SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 5000) i",
+            )
+            .await?;
+        let settings = lastgood_engine::SourceSettings {
+            big_table_bytes: 1 << 20,
+            ..quick()
+        };
+        let fixture = Fixture::new(&database.url(), settings).await?;
+        let mut running = fixture.start();
+        running.base().await?;
+        let stop = tokio_util::sync::CancellationToken::new();
+        let (writer, stopped) = (database.connect().await?, stop.clone());
+        let writer = tokio::spawn(async move {
+            let round = "INSERT INTO a(v) VALUES ('x'); INSERT INTO b DEFAULT VALUES;
+                BEGIN; TRUNCATE b RESTART IDENTITY; TRUNCATE a RESTART IDENTITY; COMMIT;
+                UPDATE big SET v = 'y' WHERE id = 1";
+            while !stopped.is_cancelled() {
+                writer.batch_execute(round).await?;
+            }
+            anyhow::Ok(())
+        });
+        for _ in 0..3 {
+            let (sender, _receiver) = tokio::sync::mpsc::channel(100);
+            let cancel = tokio_util::sync::CancellationToken::new();
+            let base = take_base(&fixture.source, &fixture.store, Events::new(sender), cancel);
+            let outcome = tokio::time::timeout(crate::running::DEADLINE, base).await?;
+            // A table that is truncated all the time can be too quick for us; that is no harm.
+            ensure!(
+                matches!(
+                    outcome,
+                    Ok(_) | Err(Error::CatalogMoved | Error::TablesLocked)
+                ),
+                "{outcome:?}"
+            );
+        }
+        stop.cancel();
+        writer.await??;
+        running.stop().await?;
+    }
+    Ok(())
 }
