@@ -132,24 +132,37 @@ impl Catalog {
         .await
     }
 
-    /// Note a base that a listing found; says nothing of one that is known.
+    /// Note a base that a listing found; says nothing new of one that is known.
     pub(crate) async fn found_base(&self, source: SourceId, base: FinishedBase) -> Result<()> {
         self.transact(move |transaction| {
             transaction.execute(
-                "INSERT OR IGNORE INTO base
-                     (id, source, cause, status, lineage, base, consistent_point,
-                      bytes, stored_bytes, started, finished)
-                 VALUES (?1, ?2, 'found', 'succeeded', ?3, ?1, ?4, ?5, ?6, ?7, ?8)",
+                "INSERT OR IGNORE INTO base (id, source, cause, status, started)
+                 VALUES (?1, ?2, 'found', 'running', ?3)",
                 params![
                     base.base.to_string(),
                     source.to_string(),
+                    base.started.as_unix_micros()
+                ],
+            )?;
+            // Also where the service ended between the manifest and its note: a base it is.
+            transaction.execute(
+                "UPDATE OR IGNORE base
+                 SET status = 'succeeded', lineage = ?2, base = ?1, consistent_point = ?3,
+                     bytes = ?4, stored_bytes = ?5, finished = ?6, error = NULL
+                 WHERE id = ?1 AND status <> 'succeeded'",
+                params![
+                    base.base.to_string(),
                     base.lineage.to_string(),
                     lsn_text(base.base.consistent_point()),
                     count(base.bytes),
                     count(base.stored_bytes),
-                    base.started.as_unix_micros(),
                     base.finished.as_unix_micros(),
                 ],
+            )?;
+            // A job of another id has noted it meanwhile.
+            transaction.execute(
+                "DELETE FROM base WHERE id = ?1 AND status = 'running'",
+                [base.base.to_string()],
             )?;
             Ok(())
         })
@@ -292,6 +305,7 @@ mod tests {
         catalog.found_base(id, finished).await.unwrap();
         catalog.finish_base("a".to_owned(), finished).await.unwrap();
         catalog.found_base(id, finished).await.unwrap();
+        assert_eq!(catalog.bases(id, None, 9).await.unwrap().len(), 3);
         catalog
             .fail_base("b".to_owned(), "no".to_owned(), at(5))
             .await
@@ -316,5 +330,36 @@ mod tests {
             catalog.last_bases(id).await.unwrap(),
             (Some(at(3)), Some(at(1)))
         );
+    }
+
+    #[tokio::test]
+    async fn a_base_whose_end_was_not_noted_is_found() {
+        let catalog = Catalog::in_memory();
+        let row = source(1, "shop");
+        let id = row.id;
+        catalog
+            .insert_source(&Seal::new(&[1; 32]), row, "host=db")
+            .await
+            .unwrap();
+        let time = PgTimestamp::from_unix_micros(1);
+        let finished = FinishedBase {
+            lineage: LineageId::new(1, 2),
+            base: BaseId::new(Lsn::new(0x1000), 7),
+            bytes: 100,
+            stored_bytes: 10,
+            started: time,
+            finished: time,
+        };
+        let job = finished.base.to_string();
+        catalog
+            .begin_base(job, id, BaseCause::First, time)
+            .await
+            .unwrap();
+        catalog.fail_interrupted_bases(time).await.unwrap();
+        catalog.found_base(id, finished).await.unwrap();
+        let bases = catalog.bases(id, None, 9).await.unwrap();
+        assert_eq!(bases.len(), 1);
+        assert_eq!(bases[0].status, BaseStatus::Succeeded);
+        assert_eq!(bases[0].cause, BaseCause::First);
     }
 }

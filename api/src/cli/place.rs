@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 use lastgood_store::{
     Encryption, MasterKey, Repository, RepositoryUrl, SourceStore, StorageOptions,
 };
+
+use zeroize::Zeroizing;
 
 use super::client::{Client, ServerArgs};
 use super::failure::Failure;
@@ -90,6 +93,21 @@ impl PlaceArgs {
             None => self.server.client().map(Place::Service),
         }
     }
+}
+
+/// A connection string as it was given: `-` stands for a line on standard input, because arguments
+/// are seen by everybody on the machine.
+pub(super) fn connection(given: String) -> Result<Zeroizing<String>, Failure> {
+    if given != "-" {
+        return Ok(Zeroizing::new(given));
+    }
+    let mut line = Zeroizing::new(String::new());
+    std::io::stdin()
+        .read_line(&mut line)
+        .context("cannot read the connection string from standard input")?;
+    Ok(Zeroizing::new(
+        line.trim_end_matches(['\r', '\n']).to_owned(),
+    ))
 }
 
 /// The source of a repository that is called `wanted`; the only one if nothing is wanted.

@@ -6,11 +6,12 @@ use lastgood_pg::ConnectionConfig;
 
 use super::failure::Failure;
 use super::output::{Output, bytes, findings, pairs, show};
+use super::place::connection;
 use crate::http::ProbeView;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Connection string, as a URL or as key=value pairs
+    /// Connection string, as a URL or as key=value pairs; - reads it from standard input
     #[arg(env = "LASTGOOD_CONNECTION", hide_env_values = true)]
     connection: String,
     /// Print the SQL that makes the smallest role that works, called NAME, and nothing else
@@ -19,8 +20,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
-    let config: ConnectionConfig = args
-        .connection
+    let config: ConnectionConfig = connection(args.connection)?
         .parse()
         .map_err(|error: lastgood_pg::ConfigError| Failure::usage(error.to_string()))?;
     let report = Box::pin(engine::probe(&config, &SourceSettings::default())).await;

@@ -13,7 +13,7 @@ use super::bar::Bar;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::{Output, bytes, count, human_seconds, pairs, show};
-use super::place::{Place, PlaceArgs, source_path, source_store};
+use super::place::{self, Place, PlaceArgs, source_path, source_store};
 use super::restores;
 use super::target::{ExclusiveArg, TargetArgs};
 use crate::clock::now;
@@ -43,7 +43,8 @@ pub(super) struct PlanArgs {
 pub(super) struct RestoreArgs {
     #[command(flatten)]
     plan: PlanArgs,
-    /// Where to: without --create-database its own database, which must be empty
+    /// Where to: without --create-database its own database, which must be empty; - reads it from
+    /// standard input
     #[arg(
         long,
         value_name = "CONNECTION",
@@ -109,13 +110,13 @@ pub(super) async fn plan(args: PlanArgs, output: &Output) -> Result<(), Failure>
     Ok(())
 }
 
-pub(super) async fn run(args: RestoreArgs, output: &Output) -> Result<(), Failure> {
-    let connection: ConnectionConfig = args
-        .into
+pub(super) async fn run(mut args: RestoreArgs, output: &Output) -> Result<(), Failure> {
+    let into = place::connection(std::mem::take(&mut args.into))?;
+    let connection: ConnectionConfig = into
         .parse()
         .map_err(|error: lastgood_pg::ConfigError| Failure::usage(format!("--into: {error}")))?;
     match args.plan.place.open().await? {
-        Place::Service(client) => by_service(args, &client, &connection, output).await,
+        Place::Service(client) => by_service(args, &client, &into, &connection, output).await,
         Place::Repository(repository) => {
             let (_, store) = source_store(&repository, args.plan.source.as_deref()).await?;
             by_itself(args, &store, connection, output).await
@@ -126,6 +127,7 @@ pub(super) async fn run(args: RestoreArgs, output: &Output) -> Result<(), Failur
 async fn by_service(
     args: RestoreArgs,
     client: &Client,
+    into: &str,
     connection: &ConnectionConfig,
     output: &Output,
 ) -> Result<(), Failure> {
@@ -141,7 +143,7 @@ async fn by_service(
         "target": args.plan.target(),
         "lineage": args.plan.lineage,
         "into": {
-            "connection": args.into,
+            "connection": into,
             "create_database": args.create_database,
             "allow_source": args.allow_source,
         },

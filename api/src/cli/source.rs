@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::client::{Client, ServerArgs};
 use super::failure::Failure;
 use super::output::{Output, bytes, findings, human_seconds, pairs, show, table};
-use super::place::source_path;
+use super::place::{self, source_path};
 
 #[derive(ClapArgs)]
 pub(super) struct Args {
@@ -22,7 +22,7 @@ enum Command {
     Add {
         /// What to call it
         name: String,
-        /// Connection string, as a URL or as key=value pairs
+        /// Connection string, as a URL or as key=value pairs; - reads it from standard input
         #[arg(env = "LASTGOOD_CONNECTION", hide_env_values = true)]
         connection: String,
         /// Take up a source that the repository holds, after the catalog was lost
@@ -40,6 +40,7 @@ enum Command {
         source: String,
         #[arg(long)]
         name: Option<String>,
+        /// A new connection string; - reads it from standard input
         #[arg(long)]
         connection: Option<String>,
         #[command(flatten)]
@@ -174,7 +175,8 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
         } => {
             let mut body = settings.body();
             body.insert("name".to_owned(), name.into());
-            body.insert("connection".to_owned(), connection.into());
+            let text = place::connection(connection)?;
+            body.insert("connection".to_owned(), text.as_str().into());
             body.extend(id.map(|id| ("id".to_owned(), id.into())));
             let source = client.post("/api/v1/sources", &body.into()).await?;
             output.answer(&source, |source| {
@@ -201,7 +203,10 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
         } => {
             let mut body = settings.body();
             body.extend(name.map(|name| ("name".to_owned(), name.into())));
-            body.extend(connection.map(|text| ("connection".to_owned(), text.into())));
+            if let Some(connection) = connection {
+                let text = place::connection(connection)?;
+                body.insert("connection".to_owned(), text.as_str().into());
+            }
             let path = source_path(&client, Some(&source)).await?;
             let source = client.patch(&path, &body.into()).await?;
             output.answer(&source, describe);

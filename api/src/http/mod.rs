@@ -9,6 +9,7 @@ mod bases;
 mod extract;
 mod health;
 mod key;
+mod lifecycle;
 mod metrics;
 mod openapi;
 mod plan;
@@ -18,6 +19,7 @@ mod problem;
 mod report;
 mod restores;
 mod segments;
+mod settings;
 mod sources;
 mod target;
 mod transactions;
@@ -67,9 +69,9 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(health::health))
         .routes(routes!(probe::probe))
         .routes(routes!(sources::create, sources::list))
-        .routes(routes!(sources::show, sources::update, sources::remove))
-        .routes(routes!(sources::pause))
-        .routes(routes!(sources::resume))
+        .routes(routes!(sources::show, sources::update, lifecycle::remove))
+        .routes(routes!(lifecycle::pause))
+        .routes(routes!(lifecycle::resume))
         .routes(routes!(bases::list, bases::take))
         .routes(routes!(segments::list))
         .routes(routes!(windows::window))
