@@ -16,10 +16,12 @@ use crate::binding::{Binding, Mismatch};
 use crate::catalog::Tables;
 use crate::rows::{Rows, Unusable};
 
-/// A portion is sent when it has this many changes ...
-const ROWS_MAX: u64 = 50_000;
+/// A portion ends with the transaction in which it gets this many changes ...
+const ROWS: u64 = 50_000;
 /// ... or this much COPY text.
-const BYTES_MAX: usize = 16 << 20;
+const BYTES: usize = 16 << 20;
+/// Within a transaction it ends at this many times as much.
+const WITHIN: usize = 2;
 
 /// Which transactions count.
 #[derive(Debug, Clone, Copy)]
@@ -153,7 +155,7 @@ impl Batcher {
         if matches!(current, Current::Replayed { .. }) {
             self.replayed.through = end;
             self.replayed.transactions += 1;
-            if self.is_full() {
+            if self.is_full(1) {
                 return self.finish();
             }
         }
@@ -240,7 +242,7 @@ impl Batcher {
         self.number += 1;
         self.rows += 1;
         self.replayed.rows += 1;
-        Ok(self.is_full().then(|| self.take()))
+        Ok(self.is_full(WITHIN).then(|| self.take()))
     }
 
     fn truncate(&mut self, rels: &[Oid], restart_identity: bool) -> Result<Option<Batch>, Error> {
@@ -262,8 +264,8 @@ impl Batcher {
         Ok(Some(batch))
     }
 
-    const fn is_full(&self) -> bool {
-        self.rows >= ROWS_MAX || self.bytes >= BYTES_MAX
+    const fn is_full(&self, times: usize) -> bool {
+        self.rows >= ROWS * times as u64 || self.bytes >= BYTES * times
     }
 
     fn take(&mut self) -> Batch {
