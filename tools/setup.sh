@@ -2,7 +2,7 @@
 # Installs what the tests, the benchmark and the demo need, once; does nothing when all is there.
 #
 #   tools/setup.sh demo            PostgreSQL 18 (server and client tools)
-#   tools/setup.sh test            PostgreSQL 13 to 18 and Ceph's S3 gateway (the default)
+#   tools/setup.sh test            PostgreSQL 13 to 18, Ceph's S3 gateway, PgBouncer (the default)
 #   tools/setup.sh pg 15 18        the named majors only
 #   tools/setup.sh lint            linters for what is not Rust
 #   tools/setup.sh root            prints where things are put
@@ -125,6 +125,24 @@ ceph() {
   need curl curl
 }
 
+# PgBouncer, unpacked rather than installed: a package's service would start by itself. Only one test needs it.
+pooler() {
+  local to=$root/pgbouncer
+  [ ! -e "$to/pgbouncer" ] && ! command -v pgbouncer >/dev/null || return 0
+  command -v apt-get >/dev/null || { say "no PgBouncer here: its test says so"; return; }
+  say "PgBouncer"
+  rm -rf "$to" "$root/tmp/pgbouncer"; mkdir -p "$to" "$root/tmp/pgbouncer"
+  [ "$uid" != 0 ] || [ -n "$apt_updated" ] || { apt-get -qq update >&2 || true; apt_updated=1; }
+  (cd "$root/tmp/pgbouncer" && apt-get -qq download pgbouncer libc-ares2 libevent-2.1-7 2>/dev/null) ||
+    { say "no PgBouncer in the package lists: its test says so"; return; }
+  for package in "$root"/tmp/pgbouncer/*.deb; do dpkg -x "$package" "$to"; done
+  cat >"$to/pgbouncer" <<P
+#!/bin/sh
+LD_LIBRARY_PATH=$(echo "$to"/usr/lib/*-linux-gnu) exec "$to/usr/sbin/pgbouncer" "\$@"
+P
+  chmod -R go+rX "$to"; chmod 755 "$to/pgbouncer"
+}
+
 lint() {
   need_pip
   local mark=$root/lint/.lastgood-1
@@ -147,7 +165,7 @@ flock 9
 mkdir -p "$root/tmp"
 case "${1:-test}" in
   demo) pg_majors 18 ;;
-  test) pg_majors 13 14 15 16 17 18; ceph ;;
+  test) pg_majors 13 14 15 16 17 18; ceph; pooler ;;
   pg) shift; pg_majors "$@" ;;
   lint) lint ;;
   *) die "unknown: $1 (demo, test, pg MAJOR..., lint, root)" ;;

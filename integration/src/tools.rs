@@ -50,6 +50,17 @@ pub fn bin_dirs() -> String {
         .into_owned()
 }
 
+/// PgBouncer, if it could be had.
+pub fn pgbouncer() -> Option<PathBuf> {
+    let unpacked = root().ok()?.join("pgbouncer/pgbouncer");
+    let places = [
+        unpacked,
+        "/usr/sbin/pgbouncer".into(),
+        "/usr/bin/pgbouncer".into(),
+    ];
+    places.into_iter().find(|place| place.exists())
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

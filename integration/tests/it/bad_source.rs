@@ -104,6 +104,24 @@ async fn not_configured_for_it() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_in_between() -> Result<()> {
+    let service = Service::start(&Storage::local()?).await?;
+    let server = Postgres::start(18, &[]).await?;
+    let Some(pooler) = server.start_pooler().await? else {
+        return Ok(());
+    };
+    let direct = format!(":{}/", server.port());
+    let pooled = server
+        .url("postgres")
+        .replace(&direct, &format!(":{}/", pooler.port()));
+    let codes = ["pooler_endpoint", "cannot_connect"];
+    let blocker = check_blocked(&service, &pooled, &codes).await?;
+    let message = blocker["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("pooler"), "{blocker}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pg_dump_is_too_old() -> Result<()> {
     let old = lastgood_integration::tools::bin_dir(13)?;
     let service = Service::builder()
