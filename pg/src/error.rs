@@ -27,6 +27,18 @@ pub enum Operation {
     Stream,
 }
 
+impl Operation {
+    const fn failure(self) -> &'static str {
+        match self {
+            Self::Connect => "the server refused the connection",
+            Self::Query => "the server could not do what it was asked",
+            Self::CreateSlot => "the slot could not be made",
+            Self::StartReplication => "the stream could not be started",
+            Self::Stream => "the stream failed",
+        }
+    }
+}
+
 /// An error that the server reported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the server reported {severity} {code}: {message}")]
@@ -46,7 +58,7 @@ pub struct ServerError {
 /// See the module's documentation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the connection string is not valid: {0}")]
+    #[error("the connection string is not valid")]
     Config(#[from] ConfigError),
     #[error("could not connect to {host}")]
     Unreachable {
@@ -72,7 +84,7 @@ pub enum Error {
     WrongSession { host: String, wanted: &'static str },
     #[error("{host} runs PostgreSQL {version}; 13 and later are supported")]
     UnsupportedServer { host: String, version: String },
-    #[error("{source}")]
+    #[error("{}", during.failure())]
     Server {
         during: Operation,
         #[source]

@@ -112,14 +112,25 @@ async fn rights_databases_and_connections() -> Result<()> {
             )
             .await?;
 
+        // A walsender counts until its process is gone.
+        let watcher = server.connect("postgres").await?;
+        let no_sender = || {
+            lastgood_integration::wait::until("no walsender is left", async || {
+                let sql = "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'walsender'";
+                Ok(watcher.query_opt(sql, &[]).await?.is_none().then_some(()))
+            })
+        };
+
         let missing = connect_both(&server.url("no_such_database")).await;
         check(missing, Condition::DatabaseMissing, Class::NeedsOperator);
+        no_sender().await?;
 
         let as_role = |role: &str| config(&server.url_as(role, "x", "postgres"));
         let (ordinary, sender) = (as_role("ordinary"), as_role("sender"));
         let options = ReplicationOptions::default();
         let no_right = ReplicationConnection::connect(&ordinary, &options);
         check(no_right.await, Condition::NoRight, Class::NeedsOperator);
+        no_sender().await?;
         let no_right = Session::connect(&ordinary, Purpose::Probe).await?;
         let denied = no_right
             .client()
