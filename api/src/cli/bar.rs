@@ -23,7 +23,8 @@ pub(super) struct Bar {
     /// None: nobody watches.
     bar: Option<ProgressBar>,
     quiet: bool,
-    phase: Mutex<Option<usize>>,
+    /// The phase shown, and whether its size is known.
+    shown: Mutex<Option<(usize, bool)>>,
 }
 
 impl Bar {
@@ -36,7 +37,7 @@ impl Bar {
         Self {
             bar,
             quiet: output.is_json(),
-            phase: Mutex::new(None),
+            shown: Mutex::new(None),
         }
     }
 
@@ -47,25 +48,23 @@ impl Bar {
         };
         let (_, words) = PHASES[number];
         let title = format!("[{}/{}] {words}", number + 1, PHASES.len());
-        let is_new = {
-            let mut shown = self
-                .phase
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let is_new = *shown != Some(number);
-            *shown = Some(number);
-            is_new
-        };
-        let Some(bar) = &self.bar else {
-            if is_new && !self.quiet {
-                Output::new(false).note(&title);
-            }
-            return;
-        };
         let (done, total) = (
             step["done"].as_u64().unwrap_or(0),
             step["total"].as_u64().unwrap_or(0),
         );
+        let before = self
+            .shown
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .replace((number, total > 0));
+        let Some(bar) = &self.bar else {
+            let is_new_phase = before.is_none_or(|(before, _)| before != number);
+            if is_new_phase && !self.quiet {
+                Output::new(false).note(&title);
+            }
+            return;
+        };
+        let is_new = before != Some((number, total > 0));
         if is_new {
             let template = match total {
                 0 => "{msg} {spinner} {elapsed}",

@@ -38,6 +38,7 @@ something first; 4 the repository holds what was not written; 5 the target canno
 The service's address and token come from --server and --token-file, LASTGOOD_SERVER and \
 LASTGOOD_TOKEN, or the data folder of a service on this machine.";
 
+/// Restore any PostgreSQL that you can connect to, to its last good moment
 #[derive(Parser)]
 #[command(name = "lastgood", version, about, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
