@@ -35,6 +35,7 @@ use crate::error::Error;
 use crate::events::{Event, Events};
 use crate::publication;
 use crate::random;
+use crate::shape;
 use crate::source::{Source, replication_options};
 
 /// How often a base is begun whose tables are being altered or locked.
@@ -182,6 +183,8 @@ pub(crate) async fn dump(
         lineage.publication_oid,
     )
     .await?;
+    let publication = publication::name(source.id);
+    let shape = shape::read(client, version, &publication, &source.settings).await?;
     catalog::measure(fresh.client(), &mut contents).await?;
     let started = clock(fresh.client()).await?;
     let (contents, fresh) = (Arc::new(contents), Arc::new(fresh));
@@ -222,6 +225,7 @@ pub(crate) async fn dump(
         v: Version1,
         id: base,
         consistent_point: snapshot.consistent_point,
+        fingerprint: shape.fingerprint(),
         snapshot_time: snapshot.taken,
         started,
         finished: clock(fresh.client()).await?,

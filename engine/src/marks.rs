@@ -16,6 +16,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::error::Error;
+use crate::settings::SourceSettings;
+use crate::shape::{self, Shape};
 
 /// One sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct Mark {
     pub clock: PgTimestamp,
     /// Sampled after `lsn` was read: each value is that at `lsn` or later.
     pub sequences: Vec<SequenceSample>,
+    /// As it was at `lsn` or later.
+    pub shape: Shape,
 }
 
 /// Where marks come from: a session, or a simulator.
@@ -64,13 +68,21 @@ const SEQUENCES: &str = "\
 /// Marks of a real server. The session is opened when it is needed and again after it broke.
 pub(crate) struct SessionMarks {
     config: ConnectionConfig,
+    publication: String,
+    settings: SourceSettings,
     session: Option<Session>,
 }
 
 impl SessionMarks {
-    pub(crate) fn new(config: ConnectionConfig) -> Self {
+    pub(crate) fn new(
+        config: ConnectionConfig,
+        publication: String,
+        settings: SourceSettings,
+    ) -> Self {
         Self {
             config,
+            publication,
+            settings,
             session: None,
         }
     }
@@ -88,6 +100,8 @@ impl SessionMarks {
             .get(0);
         let lsn = wal_position(client).await?;
         let sequences = sequences(client).await?;
+        let version = session.server_version();
+        let shape = shape::read(client, version, &self.publication, &self.settings).await?;
         if wake {
             let transaction = format!("BEGIN; {WAKE}; COMMIT");
             if let Err(error) = client.batch_execute(&transaction).await {
@@ -104,6 +118,7 @@ impl SessionMarks {
             lsn,
             clock: PgTimestamp::from_unix_micros(clock.saturating_sub(CLOCK_SLACK_MICROS)),
             sequences,
+            shape,
         })
     }
 }

@@ -93,6 +93,15 @@ impl OpenSegment {
         }
     }
 
+    /// A mark's clock would count if it were cut now.
+    pub(crate) fn covers_a_mark(&self) -> bool {
+        self.marks.front().is_some_and(|(lsn, _)| *lsn <= self.end)
+    }
+
+    pub(crate) fn start(&self) -> Lsn {
+        self.start
+    }
+
     pub(crate) fn end(&self) -> Lsn {
         self.end
     }

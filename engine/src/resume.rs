@@ -152,6 +152,7 @@ mod tests {
             ended: false,
             bases: Vec::new(),
             points: Vec::new(),
+            shapes: Vec::new(),
             segments: segments
                 .iter()
                 .map(|(start, end)| SegmentKey {

@@ -62,6 +62,10 @@ pub(crate) struct Opened {
     pub(crate) file: lastgood_proto::manifest::LineageFile,
     pub(crate) durable: Lsn,
     pub(crate) observed_through: Option<PgTimestamp>,
+    /// Fingerprint of the shape that was seen last.
+    pub(crate) shape: Option<String>,
+    /// Up to here it was seen to hold.
+    pub(crate) looked_at: Lsn,
     pub(crate) connection: ReplicationConnection,
     pub(crate) base: FirstBase,
 }

@@ -90,7 +90,14 @@ impl Watch {
     }
 
     /// Looks if it is time, and judges by what was seen last.
-    pub(crate) async fn look(&mut self, progress: &Progress, events: &Events) -> Verdict {
+    ///
+    /// # Errors
+    /// [`Error::Gap`] if the publication is not the one the lineage was begun with.
+    pub(crate) async fn look(
+        &mut self,
+        progress: &Progress,
+        events: &Events,
+    ) -> Result<Verdict, Error> {
         let due = |last: Option<Instant>, interval| last.is_none_or(|at| at.elapsed() >= interval);
         if due(self.looked, SLOT_INTERVAL) {
             self.looked = Some(Instant::now());
@@ -104,11 +111,13 @@ impl Watch {
         }
         if due(self.compared, TABLES_INTERVAL) && self.blind.is_none() {
             self.compared = Some(Instant::now());
-            if let Err(error) = in_time(self.compare(events)).await {
-                self.blind = Some(chain(&error));
+            match in_time(self.compare(events)).await {
+                Ok(()) => {}
+                Err(gap @ Error::Gap { .. }) => return Err(gap),
+                Err(error) => self.blind = Some(chain(&error)),
             }
         }
-        self.judge(progress, events)
+        Ok(self.judge(progress, events))
     }
 
     fn judge(&mut self, progress: &Progress, events: &Events) -> Verdict {
@@ -217,6 +226,14 @@ impl Watch {
 
     async fn compare(&mut self, events: &Events) -> Result<(), Error> {
         let session = self.session().await?;
+        // From 18 on the walsender does not stop at a publication that is gone: it sends nothing.
+        let oid = lastgood_pg::publication::oid(&session, &self.file.publication).await?;
+        if oid != Some(self.file.publication_oid) {
+            return Err(Error::Gap {
+                reason: EndReason::PublicationChanged,
+                detail: format!("the publication {} was dropped", self.file.publication),
+            });
+        }
         let coverage = publication::reconcile(
             &session,
             self.file.publication_oid,

@@ -20,7 +20,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use lastgood_proto::copy_both::ReplicationMessage;
-use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::key::{SegmentKey, ShapeKey, SourceObject};
+use lastgood_proto::manifest::{ShapeFile, Version1};
 use lastgood_proto::segment::SequenceSample;
 use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
@@ -33,6 +34,7 @@ use crate::events::{Event, Events};
 use crate::marks::{Mark, Marks};
 use crate::open_segment::{OpenSegment, Place, SealedSegment};
 use crate::settings::SourceSettings;
+use crate::shape::Shape;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -40,6 +42,8 @@ const TICK: Duration = Duration::from_millis(100);
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a server that asks for confirmation is kept waiting.
 const ASKED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a server that ends, or a stop, waits for the look that a cut needs.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a stop waits for the last upload.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// Messages taken in one turn of the loop.
@@ -96,6 +100,10 @@ pub struct Start {
     /// End of the durable run, and where the stream was asked to begin.
     pub durable: Lsn,
     pub observed_through: Option<PgTimestamp>,
+    /// Fingerprint of the shape that was seen last; none if the lineage has not been looked at.
+    pub shape: Option<String>,
+    /// Up to here that shape was seen to hold.
+    pub looked_at: Lsn,
     pub spool_folder: std::path::PathBuf,
 }
 
@@ -106,12 +114,20 @@ pub struct Progress {
     /// Newest position received between transactions.
     pub received: Lsn,
     pub observed_through: Option<PgTimestamp>,
+    /// Fingerprint of the shape that was seen last.
+    pub shape: Option<String>,
     /// Why uploads are being repeated.
     pub trouble: Option<String>,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Upload = Boxed<(SealedSegment, Result<(), Error>)>;
+type Upload = Boxed<(Cut, Result<(), Error>)>;
+
+/// A sealed segment and the changes of shape that must be on record before it is.
+struct Cut {
+    sealed: SealedSegment,
+    changes: Vec<ShapeFile>,
+}
 
 /// Runs until `cancel`: then seals, uploads and confirms what it can within a few seconds.
 ///
@@ -153,12 +169,22 @@ pub async fn run<S: Stream, M: Marks>(
             moved_to: start.durable,
             sequences: None,
         },
+        look: Look {
+            shape: None,
+            fingerprint: start.shape,
+            holds_to: start.looked_at,
+            newest: start.durable,
+            changes: Vec::new(),
+            waited_for: None,
+            failed: false,
+        },
         store,
         lineage: start.lineage,
         policy,
         events,
         progress,
         last_cut: now,
+        settling: false,
         last_message: now,
         last_status: now,
         asked: None,
@@ -176,16 +202,19 @@ struct Worker<S, M> {
     /// By this worker.
     stored_before: bool,
     marks: MarkTimer<M>,
+    look: Look,
     store: SourceStore,
     lineage: LineageId,
     policy: Policy,
     events: Events,
     progress: watch::Sender<Progress>,
     last_cut: Instant,
+    /// The segment before held transactions.
+    settling: bool,
     last_message: Instant,
     last_status: Instant,
-    /// When the server must have its confirmation, if it asks for one.
-    asked: Option<Instant>,
+    /// When the server must have its confirmation, if it asks for one, and of what.
+    asked: Option<(Instant, Lsn)>,
     /// Pause before the next attempt of a failed upload.
     retry: Duration,
 }
@@ -201,10 +230,29 @@ struct MarkTimer<M> {
     sequences: Option<Vec<SequenceSample>>,
 }
 
+/// What is known of the source's shape. A segment is cut only when somebody has looked past its end.
+struct Look {
+    /// As this worker saw it last.
+    shape: Option<Shape>,
+    /// Of the shape that was seen last; survives a restart as the newest shape file.
+    fingerprint: Option<String>,
+    /// Up to here that shape, and no other, was seen; survives a restart as the start of the last
+    /// segment, which may have been cut blind.
+    holds_to: Lsn,
+    /// The position of the newest look.
+    newest: Lsn,
+    /// Seen and not on record yet.
+    changes: Vec<ShapeFile>,
+    /// A cut is due and waits for a look; reading pauses meanwhile.
+    waited_for: Option<Instant>,
+    /// The newest look failed.
+    failed: bool,
+}
+
 /// What woke the loop.
 enum Woken {
     Stop,
-    Uploaded(SealedSegment, Result<(), Error>),
+    Uploaded(Cut, Result<(), Error>),
     Tick,
     Marked(Result<Mark, Error>),
     Message(ReplicationMessage),
@@ -219,18 +267,18 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         loop {
             self.cut_if_due(stop_by.is_some())?;
             if let Some(deadline) = stop_by
-                && (self.upload.is_none() || Instant::now() >= deadline)
+                && (self.is_still() || Instant::now() >= deadline)
             {
                 self.stream.close().await;
                 return Ok(());
             }
-            let reading = stop_by.is_none() && self.has_room();
+            let reading = stop_by.is_none() && self.has_room() && self.look.waited_for.is_none();
             // Every branch is cancel-safe: the token, the boxed upload and mark live outside this
             // loop's turn, an interval keeps its tick, and `Stream::next` promises it.
             let woken = tokio::select! {
                 biased;
                 () = cancel.cancelled(), if stop_by.is_none() => Woken::Stop,
-                (sealed, result) = maybe(&mut self.upload) => Woken::Uploaded(sealed, result),
+                (cut, result) = maybe(&mut self.upload) => Woken::Uploaded(cut, result),
                 _ = ticks.tick() => Woken::Tick,
                 (marks, result) = maybe(&mut self.marks.running) => {
                     self.marks.idle = Some(marks);
@@ -240,7 +288,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             };
             match woken {
                 Woken::Stop => stop_by = Some(Instant::now() + STOP_PATIENCE),
-                Woken::Uploaded(sealed, result) => self.uploaded(sealed, result).await?,
+                Woken::Uploaded(cut, result) => self.uploaded(cut, result).await?,
                 Woken::Tick => self.tick().await?,
                 Woken::Marked(result) => self.marked(result)?,
                 Woken::Message(message) => {
@@ -249,6 +297,11 @@ impl<S: Stream, M: Marks> Worker<S, M> {
                 }
             }
         }
+    }
+
+    /// Nothing is on its way to storage, and nothing waits for a look to be.
+    fn is_still(&self) -> bool {
+        self.upload.is_none() && self.look.waited_for.is_none()
     }
 
     /// Takes what has arrived already without looking at anything else, but not for long: a turn of
@@ -275,33 +328,67 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         let full = self.open.ndjson_bytes() >= self.policy.segment_bytes;
         let old = match self.open.since() {
             Some(since) => since.elapsed() >= self.policy.segment_age,
-            None => self.last_cut.elapsed() >= self.policy.idle_interval,
+            None => self.last_cut.elapsed() >= self.pause_before_empty(),
         };
-        if full || old || stopping || self.asked.is_some() {
-            let sealed = self.open.seal()?;
-            self.last_cut = Instant::now();
-            self.retry = RETRY_FIRST;
-            self.start_upload(sealed, Duration::ZERO);
+        let hurried = stopping || self.asked.is_some();
+        if !(full || old || hurried || !self.look.changes.is_empty()) {
+            return Ok(());
         }
+        let seen = self.look.newest >= self.open.end();
+        if !seen && !self.may_cut_blind(hurried) {
+            return Ok(());
+        }
+        self.look.waited_for = None;
+        let sealed = self.open.seal()?;
+        if seen {
+            self.look.holds_to = sealed.key.end;
+        }
+        self.settling = sealed.transactions > 0;
+        self.last_cut = Instant::now();
+        self.retry = RETRY_FIRST;
+        let changes = std::mem::take(&mut self.look.changes);
+        self.start_upload(Cut { sealed, changes }, Duration::ZERO);
         Ok(())
     }
 
-    fn start_upload(&mut self, sealed: SealedSegment, pause: Duration) {
+    /// After the last change one empty segment follows soon, so that the recoverable time does not
+    /// stop at that change; then they come at the idle interval.
+    fn pause_before_empty(&self) -> Duration {
+        match self.settling && self.open.covers_a_mark() {
+            true => self.policy.segment_age,
+            false => self.policy.idle_interval,
+        }
+    }
+
+    /// Asks for a look past the end of the open segment. Whether to cut without one: a server that
+    /// shuts down answers no query any more and yet waits for what it sent to be confirmed. The next
+    /// start looks then, and takes a change to have come before the segment that was cut blind.
+    fn may_cut_blind(&mut self, hurried: bool) -> bool {
+        let now = Instant::now();
+        let since = *self.look.waited_for.get_or_insert(now);
+        // One and no more, because a start looks back no further than the last segment.
+        let all_before_seen = self.look.holds_to >= self.open.start();
+        if hurried && all_before_seen && (self.look.failed || now - since >= LOOK_PATIENCE) {
+            return true;
+        }
+        if now >= self.marks.due {
+            self.take_mark(now, false);
+        }
+        false
+    }
+
+    fn start_upload(&mut self, cut: Cut, pause: Duration) {
         let store = self.store.clone();
         let lineage = self.lineage;
         let alone = !self.stored_before;
         self.upload = Some(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            let result = store_segment(&store, lineage, &sealed, alone).await;
-            (sealed, result)
+            let result = store_cut(&store, lineage, &cut, alone).await;
+            (cut, result)
         }));
     }
 
-    async fn uploaded(
-        &mut self,
-        sealed: SealedSegment,
-        result: Result<(), Error>,
-    ) -> Result<(), Error> {
+    async fn uploaded(&mut self, cut: Cut, result: Result<(), Error>) -> Result<(), Error> {
         self.upload = None;
         if let Err(error) = result {
             let again = matches!(error, Error::Store(_)) && error.class() == Class::Transient;
@@ -310,14 +397,15 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             }
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                end = %sealed.key.end,
+                end = %cut.sealed.key.end,
                 "a segment was not stored; trying again"
             );
             self.report(Some(error.to_string()));
-            self.start_upload(sealed, self.retry);
+            self.start_upload(cut, self.retry);
             self.retry = (self.retry * 2).min(RETRY_LONGEST);
             return Ok(());
         }
+        let sealed = cut.sealed;
         let key: SegmentKey = sealed.key;
         self.durable = key.end;
         self.stored_before = true;
@@ -333,9 +421,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             progress.observed_through = key.observed_through;
             progress.trouble = None;
         });
-        if !self.unconfirmed() {
-            self.asked = None;
-        }
+        self.asked = self.asked.filter(|(_, position)| *position > key.end);
         self.confirm(false).await
     }
 
@@ -346,7 +432,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
 
     async fn tick(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        if self.asked.is_some_and(|deadline| now >= deadline) {
+        if self.asked.is_some_and(|(deadline, _)| now >= deadline) {
             return Err(Error::NotConfirmed {
                 durable: self.durable,
             });
@@ -392,7 +478,8 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             self.confirm(false).await?;
             if self.unconfirmed() && !self.open.in_transaction() {
                 let deadline = Instant::now() + ASKED_PATIENCE;
-                self.asked.get_or_insert(deadline);
+                let received = self.open.end();
+                self.asked.get_or_insert((deadline, received));
             }
         }
         Ok(())
@@ -404,15 +491,19 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         let since = now - self.marks.last;
         let idle = since >= self.policy.idle_interval;
         let due = now >= self.marks.due && (idle || (moved && since >= self.policy.segment_age));
-        if !due {
-            return;
+        if due {
+            let wake = idle && !moved && position == self.durable;
+            self.take_mark(now, wake);
         }
+    }
+
+    /// Unless one is on its way.
+    fn take_mark(&mut self, now: Instant, wake: bool) {
         let Some(mut marks) = self.marks.idle.take() else {
             return;
         };
-        let wake = idle && !moved && position == self.durable;
         self.marks.last = now;
-        self.marks.moved_to = position;
+        self.marks.moved_to = self.open.end();
         self.marks.running = Some(Box::pin(async move {
             let result = marks.take(wake).await;
             (marks, result)
@@ -423,6 +514,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         self.marks.running = None;
         match result {
             Ok(mark) => {
+                self.looked(&mark);
                 let changed = self.marks.sequences.as_ref() != Some(&mark.sequences);
                 if changed {
                     self.marks.sequences = Some(mark.sequences.clone());
@@ -436,21 +528,54 @@ impl<S: Stream, M: Marks> Worker<S, M> {
                     "no position mark; trying again"
                 );
                 self.marks.due = Instant::now() + self.policy.segment_age;
+                self.look.failed = true;
+                if self.look.waited_for.is_some() {
+                    let trouble = format!("the source does not let itself be looked at: {error}");
+                    self.report(Some(trouble));
+                }
                 Ok(())
             }
         }
+    }
+
+    /// A shape other than the one before is put on record, before the segment it may fall into.
+    fn looked(&mut self, mark: &Mark) {
+        let fingerprint = mark.shape.fingerprint();
+        if self.look.fingerprint.as_ref() != Some(&fingerprint) {
+            let detail = match (&self.look.shape, &self.look.fingerprint) {
+                (Some(before), _) => mark.shape.difference(before),
+                (None, Some(_)) => "something changed while nobody looked".to_owned(),
+                (None, None) => "first seen".to_owned(),
+            };
+            tracing::info!(detail, lsn = %mark.lsn, "the shape of the source is another");
+            self.look.changes.push(ShapeFile {
+                v: Version1,
+                from: self.look.holds_to,
+                to: mark.lsn,
+                fingerprint: fingerprint.clone(),
+                detail,
+                time: mark.clock,
+            });
+            self.progress
+                .send_modify(|progress| progress.shape = Some(fingerprint.clone()));
+            self.look.fingerprint = Some(fingerprint);
+        }
+        self.look.shape = Some(mark.shape.clone());
+        self.look.newest = self.look.newest.max(mark.lsn);
+        self.look.failed = false;
     }
 }
 
 /// Stores a segment. Before the first one, `alone` looks whether somebody else's stands in its place:
 /// the last put of a service that was killed may arrive after its successor has made its listing,
 /// and a different segment beside it would fork the lineage.
-async fn store_segment(
+async fn store_cut(
     store: &SourceStore,
     lineage: LineageId,
-    sealed: &SealedSegment,
+    cut: &Cut,
     alone: bool,
 ) -> Result<(), Error> {
+    let sealed = &cut.sealed;
     let object = SourceObject::Segment(lineage, sealed.key);
     if alone {
         let there = store.segments_from(lineage, sealed.key.start).await?;
@@ -461,8 +586,31 @@ async fn store_segment(
             });
         }
     }
+    for change in &cut.changes {
+        store_change(store, lineage, change).await?;
+    }
     store.put_sealed(&object, &sealed.body).await?;
     Ok(())
+}
+
+/// Sealing draws a new salt each time, so an attempt that did arrive is told by its content.
+async fn store_change(
+    store: &SourceStore,
+    lineage: LineageId,
+    change: &ShapeFile,
+) -> Result<(), Error> {
+    let (from, to) = (change.from, change.to);
+    let object = SourceObject::Shape(lineage, ShapeKey { from, to });
+    match store.put_json(&object, change).await {
+        Err(error @ lastgood_store::Error::Conflict { .. }) => {
+            let there: ShapeFile = store.get_json(&object).await?;
+            match there == *change {
+                true => Ok(()),
+                false => Err(error.into()),
+            }
+        }
+        result => Ok(result.map(|_| ())?),
+    }
 }
 
 /// The slot's future, or forever if it is empty. The caller empties the slot when it is done.

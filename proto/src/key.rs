@@ -150,6 +150,15 @@ impl PointKey {
     }
 }
 
+/// A shape: what tables and publication look like, between two looks at them.
+///
+/// It was seen at `to`, and something else, or nothing, at `from`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShapeKey {
+    pub from: Lsn,
+    pub to: Lsn,
+}
+
 /// One archive of a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ArchiveName {
@@ -210,6 +219,7 @@ pub enum SourceObject {
     Lineage(LineageId),
     LineageEnd(LineageId),
     Point(LineageId, PointKey),
+    Shape(LineageId, ShapeKey),
     Archive(LineageId, BaseId, ArchiveName),
     Manifest(LineageId, BaseId),
     Segment(LineageId, SegmentKey),
@@ -227,6 +237,13 @@ impl SourceObject {
                     "{lineage}/points/{}-{}.json",
                     hex_lsn(point.lsn),
                     point.name
+                )
+            }
+            SourceObject::Shape(lineage, shape) => {
+                format!(
+                    "{lineage}/shapes/{}-{}.json",
+                    hex_lsn(shape.from),
+                    hex_lsn(shape.to)
                 )
             }
             SourceObject::Archive(lineage, base, name) => {
@@ -263,6 +280,7 @@ impl SourceObject {
             | SourceObject::Lineage(_)
             | SourceObject::LineageEnd(_)
             | SourceObject::Point(..)
+            | SourceObject::Shape(..)
             | SourceObject::Archive(..)
             | SourceObject::Manifest(..) => format!("sources/{source}/{}", self.stem()),
         }
@@ -284,6 +302,14 @@ impl SourceObject {
                     lineage,
                     PointKey::new(parse_lsn(lsn)?, name).ok()?,
                 ))
+            }
+            Some(("shapes", name)) => {
+                let (from, to) = name.strip_suffix(".json")?.split_once('-')?;
+                let shape = ShapeKey {
+                    from: parse_lsn(from)?,
+                    to: parse_lsn(to)?,
+                };
+                Some(SourceObject::Shape(lineage, shape))
             }
             Some(("bases", name)) => {
                 let (base, name) = name.split_once('/')?;
@@ -442,6 +468,13 @@ mod tests {
             lineage().prop_map(SourceObject::LineageEnd),
             (lineage(), any::<u64>(), "[A-Za-z0-9._-]{1,64}").prop_map(|(lineage, lsn, name)| {
                 SourceObject::Point(lineage, PointKey::new(Lsn::new(lsn), &name).unwrap())
+            }),
+            (lineage(), any::<(u64, u64)>()).prop_map(|(lineage, (from, to))| {
+                let shape = ShapeKey {
+                    from: Lsn::new(from),
+                    to: Lsn::new(to),
+                };
+                SourceObject::Shape(lineage, shape)
             }),
             (lineage(), base(), archive)
                 .prop_map(|(lineage, base, name)| SourceObject::Archive(lineage, base, name)),

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::key::{PointKey, SegmentKey, SourceObject};
+use crate::key::{PointKey, SegmentKey, ShapeKey, SourceObject};
 use crate::{BaseId, LineageId, Lsn, PgTimestamp};
 
 /// All lineages of one source, in the order of their making.
@@ -28,6 +28,8 @@ pub struct LineageListing {
     /// Finished bases (those with a manifest), by consistent point.
     pub bases: Vec<BaseId>,
     pub points: Vec<PointKey>,
+    /// By LSN.
+    pub shapes: Vec<ShapeKey>,
     /// The contiguous chain, by LSN.
     pub segments: Vec<SegmentKey>,
     /// Segments that do not join the chain: something between is missing.
@@ -74,6 +76,9 @@ impl Listing {
                 SourceObject::LineageEnd(id) => parts.entry(id).or_default().ended = true,
                 SourceObject::Point(id, point) => {
                     parts.entry(id).or_default().points.insert(point);
+                }
+                SourceObject::Shape(id, shape) => {
+                    parts.entry(id).or_default().shapes.insert(shape);
                 }
                 SourceObject::Manifest(id, base) => {
                     parts.entry(id).or_default().bases.insert(base);
@@ -129,6 +134,7 @@ struct Parts {
     ended: bool,
     bases: BTreeSet<BaseId>,
     points: BTreeSet<PointKey>,
+    shapes: BTreeSet<ShapeKey>,
     segments: BTreeSet<SegmentKey>,
 }
 
@@ -166,6 +172,7 @@ impl Parts {
             ended: self.ended,
             bases: self.bases.into_iter().collect(),
             points: self.points.into_iter().collect(),
+            shapes: self.shapes.into_iter().collect(),
             segments: chain,
             orphans,
         })

@@ -121,6 +121,23 @@ pub struct PointFile {
     pub time: PgTimestamp,
 }
 
+/// `shapes/….json`: what tables and publication look like. The stream does not carry it, so it is
+/// looked at before every segment is cut, and a change is written down before that segment is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShapeFile {
+    pub v: Version1,
+    /// The last look that saw another shape; the lineage's start for the first one.
+    pub from: Lsn,
+    /// The look that saw this one.
+    pub to: Lsn,
+    /// Equal fingerprints, equal shapes.
+    pub fingerprint: String,
+    /// What changed, in one sentence for the operator.
+    pub detail: String,
+    pub time: PgTimestamp,
+}
+
 /// `manifest.json`: a finished base. Written last; without it there is no base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +146,8 @@ pub struct BaseManifest {
     pub id: BaseId,
     /// Transactions whose commit LSN is below are in the base; all others are not.
     pub consistent_point: Lsn,
+    /// The shape under the snapshot. Changes are replayed on this base only while it stays so.
+    pub fingerprint: String,
     /// The server's clock right after the snapshot was taken: the base is never newer.
     pub snapshot_time: PgTimestamp,
     pub started: PgTimestamp,

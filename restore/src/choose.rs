@@ -95,7 +95,9 @@ pub(crate) fn choose(
         Cut::Latest => {
             let choice = candidates.into_iter().next_back();
             let choice = choice.ok_or(Error::NothingRecoverable)?;
-            beyond_a_hole(survey, &choice).map_or(Ok(choice), Err)
+            beyond_a_hole(survey, &choice)
+                .or_else(|| beyond_the_windows(survey, &choice))
+                .map_or(Ok(choice), Err)
         }
         // Two lineages may both hold a moment; the newer one is the one that went on.
         Cut::Time { .. } => candidates
@@ -167,6 +169,30 @@ fn beyond_a_hole(survey: &Survey, choice: &Choice) -> Option<Error> {
         from: end,
         to: beyond.start,
     })
+}
+
+/// Nor if what was captured last is in no window yet.
+fn beyond_the_windows(survey: &Survey, choice: &Choice) -> Option<Error> {
+    let newest = survey.listing.newest()?;
+    let reached = choice.needed.last().map(|segment| segment.end);
+    let at = reached
+        .max(Some(choice.base.id.consistent_point()))
+        .unwrap_or_default();
+    let why = match newest.id == choice.lineage {
+        true => {
+            newest.durable_lsn().filter(|durable| *durable > at)?;
+            let change = survey.change_at(newest.id, at);
+            format!(
+                "{}, and no base was taken since",
+                change.as_deref().unwrap_or("a base is missing")
+            )
+        }
+        false => format!(
+            "lineage {}, which was begun later, has no base yet",
+            newest.id
+        ),
+    };
+    Some(Error::LatestNotRecoverable { at, why })
 }
 
 fn outside(survey: &Survey, reaches: &[Reach], cut: Cut, now: PgTimestamp) -> Error {

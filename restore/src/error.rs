@@ -146,6 +146,11 @@ pub enum Error {
         from: Lsn,
         to: Lsn,
     },
+    #[error(
+        "the latest changes cannot be restored yet: {why}; wait for a new base, or name a target \
+         at or before {at}"
+    )]
+    LatestNotRecoverable { at: Lsn, why: String },
     #[error("no transaction {xid} in any recoverable window")]
     UnknownTransaction { xid: Xid },
     #[error(
@@ -204,6 +209,7 @@ impl Error {
             | Error::IsSource { .. }
             | Error::DatabaseExists { .. }
             | Error::NotEmpty { .. }
+            | Error::LatestNotRecoverable { .. }
             | Error::Statement { .. } => Class::NeedsOperator,
             Error::ArchiveAltered { .. } | Error::OtherEnd { .. } => Class::Corrupt,
             Error::Segment(error) => error.class(),

@@ -1,10 +1,8 @@
 //! Sequences: never decoded, so set from samples.
 //!
-//! The first sample taken at or after the target holds for it: a sequence may come back further
-//! than it stood, never short of it. Without such a sample, the newest one there is and the values
-//! that are in the owned column decide together.
-
-use std::collections::HashMap;
+//! A sequence may come back further than it stood, never short of it: the further of the last sample
+//! before the target and the first one at or after it. Where they cannot tell (none is after, or
+//! somebody set the sequence back between), the columns it fills decide as well.
 
 use lastgood_proto::Lsn;
 use lastgood_proto::manifest::BaseManifest;
@@ -14,32 +12,76 @@ use tokio_postgres::Client;
 use crate::Error;
 use crate::sql::{literal, qualified, quoted};
 
-/// Samples seen while reading, the best so far.
+/// Samples seen while reading: the last one before the target and the first one at or after it.
+///
+/// Either alone may be wrong by a `setval` or a TRUNCATE … RESTART IDENTITY between it and the
+/// target; both together are only short of what was used and discarded in between.
 #[derive(Debug, Clone)]
 pub(crate) struct Samples {
     wanted: Lsn,
-    best: Option<(Lsn, Vec<SequenceSample>)>,
+    before: Option<(Lsn, Vec<SequenceSample>)>,
+    after: Option<(Lsn, Vec<SequenceSample>)>,
 }
 
 impl Samples {
     pub(crate) const fn new(wanted: Lsn) -> Self {
-        Self { wanted, best: None }
+        Self {
+            wanted,
+            before: None,
+            after: None,
+        }
     }
 
     /// Samples come in the order of their LSN.
     pub(crate) fn see(&mut self, lsn: Lsn, samples: Vec<SequenceSample>) {
-        if !self.found() {
-            self.best = Some((lsn, samples));
+        if lsn < self.wanted {
+            self.before = Some((lsn, samples));
+        } else if self.after.is_none() {
+            self.after = Some((lsn, samples));
         }
     }
 
     /// One at or after the target was seen: no later one is needed.
-    pub(crate) fn found(&self) -> bool {
-        self.best
-            .as_ref()
-            .is_some_and(|(lsn, _)| *lsn >= self.wanted)
+    pub(crate) const fn found(&self) -> bool {
+        self.after.is_some()
+    }
+
+    /// What is known of one sequence, as of `base` or later.
+    fn of<'a>(
+        &'a self,
+        base: Lsn,
+        schema: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a SequenceSample> {
+        // A sample older than the base says less than what the base restored.
+        let fresh = [&self.before, &self.after].into_iter().flatten();
+        fresh
+            .filter(move |(lsn, _)| *lsn >= base)
+            .flat_map(|(_, samples)| samples)
+            .filter(move |sample| sample.schema == schema && sample.name == name)
     }
 }
+
+const SEQUENCES: &str = "
+SELECT n.nspname::text, c.relname::text, s.seqincrement < 0, s.seqcycle, s.seqmin, s.seqmax, c.oid
+FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relpersistence <> 't'";
+
+/// Columns that a sequence fills, by ownership or by their default, as far as they are numbers.
+const USERS: &str = "
+SELECT DISTINCT tn.nspname::text, t.relname::text, a.attname::text
+FROM (SELECT d.refobjid AS rel, d.refobjsubid AS num FROM pg_depend d
+      WHERE d.classid = 'pg_class'::regclass AND d.objid = $1
+        AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
+      UNION
+      SELECT f.adrelid, f.adnum FROM pg_depend d JOIN pg_attrdef f ON f.oid = d.objid
+      WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass
+        AND d.refobjid = $1) used
+JOIN pg_class t ON t.oid = used.rel AND t.relkind IN ('r', 'p')
+JOIN pg_namespace tn ON tn.oid = t.relnamespace
+JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = used.num
+WHERE a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)";
 
 /// Sets every sequence of the target that was sampled; answers how many.
 pub(crate) async fn set(
@@ -47,61 +89,41 @@ pub(crate) async fn set(
     samples: &Samples,
     manifest: &BaseManifest,
 ) -> Result<u64, Error> {
-    let existing = client
-        .query(
-            "SELECT n.nspname::text, c.relname::text, s.seqincrement < 0,
-                    tn.nspname::text, t.relname::text, a.attname::text
-               FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
-               JOIN pg_namespace n ON n.oid = c.relnamespace
-               LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
-                    AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
-               LEFT JOIN pg_class t ON t.oid = d.refobjid
-               LEFT JOIN pg_namespace tn ON tn.oid = t.relnamespace
-               LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
-              WHERE c.relpersistence <> 't'",
-            &[],
-        )
-        .await?;
-    // A sample older than the base says less than what the base restored.
-    let fresh = samples
-        .best
-        .as_ref()
-        .filter(|(lsn, _)| *lsn >= manifest.consistent_point);
-    let sampled: HashMap<(&str, &str), &SequenceSample> = fresh
-        .into_iter()
-        .flat_map(|(_, samples)| samples)
-        .map(|sample| ((sample.schema.as_str(), sample.name.as_str()), sample))
-        .collect();
     let mut count = 0;
-    for row in existing {
+    for row in client.query(SEQUENCES, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (descending, cycles): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
+        let known = samples.of(manifest.consistent_point, &schema, &name);
         let sequence = qualified(&schema, &name);
-        if let Some(sample) = sampled.get(&(schema.as_str(), name.as_str())) {
+        let choice = choose(known, descending, cycles);
+        if let Some((value, is_called)) = choice.value {
             let sql = format!(
-                "SELECT setval({}::regclass, {}::bigint, {})",
-                literal(&sequence),
-                literal(&sample.last_value),
-                sample.is_called
+                "SELECT setval({}::regclass, {value}, {is_called})",
+                literal(&sequence)
             );
             client.batch_execute(&sql).await?;
             count += 1;
         }
-        if samples.found() {
+        // What it has filled in may be further than any sample says.
+        if cycles || (samples.found() && !choice.went_back) {
             continue;
         }
-        let owner: (Option<String>, Option<String>, Option<String>) =
-            (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
-        if let (Some(schema), Some(table), Some(column)) = owner {
-            let (extreme, beyond) = match row.try_get(2)? {
+        let (least, most): (i64, i64) = (row.try_get(4)?, row.try_get(5)?);
+        for user in client.query(USERS, &[&row.try_get::<_, u32>(6)?]).await? {
+            let (schema, table, column): (String, String, String) =
+                (user.try_get(0)?, user.try_get(1)?, user.try_get(2)?);
+            let (extreme, beyond) = match descending {
                 true => ("min", "<"),
                 false => ("max", ">"),
             };
-            // Setting it to where it is already would only mark it as called.
+            // Setting it to where it is already would only mark it as called. A value that somebody
+            // put in by hand may lie where the sequence never comes.
             let sql = format!(
-                "SELECT setval({}::regclass, used.value) FROM {sequence} s,
-                        (SELECT {extreme}({})::bigint AS value FROM {}) used
-                  WHERE used.value {beyond} s.last_value
-                     OR used.value = s.last_value AND NOT s.is_called",
+                "SELECT setval({}::regclass, used.value::bigint) FROM {sequence} s,
+                        (SELECT {extreme}({})::numeric AS value FROM {}) used
+                  WHERE used.value BETWEEN {least} AND {most}
+                    AND (used.value {beyond} s.last_value
+                         OR used.value = s.last_value AND NOT s.is_called)",
                 literal(&sequence),
                 quoted(&column),
                 qualified(&schema, &table)
@@ -110,4 +132,120 @@ pub(crate) async fn set(
         }
     }
     Ok(count)
+}
+
+/// What the samples of one sequence say together.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    value: Option<(i64, bool)>,
+    /// It stood further before the target than after it: somebody set it back.
+    went_back: bool,
+}
+
+/// The further of the samples; of one that cycles, where further means nothing, the last.
+fn choose<'a>(
+    samples: impl Iterator<Item = &'a SequenceSample>,
+    descending: bool,
+    cycles: bool,
+) -> Choice {
+    let mut choice = Choice {
+        value: None,
+        went_back: false,
+    };
+    for sample in samples {
+        let Ok(value) = sample.last_value.parse::<i64>() else {
+            continue;
+        };
+        let further = choice
+            .value
+            .is_none_or(|(before, called)| match descending {
+                true => (value, called) <= (before, sample.is_called),
+                false => (before, called) <= (value, sample.is_called),
+            });
+        if further || cycles {
+            choice.value = Some((value, sample.is_called));
+        }
+        choice.went_back |= !further;
+    }
+    choice
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(value: i64, is_called: bool) -> SequenceSample {
+        SequenceSample {
+            schema: "public".to_owned(),
+            name: "s".to_owned(),
+            last_value: value.to_string(),
+            is_called,
+        }
+    }
+
+    #[test]
+    fn the_further_sample_counts() {
+        let check = |samples: &[(i64, bool)], descending, cycles, value, went_back| {
+            let samples: Vec<_> = samples
+                .iter()
+                .map(|(at, called)| sample(*at, *called))
+                .collect();
+            let choice = choose(samples.iter(), descending, cycles);
+            assert_eq!(choice, Choice { value, went_back }, "{samples:?}");
+        };
+        check(&[], false, false, None, false);
+        check(
+            &[(5, true), (9, true)],
+            false,
+            false,
+            Some((9, true)),
+            false,
+        );
+        check(
+            &[(5, false), (5, true)],
+            false,
+            false,
+            Some((5, true)),
+            false,
+        );
+        check(
+            &[(-5, true), (-9, true)],
+            true,
+            false,
+            Some((-9, true)),
+            false,
+        );
+        check(
+            &[(-5, false), (-5, true)],
+            true,
+            false,
+            Some((-5, true)),
+            false,
+        );
+        // TRUNCATE … RESTART IDENTITY came after the target.
+        check(
+            &[(1000, true), (2, true)],
+            false,
+            false,
+            Some((1000, true)),
+            true,
+        );
+        check(&[(98, true), (3, true)], false, true, Some((3, true)), true);
+    }
+
+    #[test]
+    fn a_sample_before_the_base_says_nothing() {
+        let mut samples = Samples::new(Lsn::new(50));
+        samples.see(Lsn::new(10), vec![sample(1, true)]);
+        assert_eq!(samples.of(Lsn::new(20), "public", "s").count(), 0);
+        samples.see(Lsn::new(30), vec![sample(2, true)]);
+        assert!(!samples.found());
+        samples.see(Lsn::new(60), vec![sample(3, true)]);
+        samples.see(Lsn::new(70), vec![sample(4, true)]);
+        let values: Vec<_> = samples
+            .of(Lsn::new(20), "public", "s")
+            .map(|sample| sample.last_value.as_str())
+            .collect();
+        assert_eq!(values, ["2", "3"]);
+    }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::Listing;
-use lastgood_proto::manifest::{BaseManifest, LineageEnd};
-use lastgood_proto::{BaseId, LineageId, PgTimestamp};
+use lastgood_proto::manifest::{BaseManifest, LineageEnd, ShapeFile};
+use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 
 use crate::Error;
@@ -17,6 +17,9 @@ pub struct BaseInfo {
     pub lineage: LineageId,
     pub id: BaseId,
     pub snapshot_time: PgTimestamp,
+    /// Up to here the tables and the publication were seen to be as they were under its snapshot:
+    /// nothing past it is replayed on this base.
+    pub reach: Lsn,
 }
 
 /// The input of every choice: pure data, read once.
@@ -25,6 +28,7 @@ pub struct Survey {
     pub listing: Listing,
     pub bases: Vec<BaseInfo>,
     pub ends: BTreeMap<LineageId, LineageEnd>,
+    pub shapes: BTreeMap<LineageId, Vec<ShapeFile>>,
 }
 
 impl Survey {
@@ -36,7 +40,13 @@ impl Survey {
         let listing = store.list().await?;
         let mut bases = Vec::new();
         let mut ends = BTreeMap::new();
+        let mut shapes: BTreeMap<LineageId, Vec<ShapeFile>> = BTreeMap::new();
         for lineage in &listing.lineages {
+            let seen = shapes.entry(lineage.id).or_default();
+            for key in &lineage.shapes {
+                let object = SourceObject::Shape(lineage.id, *key);
+                seen.push(store.get_json(&object).await?);
+            }
             for id in &lineage.bases {
                 let object = SourceObject::Manifest(lineage.id, *id);
                 let manifest: BaseManifest = store.get_json(&object).await?;
@@ -44,6 +54,7 @@ impl Survey {
                     lineage: lineage.id,
                     id: *id,
                     snapshot_time: manifest.snapshot_time,
+                    reach: reach(id.consistent_point(), &manifest.fingerprint, seen),
                 });
             }
             if lineage.ended {
@@ -57,14 +68,27 @@ impl Survey {
             listing,
             bases,
             ends,
+            shapes,
         })
     }
+}
+
+/// How far changes can be replayed on a base: to the last look before another shape was seen.
+///
+/// A shape equal to the base's came before its snapshot, or changed back after it, and then the
+/// change away from it is the one that counts.
+fn reach(consistent_point: Lsn, fingerprint: &str, shapes: &[ShapeFile]) -> Lsn {
+    shapes
+        .iter()
+        .filter(|shape| shape.to > consistent_point && shape.fingerprint != fingerprint)
+        .map(|shape| shape.from)
+        .min()
+        .unwrap_or(Lsn::MAX)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use lastgood_proto::Lsn;
     use lastgood_proto::key::SegmentKey;
 
     pub(crate) fn lineage(generation: u32) -> LineageId {
@@ -81,6 +105,7 @@ pub(crate) mod tests {
             lineage: lineage(generation),
             id: BaseId::new(Lsn::new(u64::from(lsn)), 7),
             snapshot_time: time(i64::from(lsn)),
+            reach: Lsn::MAX,
         }
     }
 
@@ -106,6 +131,38 @@ pub(crate) mod tests {
             listing: Listing::from_objects(objects.chain(manifests)).unwrap(),
             bases: bases.to_vec(),
             ends: BTreeMap::new(),
+            shapes: BTreeMap::new(),
         }
+    }
+
+    fn shape(from: u64, to: u64, fingerprint: &str) -> ShapeFile {
+        ShapeFile {
+            v: lastgood_proto::manifest::Version1,
+            from: Lsn::new(from),
+            to: Lsn::new(to),
+            fingerprint: fingerprint.to_owned(),
+            detail: String::new(),
+            time: time(0),
+        }
+    }
+
+    #[test]
+    fn a_base_reaches_to_the_first_other_shape() {
+        let shapes = [shape(10, 12, "a"), shape(40, 45, "b"), shape(70, 75, "a")];
+        let check = |at: u64, fingerprint, expect: Lsn| {
+            assert_eq!(
+                reach(Lsn::new(at), fingerprint, &shapes),
+                expect,
+                "{at} {fingerprint}"
+            );
+        };
+        check(10, "a", Lsn::new(40));
+        // Taken before the first look, and something changed between: only its own moment.
+        check(10, "x", Lsn::new(10));
+        check(42, "b", Lsn::new(70));
+        // Before the change that the look at 45 saw.
+        check(42, "a", Lsn::new(40));
+        check(50, "b", Lsn::new(70));
+        check(80, "a", Lsn::MAX);
     }
 }

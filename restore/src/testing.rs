@@ -289,6 +289,7 @@ impl Fixture {
             v: Version1,
             id: base,
             consistent_point,
+            fingerprint: String::new(),
             snapshot_time: clock,
             started: clock,
             finished: clock,

@@ -67,27 +67,10 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
             (inside, bases) = bases
                 .into_iter()
                 .partition(|base| (start..=end).contains(&base.id.consistent_point()));
-            let Some(oldest) = inside.first() else {
-                continue;
-            };
-            let observed = run.iter().filter_map(|segment| segment.observed_through);
-            let newest_base = inside.iter().map(|base| base.snapshot_time);
-            let window = Window {
-                lineage: lineage.id,
-                from: moment(oldest),
-                to: Moment {
-                    time: observed
-                        .chain(newest_base)
-                        .max()
-                        .unwrap_or(oldest.snapshot_time),
-                    lsn: end,
-                },
-            };
-            reaches.push(Reach {
-                window,
-                bases: inside,
-                run,
-            });
+            // Bases that reach equally far are one window; a change of shape begins another.
+            for alike in inside.chunk_by(|before, after| before.reach == after.reach) {
+                reaches.extend(reach(lineage.id, alike, &run));
+            }
         }
         for base in bases {
             let (from, to) = (moment(&base), moment(&base));
@@ -104,6 +87,34 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
     }
     reaches.sort_by_key(|reach| (reach.window.lineage, reach.window.from.lsn));
     reaches
+}
+
+/// The window of bases that reach equally far, along a run.
+fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<Reach> {
+    let oldest = bases.first()?;
+    let within = run.iter().take_while(|segment| segment.end <= oldest.reach);
+    let run: Vec<SegmentKey> = within.copied().collect();
+    let observed = run.iter().filter_map(|segment| segment.observed_through);
+    let newest_base = bases.iter().map(|base| base.snapshot_time);
+    let end = run.last().map(|segment| segment.end);
+    let window = Window {
+        lineage,
+        from: moment(oldest),
+        to: Moment {
+            time: observed
+                .chain(newest_base)
+                .max()
+                .unwrap_or(oldest.snapshot_time),
+            lsn: end
+                .max(Some(oldest.id.consistent_point()))
+                .unwrap_or_default(),
+        },
+    };
+    Some(Reach {
+        window,
+        bases: bases.to_vec(),
+        run,
+    })
 }
 
 /// The contiguous runs of a lineage: its chain, and whatever stands behind a missing segment.
@@ -137,6 +148,16 @@ impl Survey {
             .collect()
     }
 
+    /// What changed the shape of the source after `lsn`, if that is why no replay goes further.
+    pub(crate) fn change_at(&self, lineage: LineageId, lsn: Lsn) -> Option<String> {
+        let shapes = self.shapes.get(&lineage)?;
+        let change = shapes.iter().find(|shape| shape.from == lsn)?;
+        Some(format!(
+            "{} between {} and {}",
+            change.detail, change.from, change.to
+        ))
+    }
+
     /// What lies between the windows.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
@@ -149,11 +170,10 @@ impl Survey {
             .map(|(before, after)| Gap {
                 from: before.to,
                 to: after.from,
-                reason: self
-                    .ends
-                    .get(&before.lineage)
-                    .filter(|_| before.lineage != after.lineage)
-                    .map(|end| end.detail.clone()),
+                reason: match before.lineage == after.lineage {
+                    true => self.change_at(before.lineage, before.to.lsn),
+                    false => self.ends.get(&before.lineage).map(|end| end.detail.clone()),
+                },
             })
             .collect()
     }
@@ -200,6 +220,30 @@ mod tests {
         assert_eq!(spans, [(10, 20), (35, 40)]);
         assert_eq!(survey.gaps().len(), 1);
         assert_eq!(survey.gaps()[0].reason, None);
+    }
+
+    #[test]
+    fn a_change_of_shape_splits_the_window() {
+        let before = BaseInfo {
+            reach: Lsn::new(30),
+            ..base(1, 15)
+        };
+        let survey = survey(
+            &[
+                segment(1, 10, 20),
+                segment(1, 20, 30),
+                segment(1, 30, 45),
+                segment(1, 45, 60),
+            ],
+            &[before, base(1, 50)],
+        );
+        let spans: Vec<_> = survey
+            .windows()
+            .iter()
+            .map(|window| (window.from.lsn.as_u64(), window.to.lsn.as_u64()))
+            .collect();
+        assert_eq!(spans, [(15, 30), (50, 60)]);
+        assert_eq!(survey.gaps().len(), 1);
     }
 
     #[test]

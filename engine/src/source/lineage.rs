@@ -7,7 +7,9 @@ use lastgood_pg::slot::{SlotInfo, drop_slot, slot_info, slots_with_prefix};
 use lastgood_pg::{Purpose, ReplicationConnection, Session, SlotKind};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::{LineageListing, Listing};
-use lastgood_proto::manifest::{EndReason, LineageEnd, LineageFile, SourceFile, Version1};
+use lastgood_proto::manifest::{
+    EndReason, LineageEnd, LineageFile, ShapeFile, SourceFile, Version1,
+};
 use lastgood_proto::{LineageId, PgTimestamp};
 use lastgood_store::SourceStore;
 use tokio::time::Instant;
@@ -56,6 +58,9 @@ pub(super) async fn open(
             source,
             durable: from,
             observed_through: newest.observed_through(),
+            shape: newest_shape(store, newest).await?,
+            // The last segment may have been cut without a look, at a shutdown.
+            looked_at: newest.segments.last().map_or(file.start, |last| last.start),
             connection,
             base: match newest.bases.is_empty() {
                 true => FirstBase::Missing,
@@ -187,10 +192,25 @@ async fn begin(
         source: source.clone(),
         durable: file.start,
         observed_through: None,
+        shape: None,
+        looked_at: file.start,
         connection,
         base: FirstBase::Snapshot(Box::new(snapshot)),
         file,
     })
+}
+
+/// Fingerprint of the shape that was put on record last.
+async fn newest_shape(
+    store: &SourceStore,
+    lineage: &LineageListing,
+) -> Result<Option<String>, Error> {
+    let Some(key) = lineage.shapes.iter().max_by_key(|key| key.to) else {
+        return Ok(None);
+    };
+    let object = SourceObject::Shape(lineage.id, *key);
+    let file: ShapeFile = store.get_json(&object).await?;
+    Ok(Some(file.fingerprint))
 }
 
 /// A slot can only be made once every transaction that is writing has ended: says which they are.

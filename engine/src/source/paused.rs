@@ -32,6 +32,7 @@ pub(super) async fn run(
     let progress = Progress {
         durable,
         received: durable,
+        shape: None,
         observed_through: newest.observed_through(),
         trouble: None,
     };
@@ -42,7 +43,7 @@ pub(super) async fn run(
             biased;
             () = cancel.cancelled() => return Ok(()),
             _ = ticks.tick() => {
-                let verdict = guard.look(&progress, events).await;
+                let verdict = guard.look(&progress, events).await?;
                 let status = guard.status(SourceState::Paused, &progress, &verdict);
                 events.send(Event::Status(status));
                 if let Verdict::OverBudget(detail) = verdict {

@@ -5,23 +5,26 @@ use std::time::Duration;
 
 use lastgood_pg::ReplicationStream;
 use lastgood_proto::copy_both::{ReplicationMessage, StandbyStatus};
-use lastgood_proto::manifest::{EndReason, LineageFile};
+use lastgood_proto::key::SourceObject;
+use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile};
 use lastgood_proto::{Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::first_base::Task;
 use super::{FirstBase, Opened, lineage};
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState};
 use crate::marks::SessionMarks;
 use crate::watch::{Verdict, Watch};
 use crate::worker::{self, Policy, Progress, Start, Stream};
 
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// A migration comes in many steps; the base that follows waits until they are over.
+const SETTLED: Duration = Duration::from_secs(10);
 /// How long the walsender is given to answer a good-bye.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -57,11 +60,16 @@ pub(super) async fn run(
         durable,
         received: durable,
         observed_through: opened.observed_through,
+        shape: opened.shape.clone(),
         trouble: None,
     });
     let worker = worker::run(
         Walsender(stream),
-        SessionMarks::new(source.connection.clone()),
+        SessionMarks::new(
+            source.connection.clone(),
+            file.publication.clone(),
+            source.settings.clone(),
+        ),
         store.clone(),
         Policy::of(&source.settings),
         Start {
@@ -69,6 +77,8 @@ pub(super) async fn run(
             server_version: file.server_version,
             durable,
             observed_through: opened.observed_through,
+            shape: opened.shape,
+            looked_at: opened.looked_at,
             spool_folder,
         },
         events.clone(),
@@ -97,6 +107,7 @@ pub(super) async fn run(
             ));
         }
     }
+    let mut rebase = Rebase::new();
     let mut ticks = interval(STATUS_INTERVAL);
     loop {
         // All branches are cancel-safe: handles live outside the turn, a tick is not lost.
@@ -110,8 +121,12 @@ pub(super) async fn run(
                 let progress = progress.borrow().clone();
                 if first_base.as_ref().is_some_and(Task::is_finished) {
                     *first_base = None;
+                    rebase = Rebase::new();
                 }
-                let mut verdict = guard.look(&progress, events).await;
+                if first_base.is_none() && rebase.is_due(&progress, store, file).await {
+                    *first_base = Some(Task::begin(source, store, file, None, events, cancel));
+                }
+                let mut verdict = guard.look(&progress, events).await?;
                 let failure = first_base.as_ref().and_then(Task::failure);
                 if let (Verdict::Well, Some(failure)) = (&verdict, failure) {
                     verdict = Verdict::Degraded(format!("there is no base yet: {failure}"));
@@ -135,6 +150,70 @@ pub(super) async fn run(
             }
         }
     }
+}
+
+/// Whether the source's shape has left every base behind.
+struct Rebase {
+    /// Since when the shape is as it is.
+    since: Instant,
+    shape: Option<String>,
+    /// The newest base has this shape, or one that is wanted is on its way.
+    compared: bool,
+}
+
+impl Rebase {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            shape: None,
+            compared: false,
+        }
+    }
+
+    /// Once the shape has settled, compares it with the newest base's.
+    async fn is_due(
+        &mut self,
+        progress: &Progress,
+        store: &SourceStore,
+        file: &LineageFile,
+    ) -> bool {
+        if progress.shape != self.shape {
+            *self = Self {
+                shape: progress.shape.clone(),
+                ..Self::new()
+            };
+        }
+        if self.compared || self.shape.is_none() || self.since.elapsed() < SETTLED {
+            return false;
+        }
+        match newest_base_shape(store, file).await {
+            Ok(based) => {
+                self.compared = true;
+                based != self.shape
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the newest base cannot be read");
+                self.since = Instant::now();
+                false
+            }
+        }
+    }
+}
+
+async fn newest_base_shape(
+    store: &SourceStore,
+    file: &LineageFile,
+) -> Result<Option<String>, Error> {
+    let listing = store.list().await?;
+    let bases = listing
+        .lineage(file.id)
+        .map(|lineage| lineage.bases.as_slice());
+    let Some(newest) = bases.and_then(<[_]>::last) else {
+        return Ok(None);
+    };
+    let object = SourceObject::Manifest(file.id, *newest);
+    let manifest: BaseManifest = store.get_json(&object).await?;
+    Ok(Some(manifest.fingerprint))
 }
 
 /// Streaming means that we are the slot's only reader; but whoever was it before us may have

@@ -14,7 +14,9 @@ use std::time::Duration;
 use anyhow::Result;
 use lastgood_engine::worker::{self, Policy, Progress, Start};
 use lastgood_engine::{Error, Events};
-use lastgood_proto::key::SourceObject;
+use lastgood_proto::key::{ShapeKey, SourceObject};
+use lastgood_proto::listing::LineageListing;
+use lastgood_proto::manifest::ShapeFile;
 use lastgood_proto::segment::{Cell, Record, SegmentReader};
 use lastgood_proto::{LineageId, Lsn, SourceId};
 use lastgood_store::{Backend, Encryption, Repository, SourceStore};
@@ -26,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use server::{Item, Server};
 use storage::FaultyStore;
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 100;
 const LINEAGE: LineageId = LineageId::new(1, 7);
 
 #[test]
@@ -111,11 +113,24 @@ async fn incarnation(
         .unwrap_or(server::START);
     let observed_through =
         lineage.and_then(lastgood_proto::listing::LineageListing::observed_through);
+    // As `source::lineage` does it.
+    let looked_at = lineage
+        .and_then(|lineage| lineage.segments.last())
+        .map_or(server::START, |last| last.start);
+    let newest = lineage.and_then(|lineage| lineage.shapes.iter().max_by_key(|key| key.to));
+    let shape = match newest {
+        Some(key) => {
+            let file: ShapeFile = store.get_json(&SourceObject::Shape(LINEAGE, *key)).await?;
+            Some(file.fingerprint)
+        }
+        None => None,
+    };
     let (events, _events) = mpsc::channel(1);
     let (progress, _progress) = watch::channel(Progress {
         durable,
         received: durable,
         observed_through,
+        shape: shape.clone(),
         trouble: None,
     });
     worker::run(
@@ -128,6 +143,8 @@ async fn incarnation(
             server_version: 180_000,
             durable,
             observed_through,
+            shape,
+            looked_at,
             spool_folder: spool.to_owned(),
         },
         Events::new(events),
@@ -172,7 +189,28 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
         assert_eq!(found, expected);
     }
     assert!(end <= server.wal_end(), "{end} is beyond the server's WAL");
+    check_shapes(server, lineage);
     Ok(())
+}
+
+/// Every change of shape below what is durable is on record, or the next start will put it there:
+/// that takes a change to have come before the last segment.
+fn check_shapes(server: &Server, lineage: &LineageListing) {
+    let Some(last) = lineage.segments.last() else {
+        return;
+    };
+    for change in server
+        .shape_changes()
+        .into_iter()
+        .filter(|change| *change < last.start)
+    {
+        let on_record = |shape: &&ShapeKey| shape.from <= change && change <= shape.to;
+        assert!(
+            lineage.shapes.iter().find(on_record).is_some(),
+            "the change of shape at {change} is on no record: {:?}",
+            lineage.shapes
+        );
+    }
 }
 
 fn collect(records: Vec<Record>, found: &mut Vec<Item>) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lastgood_engine::worker::Stream;
-use lastgood_engine::{Error, Mark, Marks};
+use lastgood_engine::{Error, Mark, Marks, Shape};
 use lastgood_proto::copy_both::ReplicationMessage;
 use lastgood_proto::pgoutput::{
     self, Begin, Column, Commit, Insert, LogicalMessage, Message, Relation, ReplicaIdentity,
@@ -58,6 +58,10 @@ struct State {
     last_confirm: Instant,
     /// A keepalive asked for this position to be confirmed.
     asked: Option<(Instant, Lsn)>,
+    /// Never the same again once it has changed.
+    shape: String,
+    /// Where the shape changed: what commits from there on has the new one.
+    shape_changes: Vec<Lsn>,
 }
 
 impl Server {
@@ -73,6 +77,8 @@ impl Server {
             steps_left: u64::MAX,
             last_confirm: Instant::now(),
             asked: None,
+            shape: "shape 0".to_owned(),
+            shape_changes: Vec::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -132,6 +138,10 @@ impl Server {
         self.state().wal_end
     }
 
+    pub(crate) fn shape_changes(&self) -> Vec<Lsn> {
+        self.state().shape_changes.clone()
+    }
+
     /// Every commit with a time up to `observed` must lie at or below `end`.
     pub(crate) fn check_observed(&self, observed: PgTimestamp, end: Lsn) {
         for item in &self.state().history {
@@ -184,6 +194,9 @@ impl Server {
                     "left a server waiting"
                 );
             }
+            if !state.silent && state.rng.random_range(0..60) == 0 {
+                state.change_shape();
+            }
             state.steps_left == 0
         };
         if dead {
@@ -195,6 +208,14 @@ impl Server {
 }
 
 impl State {
+    fn change_shape(&mut self) {
+        let at = self.wal_end;
+        self.shape_changes.push(at);
+        self.shape = format!("shape {}", self.shape_changes.len());
+        // The command itself writes WAL.
+        self.advance();
+    }
+
     fn advance(&mut self) -> Lsn {
         let before = self.wal_end;
         let step = 8 * self.rng.random_range(3..500_u64);
@@ -386,6 +407,7 @@ impl Marks for SimMarks {
                 last_value: state.rng.random_range(0..3).to_string(),
                 is_called: true,
             }],
+            shape: Shape::named(&state.shape),
         };
         if wake && !state.silent {
             state.commit();

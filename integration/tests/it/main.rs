@@ -12,4 +12,5 @@ mod oracle;
 mod s3;
 mod schema;
 mod secrets;
+mod shapes;
 mod smoke;

@@ -272,3 +272,31 @@ fn nothing_to_restore_from() {
         Err(Error::NothingRecoverable)
     ));
 }
+
+#[test]
+fn latest_is_never_quietly_old() {
+    let mut survey = survey(
+        &[segment(1, 10, 20), segment(1, 20, 30), segment(1, 30, 45)],
+        &[BaseInfo {
+            reach: Lsn::new(30),
+            ..base(1, 15)
+        }],
+    );
+    survey.listing.lineages[0].described = true;
+    let error = choose(&survey, Cut::Latest, Only::default(), time(100)).unwrap_err();
+    assert!(
+        matches!(error, Error::LatestNotRecoverable { at, .. } if at == Lsn::new(30)),
+        "{error}"
+    );
+    let at = Cut::Lsn {
+        lsn: Lsn::new(30),
+        inclusive: true,
+    };
+    let choice = choose(&survey, at, Only::default(), time(100)).unwrap();
+    assert_eq!(choice.needed.last().unwrap().end, Lsn::new(30));
+    let beyond = Cut::Lsn {
+        lsn: Lsn::new(40),
+        inclusive: true,
+    };
+    assert!(choose(&survey, beyond, Only::default(), time(100)).is_err());
+}

@@ -1,0 +1,106 @@
+//! What the stream does not carry: changes of tables and of the publication. A restore never goes
+//! across one; it equals the source before it, and again once a base was taken after it.
+
+use anyhow::{Context, Result};
+use lastgood_integration::{Service, Storage, TestDatabase, digest, history, truth, wait};
+use serde_json::{Value, json};
+
+const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); \
+    CREATE TABLE t (id int PRIMARY KEY, a int, b int); INSERT INTO t VALUES (1, 1, 2); \
+    CREATE TABLE dropped (id int PRIMARY KEY); INSERT INTO dropped VALUES (1);";
+
+/// Each of these once made a restore succeed with wrong values, or without a table.
+const CHANGES: &[&str] = &[
+    "ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME x TO b; \
+     INSERT INTO t VALUES (2, 1, 2)",
+    "ALTER TABLE t ALTER a TYPE int USING a * 100; INSERT INTO t VALUES (2, 700, 0)",
+    "ALTER TABLE t ADD c int DEFAULT 7",
+    "DROP TABLE dropped; CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (1)",
+    "ALTER PUBLICATION {publication} SET (publish = 'insert'); UPDATE t SET a = 100",
+    "ALTER PUBLICATION {publication} DROP TABLE t; UPDATE t SET a = 100",
+    "DROP PUBLICATION {publication}; UPDATE t SET a = 100",
+];
+
+#[tokio::test]
+async fn no_restore_goes_across_a_change_that_the_stream_does_not_carry() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    // Side by side: each waits for its change to settle.
+    let checks = CHANGES
+        .iter()
+        .enumerate()
+        .map(|(at, change)| check(&service, at, change));
+    futures::future::try_join_all(checks).await?;
+    assert!(service.terminate().await?.success());
+    Ok(())
+}
+
+async fn check(service: &Service, number: usize, change: &str) -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    database.execute(TABLES).await?;
+    let name = format!("s{number}");
+    let created = service
+        .add_source(&name, &database.url(), history::settings())
+        .await?;
+    service.wait_protected(&name).await?;
+    let mut client = database.connect().await?;
+    client
+        .batch_execute("INSERT INTO t VALUES (10, 10, 10)")
+        .await?;
+    let before = digest::of(&mut client, None).await?;
+    let lsn = truth::wal_position(&client).await?;
+    service.wait_durable(&name, &lsn).await?;
+
+    let id = created["id"].as_str().context("an id")?;
+    let change = change.replace("{publication}", &format!("lastgood_{id}"));
+    client.batch_execute(&change).await?;
+    let changed = truth::wal_position(&client).await?;
+    let after = digest::of(&mut client, None).await?;
+    wait_beyond(service, &name, &changed).await?;
+
+    let restore = async |target: Value, truth: &digest::Content, what: &str| -> Result<()> {
+        let copy = format!("{}_{what}", database.name);
+        let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
+        service
+            .restore(&name, &target, into)
+            .await
+            .with_context(|| format!("{change}: {what}"))?;
+        let restored = digest::of(&mut database.server.connect(&copy).await?, None).await?;
+        truth.assert_restored(&restored, &format!("{change}: {what}"));
+        history::drop_database(&database.server, &copy).await
+    };
+    restore(json!({"lsn": lsn}), &before, "before").await?;
+    restore(json!("latest"), &after, "after").await
+}
+
+/// Until a window begins behind `changed`: a base was taken since. No window may hold `changed`.
+async fn wait_beyond(service: &Service, name: &str, changed: &str) -> Result<()> {
+    let changed = lastgood_integration::service::parse_lsn(changed)?;
+    wait::until_within(
+        std::time::Duration::from_secs(90),
+        "a base after the change",
+        || async {
+            let answer = service
+                .get(&format!("/api/v1/sources/{name}/window"))
+                .await?;
+            let windows = answer["windows"].as_array().cloned().unwrap_or_default();
+            let mut found = None;
+            for window in &windows {
+                let edge = |end: &str| {
+                    let lsn = window[end]["lsn"].as_str().context("an LSN")?;
+                    lastgood_integration::service::parse_lsn(lsn)
+                };
+                if edge("from")? >= changed {
+                    found = Some(());
+                } else {
+                    assert!(
+                        edge("to")? < changed,
+                        "{name}: a window goes across the change: {answer:#}"
+                    );
+                }
+            }
+            Ok(found)
+        },
+    )
+    .await
+}
