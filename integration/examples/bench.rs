@@ -40,9 +40,9 @@ const WORKLOADS: [Workload; 3] = [
         make: one_update,
     },
     Workload {
-        name: "2,000 transactions of 500 rows each",
-        scale: 10,
-        make: batches,
+        name: "one INSERT of 5,000,000 rows",
+        scale: 1,
+        make: one_insert,
     },
 ];
 
@@ -74,12 +74,8 @@ async fn run(workload: &Workload) -> Result<String> {
             .args(["-iq", "-s", &scale, DATABASE]),
     )?;
     // The history has no key: rows are only ever inserted, and are told apart by nothing.
-    server
-        .execute(
-            DATABASE,
-            "ALTER TABLE pgbench_history REPLICA IDENTITY FULL",
-        )
-        .await?;
+    let tables = "ALTER TABLE pgbench_history REPLICA IDENTITY FULL; CREATE TABLE narrow (id int PRIMARY KEY, a int)";
+    server.execute(DATABASE, tables).await?;
 
     // As many sources and slots as runs, all at the same position, before the WAL is made.
     let service = Service::start(&Storage::local()?).await?;
@@ -239,20 +235,9 @@ fn one_update(server: &Postgres) -> Result<()> {
     finish(server.program("psql").args(["-Xqc", sql, DATABASE]))
 }
 
-fn batches(server: &Postgres) -> Result<()> {
-    let script = tempfile::NamedTempFile::new()?;
-    fs::write(
-        script.path(),
-        "\\set a random(1, 999000)\nBEGIN;\nUPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid BETWEEN :a AND :a + 249;\n\
-         INSERT INTO pgbench_history SELECT 1, 1, n, n, now() FROM generate_series(1, 250) n;\nCOMMIT;\n",
-    )?;
-    finish(
-        server
-            .program("pgbench")
-            .args(["-n", "-t", "2000", "-f"])
-            .arg(script.path())
-            .arg(DATABASE),
-    )
+fn one_insert(server: &Postgres) -> Result<()> {
+    let sql = "INSERT INTO narrow SELECT n, n % 1000 FROM generate_series(1, 5000000) n";
+    finish(server.program("psql").args(["-Xqc", sql, DATABASE]))
 }
 
 fn finish(command: &mut std::process::Command) -> Result<()> {
