@@ -47,6 +47,12 @@ pub enum Error {
         "lineage {lineage} grew past {listed} while it was being opened: another writer was at work"
     )]
     Overtaken { lineage: LineageId, listed: Lsn },
+    /// Never a gap: whoever reads may be healthy.
+    #[error(
+        "slot {slot} is being read by process {pid}: another lastgood captures this source, or the \
+         server has not noticed that an earlier one is gone; stop the other one, or wait"
+    )]
+    Busy { slot: String, pid: i32 },
     /// Something was missed; the lineage ends at the next start.
     #[error("the lineage cannot go on: {detail}")]
     Gap { reason: EndReason, detail: String },
@@ -111,6 +117,7 @@ impl Error {
             },
             Self::NotConfirmed { .. }
             | Self::Overtaken { .. }
+            | Self::Busy { .. }
             | Self::Gap { .. }
             | Self::Task(_)
             | Self::StreamEnded

@@ -53,6 +53,18 @@ pub(super) async fn open(
         return begin(&source, store, &session, connection, &listing, events).await;
     }
     let server = server_state(&session, &mut connection, &file).await?;
+    // Listed again: what was confirmed when the slot was looked at is in the repository by now, and
+    // a position that was uploaded in between is not mistaken for a gap.
+    let listing = store.list().await?;
+    let Some(newest) = listing
+        .newest()
+        .filter(|newest| newest.id == file.id && !newest.ended)
+    else {
+        return Err(Error::Overtaken {
+            lineage: file.id,
+            listed: durable_end(newest, &file),
+        });
+    };
     match decide(newest, &file, &server) {
         Decision::Resume { from } => Ok(Opened {
             source,
@@ -108,16 +120,19 @@ async fn server_state(
     })
 }
 
-/// The slot, once nobody reads from it, or after a while even so: a reader of ours that died a
-/// moment ago is still being noticed by the server. One that stays is refused at
-/// START_REPLICATION, with its process id.
+/// The slot, once nobody reads from it: a reader of ours that died a moment ago is still being
+/// noticed by the server. While one stays, nothing here is judged and nothing is written: it may be
+/// another service, and healthy.
 async fn free_slot(session: &Session, name: &str) -> Result<Option<SlotInfo>, Error> {
     let deadline = Instant::now() + SLOT_PATIENCE;
     loop {
         let slot = slot_info(session, name).await?;
-        let busy = slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
-        if !busy || Instant::now() >= deadline {
+        let Some(pid) = slot.as_ref().and_then(|slot| slot.active_pid) else {
             return Ok(slot);
+        };
+        if Instant::now() >= deadline {
+            let slot = name.to_owned();
+            return Err(Error::Busy { slot, pid });
         }
         tokio::time::sleep(SLOT_POLL).await;
     }

@@ -227,6 +227,13 @@ async fn two_services_on_one_source() -> Result<()> {
         history.record_loud().await?;
     }
     second.kill()?;
+    let window = first
+        .get(&format!("/api/v1/sources/{}/window", history.name))
+        .await?;
+    ensure!(
+        window["gaps"] == json!([]),
+        "the first one's lineage was ended: {window:#}"
+    );
     history.finish(&first).await?.check(&first).await?;
 
     // And one data folder has one service.
