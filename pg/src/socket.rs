@@ -39,7 +39,7 @@ impl Socket {
                 *self = Self::Lazy(LazySocket {
                     registration: Registration::Off(stream.into_std()?),
                     pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
-                    before_next: Before::Nothing,
+                    is_pausing: false,
                 });
             }
             other => *self = other,
@@ -52,19 +52,7 @@ pub(crate) struct LazySocket {
     registration: Registration,
     /// Kept across calls that are dropped, which must not begin it anew.
     pause: Pin<Box<Sleep>>,
-    before_next: Before,
-}
-
-/// What comes before the next read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Before {
-    Nothing,
-    /// The last read brought little.
-    Pause,
-    /// The last read brought much. There is probably more, and a task that never waits would keep
-    /// the runtime from its timers: reads here do not count against the task's budget as those
-    /// of the runtime's own sockets do.
-    Yield,
+    is_pausing: bool,
 }
 
 enum Registration {
@@ -106,16 +94,10 @@ impl LazySocket {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.before_next {
-            Before::Nothing => {}
-            Before::Pause => ready!(self.pause.as_mut().poll(cx)),
-            Before::Yield => {
-                self.before_next = Before::Nothing;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+        if self.is_pausing {
+            ready!(self.pause.as_mut().poll(cx));
+            self.is_pausing = false;
         }
-        self.before_next = Before::Nothing;
         let (room, before) = (buf.remaining(), buf.filled().len());
         let at_once = match self.unregistered() {
             Some(mut socket) => tried(|| socket.read(buf.initialize_unfilled()))?,
@@ -131,9 +113,7 @@ impl LazySocket {
         let count = buf.filled().len().saturating_sub(before);
         if (1..room.min(LITTLE_BYTES)).contains(&count) {
             self.pause.as_mut().reset(Instant::now() + PAUSE);
-            self.before_next = Before::Pause;
-        } else {
-            self.before_next = Before::Yield;
+            self.is_pausing = true;
         }
         Poll::Ready(Ok(()))
     }

@@ -26,6 +26,11 @@ const READ_BYTES: usize = 256 * 1024;
 /// A message above this takes its buffer along, so that one huge row is not paid for ever after.
 const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
 
+/// A task that never has to wait keeps the runtime from its timers, and with a backlog to read there
+/// is no waiting; so after this much the runtime gets its turn. Its own sockets see to that, by
+/// operations; a lazy one does not, and TLS would swallow what the socket below it does.
+const YIELD_BYTES: usize = 128 * 1024;
+
 /// Tag and length.
 const HEADER_BYTES: usize = 5;
 
@@ -37,6 +42,8 @@ pub(crate) struct Wire {
     /// Bytes were handed to the transport that it may still hold (TLS records).
     unflushed: bool,
     limit: u64,
+    /// Bytes read since the runtime had its turn.
+    since_yield: usize,
 }
 
 impl Wire {
@@ -48,6 +55,7 @@ impl Wire {
             outgoing: BytesMut::new(),
             unflushed: false,
             limit: HANDSHAKE_MESSAGE_BYTES_MAX,
+            since_yield: 0,
         }
     }
 
@@ -106,6 +114,10 @@ impl Wire {
     }
 
     async fn read(&mut self) -> Result<(), Error> {
+        if self.since_yield >= YIELD_BYTES {
+            self.since_yield = 0;
+            tokio::task::yield_now().await;
+        }
         let spare = self.incoming.capacity().saturating_sub(self.incoming.len());
         if spare < READ_BYTES / 2 {
             // Reclaims the buffer if all bodies handed out are gone, else makes a new one.
@@ -119,6 +131,7 @@ impl Wire {
         if count == 0 {
             return Err(Error::Closed);
         }
+        self.since_yield = self.since_yield.saturating_add(count);
         Ok(())
     }
 
