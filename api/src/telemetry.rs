@@ -30,7 +30,6 @@ const OTHERS: &[&str] = &[
     "reqwest=info",
     "rustls=info",
     "tokio_postgres=info",
-    "tower_http=info",
 ];
 
 /// Log to standard error from here on; only the first call has an effect.

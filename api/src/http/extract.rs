@@ -1,17 +1,19 @@
 //! What comes in: strict JSON bodies, strict queries, pages.
 
-use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::header;
 use axum::http::request::Parts;
+use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{Code, Problem};
 
-/// A body beyond this is refused before it is read.
-pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
+/// A body beyond this is refused.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// This much of a body that is refused is still read.
+const DISCARDED_BYTES_MAX: usize = 16 << 20;
 
 const PAGE_ITEMS: usize = 100;
 const PAGE_ITEMS_MAX: usize = 1000;
@@ -22,7 +24,7 @@ pub(crate) struct Body<T>(pub(crate) T);
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let content_type = request.headers().get(header::CONTENT_TYPE);
         let is_json = content_type
             .and_then(|value| value.to_str().ok())
@@ -34,13 +36,33 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             return Err(Problem::new(Code::UnsupportedMediaType)
                 .detail("send the header Content-Type: application/json"));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
-            match error.status().as_u16() {
-                413 => Problem::new(Code::BodyTooLarge),
-                _ => Problem::new(Code::InvalidJson).detail("the body could not be read"),
-            }
-        })?;
+        let bytes = read(request.into_body()).await?;
         parse(&bytes).map(Body)
+    }
+}
+
+/// The whole body, if it is not too large.
+///
+/// Of one that is, some more is read and thrown away: a client that is still sending when the
+/// connection closes would not see why.
+async fn read(body: axum::body::Body) -> Result<Vec<u8>, Problem> {
+    let mut stream = body.into_data_stream();
+    let (mut bytes, mut seen) = (Vec::new(), 0_usize);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk
+            .map_err(|_| Problem::new(Code::InvalidJson).detail("the body could not be read"))?;
+        seen = seen.saturating_add(chunk.len());
+        if seen <= BODY_BYTES_MAX {
+            bytes.extend_from_slice(&chunk);
+        } else if seen <= DISCARDED_BYTES_MAX {
+            bytes = Vec::new();
+        } else {
+            break;
+        }
+    }
+    match seen {
+        0..=BODY_BYTES_MAX => Ok(bytes),
+        _ => Err(Problem::new(Code::BodyTooLarge)),
     }
 }
 

@@ -28,16 +28,13 @@ mod windows;
 use std::any::Any;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::limit::RequestBodyLimitLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::Shared;
-pub(crate) use extract::BODY_BYTES_MAX;
 pub(crate) use plan::PlanView;
 pub(crate) use probe::ReportView as ProbeView;
 pub(crate) use problem::{Code, Problem, chain};
@@ -56,8 +53,6 @@ pub(crate) fn router(app: Shared) -> Router {
             Shared::clone(&app),
             auth::require_token,
         ))
-        .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
         .layer(axum::middleware::map_response(problem::only_problems))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(axum::middleware::from_fn(auth::log))

@@ -168,16 +168,13 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Turn what the layers below answer on their own (a body that announces too much) into problems.
+/// Turn what the layers below answer on their own (a path that is no text) into problems.
 pub(super) async fn only_problems(response: Response) -> Response {
     let content_type = response.headers().get(header::CONTENT_TYPE);
     let is_text = content_type
         .and_then(|value| value.to_str().ok())
         .is_none_or(|text| text.starts_with("text/plain"));
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE if is_text => {
-            Problem::new(Code::BodyTooLarge).into_response()
-        }
         StatusCode::BAD_REQUEST if is_text => Problem::new(Code::InvalidQuery).into_response(),
         _ => response,
     }
