@@ -171,6 +171,8 @@ impl Wire {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
 
@@ -260,5 +262,39 @@ mod tests {
         };
         tokio::join!(writer, reader);
         assert!(wire.incoming.capacity() < 2 * READ_BYTES);
+    }
+
+    /// With a backlog there is always something to read, and timers of the same task fire anyway.
+    #[tokio::test]
+    async fn a_backlog_does_not_stop_the_clock() {
+        use std::io::Write as _;
+
+        const COUNT: usize = 100_000;
+        let (mut wire, far) = pair().await;
+        wire.lift_limit();
+        wire.read_lazily().unwrap();
+        let mut far = far.into_std().unwrap();
+        far.set_nonblocking(false).unwrap();
+        let writer = std::thread::spawn(move || {
+            let message = [&b"d\0\0\0\x68"[..], &[b'x'; 100]].concat();
+            far.write_all(&message.repeat(COUNT)).unwrap();
+        });
+        let mut clock = tokio::time::interval(Duration::from_millis(1));
+        let (mut messages, mut ticks) = (0, 0);
+        while messages < COUNT {
+            tokio::select! {
+                biased;
+                message = wire.next() => {
+                    message.unwrap();
+                    messages += 1;
+                    // Slower than the writer, so that the socket never runs dry.
+                    let begun = std::time::Instant::now();
+                    while begun.elapsed() < Duration::from_micros(5) {}
+                }
+                _ = clock.tick() => ticks += 1,
+            }
+        }
+        writer.join().unwrap();
+        assert!(ticks > 20, "{ticks}");
     }
 }
