@@ -115,17 +115,14 @@ async fn the_service_is_killed_while_it_restores() -> Result<()> {
     let name = format!("{}_interrupted", database.name);
     let into = json!({"connection": server.url("postgres"), "create_database": name});
     let id = service.start_restore("big", &moment.target, into).await?;
-    let exists = async || {
-        let client = server.connect("postgres").await?;
-        let row = client
-            .query_one(
-                "SELECT count(*) FROM pg_database WHERE datname = $1",
-                &[&name],
-            )
-            .await?;
-        Ok((row.get::<_, i64>(0) == 1).then_some(()))
+    // From the first table on it can be taken up again; before, there is nothing to take up.
+    let begun = |restore: &Value| {
+        restore["phase"]
+            .as_str()
+            .is_some_and(|phase| !matches!(phase, "prepare" | "schema"))
     };
-    wait::until("the restore to begin", exists).await?;
+    let path = format!("/api/v1/restores/{id}");
+    wait::until_value("the restore to begin", || service.get(&path), begun).await?;
     service.kill()?;
     service.start_again().await?;
     // It says that it was cut short, and can be taken up where it stopped.
