@@ -119,27 +119,44 @@ pub(crate) async fn reconcile(
     let tables = tables::list(client, session.server_version()).await?;
     let members = members(client, oid).await?;
     let wanted = published(&tables, settings);
+    let is_wanted = |table: &Table| wanted.iter().any(|wanted| wanted.oid == table.oid);
+    let names = |tables: &[&Table]| -> Vec<(String, String)> {
+        let each = tables.iter();
+        each.map(|table| (table.schema.clone(), table.name.clone()))
+            .collect()
+    };
+    // A partition is published through its root as well: while that stays, taking out the partition
+    // alone leaves its UPDATEs failing. All in one command.
+    let harmful: Vec<&Table> = tables
+        .iter()
+        .filter(|table| members.contains(&table.oid))
+        .filter(|table| match table.kind {
+            'r' => matches!(table.identity, Identity::None | Identity::Impossible),
+            'p' => !is_wanted(table),
+            _ => false,
+        })
+        .collect();
     let mut coverage = Coverage::default();
-    for table in &tables {
-        let name = || (table.schema.clone(), table.name.clone());
-        let member = members.contains(&table.oid);
-        let through_root = table.root.is_some_and(|root| members.contains(&root));
-        let lost = matches!(table.identity, Identity::None | Identity::Impossible);
-        if member && lost && table.kind == 'r' {
-            let publication = self::name(source);
-            let sql = format!(
-                "ALTER PUBLICATION {publication} DROP TABLE ONLY {}",
-                table.quoted
-            );
-            if attempt(client, &sql).await? {
-                coverage.removed.push(name());
-            }
-        }
-        let is_wanted = wanted.iter().any(|wanted| wanted.oid == table.oid);
-        if is_wanted && table.kind == 'r' && !member && !through_root {
-            coverage.uncovered.push(name());
+    if !harmful.is_empty() {
+        let publication = self::name(source);
+        let list: Vec<&str> = harmful.iter().map(|table| table.quoted.as_str()).collect();
+        let sql = format!(
+            "ALTER PUBLICATION {publication} DROP TABLE ONLY {}",
+            list.join(", ONLY ")
+        );
+        if attempt(client, &sql).await? {
+            coverage.removed = names(&harmful);
         }
     }
+    let uncovered: Vec<&Table> = tables
+        .iter()
+        .filter(|table| {
+            let through_root = table.root.is_some_and(|root| members.contains(&root));
+            let captured = members.contains(&table.oid) || through_root;
+            is_wanted(table) && table.kind == 'r' && !captured
+        })
+        .collect();
+    coverage.uncovered = names(&uncovered);
     Ok(coverage)
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct Watch {
     compared: Option<Instant>,
     coverage: Coverage,
     lost_identity: Vec<(String, String)>,
+    /// The shape that the publication was last compared under.
+    shape: Option<String>,
     alerted: bool,
 }
 
@@ -69,6 +71,7 @@ impl Watch {
             coverage: Coverage::default(),
             lost_identity: Vec::new(),
             alerted: false,
+            shape: None,
         }
     }
 
@@ -109,8 +112,11 @@ impl Watch {
                 Err(error) => self.blind = Some(chain(&error)),
             }
         }
-        if due(self.compared, TABLES_INTERVAL) && self.blind.is_none() {
+        // A change of shape may be the one that makes the source's own UPDATEs fail.
+        let changed = progress.shape != self.shape;
+        if (changed || due(self.compared, TABLES_INTERVAL)) && self.blind.is_none() {
             self.compared = Some(Instant::now());
+            self.shape.clone_from(&progress.shape);
             match in_time(self.compare(events)).await {
                 Ok(()) => {}
                 Err(gap @ Error::Gap { .. }) => return Err(gap),

@@ -129,6 +129,41 @@ async fn the_source_never_fails_because_of_us() -> Result<()> {
     Ok(())
 }
 
+/// Through its root a partition stays published, and its UPDATEs would go on failing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_table_without_a_key_is_let_go_root_and_all() -> Result<()> {
+    for major in [14, 18] {
+        let database = TestDatabase::new(major).await?;
+        let client = database.connect().await?;
+        client
+            .batch_execute(
+                "CREATE TABLE root(id int, d int, v int, PRIMARY KEY (id, d)) PARTITION BY LIST (d);
+                 CREATE TABLE p1 PARTITION OF root FOR VALUES IN (1);
+                 CREATE TABLE p2 PARTITION OF root FOR VALUES IN (2);
+                 INSERT INTO root VALUES (1, 1, 0), (2, 2, 0)",
+            )
+            .await?;
+        let fixture = Fixture::new(&database.url(), quick()).await?;
+        let mut running = fixture.start();
+        running.base().await?;
+        client
+            .batch_execute("ALTER TABLE root DROP CONSTRAINT root_pkey")
+            .await?;
+        running
+            .wait("unpublished partitions", |event| match event {
+                lastgood_engine::Event::Status(status) => status
+                    .reason
+                    .filter(|reason| reason.contains("lost its replica identity"))
+                    .map(drop),
+                _ => None,
+            })
+            .await?;
+        client.batch_execute("UPDATE root SET v = 1").await?;
+        running.stop().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_of_a_sql_ascii_database_come_as_they_are() -> Result<()> {
     let server = Postgres::builder(15)
