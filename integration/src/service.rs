@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +15,7 @@ use chrono::DateTime;
 use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::guardian::Guardian;
 use crate::storage::Storage;
@@ -28,6 +29,7 @@ pub struct Service {
     environment: Vec<(String, String)>,
     process: Mutex<Option<Child>>,
     client: reqwest::Client,
+    _repository: Option<Arc<TempDir>>,
     // Last: it removes the folder.
     _guardian: Guardian,
 }
@@ -68,11 +70,13 @@ pub struct Builder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     key: Option<PathBuf>,
+    repository: Option<Arc<TempDir>>,
 }
 
 impl Builder {
     #[must_use]
     pub fn storage(mut self, storage: &Storage) -> Self {
+        self.repository = storage.keep();
         self.environment.extend_from_slice(storage.environment());
         self.argument("--repository").argument(storage.url())
     }
@@ -128,6 +132,7 @@ impl Builder {
             environment: self.environment,
             process: Mutex::new(None),
             client: client()?,
+            _repository: self.repository,
             _guardian: guardian,
         })
     }
@@ -139,6 +144,7 @@ impl Service {
             arguments: Vec::new(),
             environment: Vec::new(),
             key: None,
+            repository: None,
         }
     }
 

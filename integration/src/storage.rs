@@ -1,6 +1,7 @@
 //! Places for a repository: a local folder, and the S3 server that `tools/with-s3.sh` started.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
 use tempfile::TempDir;
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 pub struct Storage {
     url: String,
     environment: Vec<(String, String)>,
-    folder: Option<TempDir>,
+    folder: Option<Arc<TempDir>>,
 }
 
 impl Storage {
@@ -23,7 +24,7 @@ impl Storage {
         Ok(Self {
             url,
             environment: Vec::new(),
-            folder: Some(folder),
+            folder: Some(Arc::new(folder)),
         })
     }
 
@@ -54,6 +55,11 @@ impl Storage {
     /// What a process needs in its environment to reach it, besides the credentials of ours.
     pub fn environment(&self) -> &[(String, String)] {
         &self.environment
+    }
+
+    /// Keeps a local repository's folder while somebody works in it.
+    pub(crate) fn keep(&self) -> Option<Arc<TempDir>> {
+        self.folder.clone()
     }
 
     /// The folder of a local repository.
