@@ -44,6 +44,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const ASKED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a server that ends, or a stop, waits for the look that a cut needs.
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long reading pauses for a look at the most.
+const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stop waits for the last upload.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// Messages taken in one turn of the loop.
@@ -243,7 +245,7 @@ struct Look {
     newest: Lsn,
     /// Seen and not on record yet.
     changes: Vec<ShapeFile>,
-    /// A cut is due and waits for a look; reading pauses meanwhile.
+    /// A cut is due and waits for a look.
     waited_for: Option<Instant>,
     /// The newest look failed.
     failed: bool,
@@ -272,7 +274,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
                 self.stream.close().await;
                 return Ok(());
             }
-            let reading = stop_by.is_none() && self.has_room() && self.look.waited_for.is_none();
+            let reading = stop_by.is_none() && self.has_room() && !self.is_looking();
             // Every branch is cancel-safe: the token, the boxed upload and mark live outside this
             // loop's turn, an interval keeps its tick, and `Stream::next` promises it.
             let woken = tokio::select! {
@@ -316,13 +318,24 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         Ok(())
     }
 
-    /// Without an upload in flight reading always goes on: only a COMMIT makes a cut possible.
+    /// Where nothing but a COMMIT makes a cut possible, reading always goes on.
     fn has_room(&self) -> bool {
-        self.upload.is_none() || self.open.spooled_bytes() < self.policy.spool_bytes
+        let waits = self.upload.is_some() || self.look.waited_for.is_some();
+        !waits || self.open.spooled_bytes() < self.policy.spool_bytes
+    }
+
+    /// A cut waits for the look that is on its way: what came meanwhile would be past it. Not for
+    /// long, and not between two looks: a server that shuts down answers none and asks, in the
+    /// stream, for what it has sent to be confirmed.
+    fn is_looking(&self) -> bool {
+        self.look.waited_for.is_some()
+            && self.marks.running.is_some()
+            && self.marks.last.elapsed() < LOOK_PAUSE
     }
 
     fn cut_if_due(&mut self, stopping: bool) -> Result<(), Error> {
         if self.upload.is_some() || !self.open.can_cut() {
+            self.look.waited_for = None;
             return Ok(());
         }
         let full = self.open.ndjson_bytes() >= self.policy.segment_bytes;

@@ -395,7 +395,8 @@ impl Marks for SimMarks {
         tokio::time::sleep(Duration::from_millis(delay)).await;
         self.server.step().await;
         let mut state = self.server.state();
-        if state.rng.random_range(0..10) == 0 {
+        // A server that asks is shutting down, and takes no query any more.
+        if state.asked.is_some() || state.rng.random_range(0..10) == 0 {
             return Err(Error::StreamEnded);
         }
         let mark = Mark {
