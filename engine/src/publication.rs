@@ -61,11 +61,15 @@ pub(crate) async fn ensure(
         let sql = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)");
         batch(client, &sql).await?;
     }
-    let members = members(client, oid).await?;
+    widen(client, &name, oid).await?;
+    let mut members = members(client, oid).await?;
+    let narrowed = narrowed(client, oid).await?;
     let unwanted: Vec<&str> = tables
         .iter()
         .filter(|table| members.contains(&table.oid))
-        .filter(|table| !wanted.iter().any(|wanted| wanted.oid == table.oid))
+        .filter(|table| {
+            narrowed.contains(&table.oid) || !wanted.iter().any(|wanted| wanted.oid == table.oid)
+        })
         .map(|table| table.quoted.as_str())
         .collect();
     if !unwanted.is_empty() {
@@ -76,6 +80,7 @@ pub(crate) async fn ensure(
         )
         .await?;
     }
+    members.retain(|member| !narrowed.contains(member));
     let missing: Vec<&Table> = wanted
         .into_iter()
         .filter(|table| !members.contains(&table.oid))
@@ -84,11 +89,37 @@ pub(crate) async fn ensure(
     Ok(Published { oid, busy })
 }
 
+/// Everything is published, from wherever it was written: somebody may have set it otherwise.
+async fn widen(client: &Client, name: &str, oid: Oid) -> Result<(), Error> {
+    let intact = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot \
+                  FROM pg_publication WHERE oid = $1";
+    let row = client
+        .query_one(intact, &[&oid.get()])
+        .await
+        .map_err(Error::sql("reading the publication"))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    let sql = format!("ALTER PUBLICATION {name} SET ({PUBLISHED})");
+    batch(client, &sql).await
+}
+
+/// Tables of which somebody publishes only some rows or columns (15 and later).
+async fn narrowed(client: &Client, oid: Oid) -> Result<BTreeSet<Oid>, Error> {
+    let narrowed = "SELECT prrelid FROM pg_publication_rel r WHERE prpubid = $1 \
+                    AND (to_jsonb(r)->>'prqual' IS NOT NULL OR to_jsonb(r)->>'prattrs' IS NOT NULL)";
+    let rows = client
+        .query(narrowed, &[&oid.get()])
+        .await
+        .map_err(Error::sql("reading the publication"))?;
+    Ok(rows.iter().map(|row| Oid::new(row.get(0))).collect())
+}
+
+const PUBLISHED: &str =
+    "publish = 'insert, update, delete, truncate', publish_via_partition_root = false";
+
 async fn create(session: &Session, name: &str) -> Result<Oid, Error> {
-    let sql = format!(
-        "CREATE PUBLICATION {name} WITH (publish = 'insert, update, delete, truncate', \
-         publish_via_partition_root = false)"
-    );
+    let sql = format!("CREATE PUBLICATION {name} WITH ({PUBLISHED})");
     batch(session.client(), &sql).await?;
     lastgood_pg::publication::oid(session, name)
         .await?

@@ -17,6 +17,7 @@ const CHANGES: &[&str] = &[
     "ALTER TABLE t ADD c int DEFAULT 7",
     "DROP TABLE dropped; CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (1)",
     "ALTER PUBLICATION {publication} SET (publish = 'insert'); UPDATE t SET a = 100",
+    "ALTER PUBLICATION {publication} SET TABLE t WHERE (id < 5), dropped; UPDATE t SET a = 100",
     "ALTER PUBLICATION {publication} DROP TABLE t; UPDATE t SET a = 100",
     "DROP PUBLICATION {publication}; UPDATE t SET a = 100",
 ];
@@ -70,7 +71,17 @@ async fn check(service: &Service, number: usize, change: &str) -> Result<()> {
         history::drop_database(&database.server, &copy).await
     };
     restore(json!({"lsn": lsn}), &before, "before").await?;
-    restore(json!("latest"), &after, "after").await
+    restore(json!("latest"), &after, "after").await?;
+
+    // And what comes after is captured again, every row of it.
+    client
+        .batch_execute("UPDATE t SET a = a + 1; DELETE FROM t WHERE id = 10")
+        .await?;
+    let later = digest::of(&mut client, None).await?;
+    service
+        .wait_durable(&name, &truth::wal_position(&client).await?)
+        .await?;
+    restore(json!("latest"), &later, "later").await
 }
 
 /// Until a window begins behind `changed`: a base was taken since. No window may hold `changed`.
