@@ -3,8 +3,10 @@
 //! Absent on purpose: restoring, the catalog, more than one source at a time, deleting objects.
 
 mod base;
+mod cut;
 mod error;
 mod events;
+mod look;
 mod marks;
 mod open_segment;
 mod point;

@@ -20,8 +20,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use lastgood_proto::copy_both::ReplicationMessage;
-use lastgood_proto::key::{SegmentKey, ShapeKey, SourceObject};
-use lastgood_proto::manifest::{ShapeFile, Version1};
+use lastgood_proto::key::SegmentKey;
 use lastgood_proto::segment::SequenceSample;
 use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
@@ -29,12 +28,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::cut::{Cut, store_cut};
 use crate::error::Error;
 use crate::events::{Event, Events};
+use crate::look::Look;
 use crate::marks::{Mark, Marks};
-use crate::open_segment::{OpenSegment, Place, SealedSegment};
+use crate::open_segment::{OpenSegment, Place};
 use crate::settings::SourceSettings;
-use crate::shape::Shape;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -125,12 +125,6 @@ pub struct Progress {
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Upload = Boxed<(Cut, Result<(), Error>)>;
 
-/// A sealed segment and the changes of shape that must be on record before it is.
-struct Cut {
-    sealed: SealedSegment,
-    changes: Vec<ShapeFile>,
-}
-
 /// Runs until `cancel`: then seals, uploads and confirms what it can within a few seconds.
 ///
 /// # Errors
@@ -171,15 +165,7 @@ pub async fn run<S: Stream, M: Marks>(
             moved_to: start.durable,
             sequences: None,
         },
-        look: Look {
-            shape: None,
-            fingerprint: start.shape,
-            holds_to: start.looked_at,
-            newest: start.durable,
-            changes: Vec::new(),
-            waited_for: None,
-            failed: false,
-        },
+        look: Look::new(start.shape, start.looked_at, start.durable),
         store,
         lineage: start.lineage,
         policy,
@@ -230,25 +216,6 @@ struct MarkTimer<M> {
     moved_to: Lsn,
     /// The samples written last: the same ones are not written again.
     sequences: Option<Vec<SequenceSample>>,
-}
-
-/// What is known of the source's shape. A segment is cut only when somebody has looked past its end.
-struct Look {
-    /// As this worker saw it last.
-    shape: Option<Shape>,
-    /// Of the shape that was seen last; survives a restart as the newest shape file.
-    fingerprint: Option<String>,
-    /// Up to here that shape, and no other, was seen; survives a restart as the start of the last
-    /// segment, which may have been cut blind.
-    holds_to: Lsn,
-    /// The position of the newest look.
-    newest: Lsn,
-    /// Seen and not on record yet.
-    changes: Vec<ShapeFile>,
-    /// A cut is due and waits for a look.
-    waited_for: Option<Instant>,
-    /// The newest look failed.
-    failed: bool,
 }
 
 /// What woke the loop.
@@ -527,7 +494,10 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         self.marks.running = None;
         match result {
             Ok(mark) => {
-                self.looked(&mark);
+                if let Some(shape) = self.look.take(&mark) {
+                    self.progress
+                        .send_modify(|progress| progress.shape = Some(shape));
+                }
                 let changed = self.marks.sequences.as_ref() != Some(&mark.sequences);
                 if changed {
                     self.marks.sequences = Some(mark.sequences.clone());
@@ -549,80 +519,6 @@ impl<S: Stream, M: Marks> Worker<S, M> {
                 Ok(())
             }
         }
-    }
-
-    /// A shape other than the one before is put on record, before the segment it may fall into.
-    fn looked(&mut self, mark: &Mark) {
-        let fingerprint = mark.shape.fingerprint();
-        if self.look.fingerprint.as_ref() != Some(&fingerprint) {
-            let detail = match (&self.look.shape, &self.look.fingerprint) {
-                (Some(before), _) => mark.shape.difference(before),
-                (None, Some(_)) => "something changed while nobody looked".to_owned(),
-                (None, None) => "first seen".to_owned(),
-            };
-            tracing::info!(detail, lsn = %mark.lsn, "the shape of the source is another");
-            self.look.changes.push(ShapeFile {
-                v: Version1,
-                from: self.look.holds_to,
-                to: mark.lsn,
-                fingerprint: fingerprint.clone(),
-                detail,
-                time: mark.clock,
-            });
-            self.progress
-                .send_modify(|progress| progress.shape = Some(fingerprint.clone()));
-            self.look.fingerprint = Some(fingerprint);
-        }
-        self.look.shape = Some(mark.shape.clone());
-        self.look.newest = self.look.newest.max(mark.lsn);
-        self.look.failed = false;
-    }
-}
-
-/// Stores a segment. Before the first one, `alone` looks whether somebody else's stands in its place:
-/// the last put of a service that was killed may arrive after its successor has made its listing,
-/// and a different segment beside it would fork the lineage.
-async fn store_cut(
-    store: &SourceStore,
-    lineage: LineageId,
-    cut: &Cut,
-    alone: bool,
-) -> Result<(), Error> {
-    let sealed = &cut.sealed;
-    let object = SourceObject::Segment(lineage, sealed.key);
-    if alone {
-        let there = store.segments_from(lineage, sealed.key.start).await?;
-        if there.iter().any(|entry| entry.object != object) {
-            return Err(Error::Overtaken {
-                lineage,
-                listed: sealed.key.start,
-            });
-        }
-    }
-    for change in &cut.changes {
-        store_change(store, lineage, change).await?;
-    }
-    store.put_sealed(&object, &sealed.body).await?;
-    Ok(())
-}
-
-/// Sealing draws a new salt each time, so an attempt that did arrive is told by its content.
-async fn store_change(
-    store: &SourceStore,
-    lineage: LineageId,
-    change: &ShapeFile,
-) -> Result<(), Error> {
-    let (from, to) = (change.from, change.to);
-    let object = SourceObject::Shape(lineage, ShapeKey { from, to });
-    match store.put_json(&object, change).await {
-        Err(error @ lastgood_store::Error::Conflict { .. }) => {
-            let there: ShapeFile = store.get_json(&object).await?;
-            match there == *change {
-                true => Ok(()),
-                false => Err(error.into()),
-            }
-        }
-        result => Ok(result.map(|_| ())?),
     }
 }
 
