@@ -6,9 +6,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::key::ArchiveName;
-use crate::{
-    BaseId, LineageId, Lsn, Oid, PgTimestamp, RepositoryId, SourceId, SystemId, TimelineId,
-};
+use crate::{BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId};
 
 /// The version of every file here. A change that an older reader would misread raises it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,15 +27,6 @@ impl<'de> Deserialize<'de> for Version1 {
             ))),
         }
     }
-}
-
-/// `lastgood.json`: this prefix is a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RepositoryFile {
-    pub v: Version1,
-    pub id: RepositoryId,
-    pub created: PgTimestamp,
 }
 
 /// `source.json`: which database this is. Settings are not here; they belong to the service.
@@ -240,23 +229,24 @@ mod tests {
 
     #[test]
     fn another_version_or_field_is_refused() {
-        let file = RepositoryFile {
+        let file = PointFile {
             v: Version1,
-            id: RepositoryId::from_bytes([1; 8]),
-            created: PgTimestamp::from_micros(0),
+            name: "before".to_owned(),
+            lsn: Lsn::new(0x16B_3748),
+            time: PgTimestamp::from_micros(0),
         };
         let text = serde_json::to_string(&file).unwrap();
         assert_eq!(
             text,
-            r#"{"v":1,"id":"0101010101010101","created":"2000-01-01T00:00:00.000000Z"}"#
+            r#"{"v":1,"name":"before","lsn":"0/16B3748","time":"2000-01-01T00:00:00.000000Z"}"#
         );
-        assert_eq!(serde_json::from_str::<RepositoryFile>(&text).unwrap(), file);
+        assert_eq!(serde_json::from_str::<PointFile>(&text).unwrap(), file);
         for wrong in [
             text.replace("\"v\":1", "\"v\":2"),
             text.replace("{", "{\"x\":1,"),
         ] {
             assert!(
-                serde_json::from_str::<RepositoryFile>(&wrong).is_err(),
+                serde_json::from_str::<PointFile>(&wrong).is_err(),
                 "{wrong}"
             );
         }
