@@ -35,6 +35,19 @@ async fn failure(stream: &mut ReplicationStream) -> Error {
     }
 }
 
+/// Waits until the walsender is in its loop: it answers us.
+async fn is_streaming(stream: &mut ReplicationStream) -> Result<(), Error> {
+    let status = lastgood_proto::copy_both::StandbyStatus {
+        written: Lsn::INVALID,
+        flushed: Lsn::INVALID,
+        applied: Lsn::INVALID,
+        clock: lastgood_proto::PgTimestamp::from_micros(0),
+        reply_requested: true,
+    };
+    stream.send_status(&status).await?;
+    stream.next().await.map(drop)
+}
+
 #[tokio::test]
 async fn no_way_to_the_server() -> Result<()> {
     // Nobody listens on a port that the kernel just gave away and took back.
@@ -310,6 +323,9 @@ async fn an_end_from_outside() -> Result<()> {
             .start("s", created.consistent_point, "p", 0)
             .await?;
         drop(watcher);
+        // A walsender answers START_REPLICATION a moment before it counts as one (walsender.c sets
+        // `replication_active` afterwards); until then a stop ends it like any other session.
+        is_streaming(&mut stream).await?;
         let (stopped, error) = tokio::join!(
             server.stop_within(Stop::Fast, Duration::from_secs(20)),
             async {
