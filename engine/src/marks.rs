@@ -39,7 +39,7 @@ pub trait Marks: Send + 'static {
 
 /// Taken off the clock: a transaction reads its commit time a moment before its commit record is in
 /// the WAL, so a record with an earlier time may still follow the position.
-const CLOCK_SLACK_MICROS: i64 = 100_000;
+pub(crate) const CLOCK_SLACK_MICROS: i64 = 100_000;
 
 /// A session that does not answer for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -21,7 +21,7 @@ use lastgood_store::{SealedBody, Sealer, SourceStore};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::marks::Mark;
+use crate::marks::{CLOCK_SLACK_MICROS, Mark};
 use crate::spool::{Body, Spool};
 
 /// zstd's default: at the walsender's pace it costs less than decoding does on the source.
@@ -173,7 +173,9 @@ impl OpenSegment {
                     return Err(Error::Stream("COMMIT outside a transaction".to_owned()));
                 }
                 self.in_transaction = false;
-                let observed = Some(commit.commit_time);
+                let time = commit.commit_time.as_micros();
+                let observed = PgTimestamp::from_micros(time.saturating_sub(CLOCK_SLACK_MICROS));
+                let observed = Some(observed);
                 self.observed_through = self.observed_through.max(observed);
                 if self.pending.take().is_none() {
                     let writing = self.writing()?;

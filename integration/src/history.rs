@@ -100,7 +100,7 @@ impl History {
         let lsn = truth::wal_position(&client).await?;
         let mut targets = vec![
             json!({"time": time}),
-            json!({"lsn": lsn}),
+            json!({"lsn": lsn, "inclusive": false}),
             json!({"xid": xid}),
         ];
         if let Some(service) = service {

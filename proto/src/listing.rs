@@ -50,6 +50,17 @@ pub enum ListingError {
         first_end: Lsn,
         second_end: Lsn,
     },
+    /// The same, seen where the segments do not begin together.
+    #[error(
+        "segments of lineage {lineage} overlap: one ends at {first_end}, the next begins at \
+         {start} and ends at {second_end}; two services have written here"
+    )]
+    Overlap {
+        lineage: LineageId,
+        start: Lsn,
+        first_end: Lsn,
+        second_end: Lsn,
+    },
     /// No such segment is ever written.
     #[error("a segment of lineage {lineage} ends at {end}, not after its start {start}")]
     Backwards {
@@ -63,7 +74,7 @@ impl Listing {
     /// Sorts the keys into lineages and joins the segments. The order of `objects` does not matter.
     ///
     /// # Errors
-    /// On a fork, or a segment that ends before it starts.
+    /// On a fork, an overlap, or a segment that ends before it starts.
     pub fn from_objects(
         objects: impl IntoIterator<Item = SourceObject>,
     ) -> Result<Self, ListingError> {
@@ -160,6 +171,14 @@ impl Parts {
                     second_end: segment.end,
                 });
             }
+            if let Some(before) = before.filter(|before| before.end > segment.start) {
+                return Err(ListingError::Overlap {
+                    lineage: id,
+                    start: segment.start,
+                    first_end: before.end,
+                    second_end: segment.end,
+                });
+            }
             before = Some(segment);
             match chain.last() {
                 Some(last) if last.end != segment.start => orphans.push(segment),
@@ -243,6 +262,10 @@ mod tests {
         assert!(matches!(
             list(&[segment(2, 2)]),
             Err(ListingError::Backwards { .. })
+        ));
+        assert!(matches!(
+            list(&[segment(1, 3), segment(2, 4), segment(4, 5)]),
+            Err(ListingError::Overlap { .. })
         ));
     }
 }

@@ -83,39 +83,54 @@ pub(crate) struct Boundary {
     pub(crate) first_discarded: Option<Transaction>,
 }
 
-/// Opens the segment the cut falls into, and its neighbours as far as needed.
+/// Opens the segment the cut falls into, and its neighbours as far as needed. Where the cut lies
+/// further on than the segments' names tell, the choice is extended.
 pub(crate) async fn find(
     store: &SourceStore,
-    choice: &Choice,
+    choice: &mut Choice,
     cut: Cut,
 ) -> Result<Boundary, Error> {
     let mut boundary = Boundary::default();
     let splitter = Splitter::new(choice.base.id.consistent_point(), cut);
+    let lineage = choice.lineage;
     // Backwards to the last transaction kept; the first discarded is in the last of these or later.
     for key in choice.needed.iter().rev().filter(|key| !key.is_empty()) {
-        let sides = sides(store, choice, key, splitter).await?;
+        let sides = sides(store, lineage, *key, splitter).await?;
         boundary.first_discarded = sides.first_discarded.or(boundary.first_discarded);
         boundary.last_kept = sides.last_kept;
         if boundary.last_kept.is_some() {
             break;
         }
     }
-    for key in choice.following.iter().filter(|key| !key.is_empty()) {
+    let mut kept = 0;
+    for (place, key) in choice.following.iter().enumerate() {
         if boundary.first_discarded.is_some() {
             break;
         }
-        boundary.first_discarded = sides(store, choice, key, splitter).await?.first_discarded;
+        if key.is_empty() {
+            continue;
+        }
+        let sides = sides(store, lineage, *key, splitter).await?;
+        boundary.first_discarded = sides.first_discarded;
+        if sides.last_kept.is_some() {
+            (boundary.last_kept, kept) = (sides.last_kept, place + 1);
+        }
     }
+    choice.need(match (cut, &boundary.first_discarded) {
+        // Nothing is past the time in all that is durable.
+        (Cut::Time { .. }, None) => choice.following.len(),
+        _ => kept,
+    });
     Ok(boundary)
 }
 
 async fn sides(
     store: &SourceStore,
-    choice: &Choice,
-    key: &SegmentKey,
+    lineage: LineageId,
+    key: SegmentKey,
     mut splitter: Splitter,
 ) -> Result<Boundary, Error> {
-    scan(store, choice.lineage, *key, move |mut segment| {
+    scan(store, lineage, key, move |mut segment| {
         let mut boundary = Boundary::default();
         let mut relations = HashMap::new();
         let mut open: Option<(Verdict, Counted)> = None;

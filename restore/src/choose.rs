@@ -11,7 +11,11 @@ use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
 use crate::Error;
 use crate::error::Outside;
 use crate::survey::{BaseInfo, Survey};
-use crate::window::{Reach, reaches};
+use crate::window::{Reach, Window, reaches};
+
+/// How far a source's clock may be ahead of ours. A target beyond that lies in the future, whatever
+/// the source's clock has claimed: it may have been set back since.
+const CLOCK_SLACK_MICROS: i64 = 10_000_000;
 
 /// A target in terms of LSN order and commit times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +35,8 @@ impl Cut {
         }
     }
 
-    /// Whether the cut may lie inside or before this segment.
+    /// Whether the cut may lie inside or before this segment. A time may still turn out to lie
+    /// further on: the segment's latest commit may be one that the base has.
     fn falls_within(self, segment: &SegmentKey) -> bool {
         match self {
             Cut::Latest => false,
@@ -63,6 +68,24 @@ pub(crate) struct Choice {
     pub(crate) needed: Vec<SegmentKey>,
     /// What follows in the same run: for the first transaction discarded, and for the sequences.
     pub(crate) following: Vec<SegmentKey>,
+    /// The server's clock up to which the run has every commit.
+    pub(crate) observed: Option<PgTimestamp>,
+}
+
+impl Choice {
+    /// Moves the first `count` of those that follow to those that are needed.
+    pub(crate) fn need(&mut self, count: usize) {
+        self.needed.extend(self.following.drain(..count));
+    }
+
+    /// Whether nothing that is not durable yet can belong before the cut. `discarded`: a commit past
+    /// it was seen.
+    pub(crate) fn reaches(&self, cut: Cut, discarded: bool) -> bool {
+        match cut {
+            Cut::Latest | Cut::Lsn { .. } => true,
+            Cut::Time { time, .. } => discarded || self.observed >= Some(time),
+        }
+    }
 }
 
 /// Narrows the choice; for tests and for operators who know better.
@@ -87,6 +110,9 @@ pub(crate) fn choose(
     if reaches.is_empty() {
         return Err(Error::NothingRecoverable);
     }
+    if is_future(cut, now) {
+        return Err(outside(survey, cut, now));
+    }
     let candidates: Vec<Choice> = reaches
         .iter()
         .filter_map(|reach| within_reach(reach, cut, only.base))
@@ -103,12 +129,12 @@ pub(crate) fn choose(
         Cut::Time { .. } => candidates
             .into_iter()
             .next_back()
-            .ok_or_else(|| outside(survey, &reaches, cut, now)),
+            .ok_or_else(|| outside(survey, cut, now)),
         Cut::Lsn { lsn, .. } => {
             let mut candidates = candidates.into_iter();
             let choice = candidates
                 .next_back()
-                .ok_or_else(|| outside(survey, &reaches, cut, now))?;
+                .ok_or_else(|| outside(survey, cut, now))?;
             let others = candidates.filter(|other| other.lineage != choice.lineage);
             let mut lineages: Vec<LineageId> = others.map(|other| other.lineage).collect();
             if lineages.is_empty() {
@@ -135,11 +161,14 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
         .partition_point(|segment| segment.end <= base.id.consistent_point());
     let run = reach.run.get(from..).unwrap_or_default();
     let inside = run.iter().position(|segment| cut.falls_within(segment));
+    let observed = run.iter().filter_map(|segment| segment.observed_through);
+    let observed = observed.max();
     let reached = match cut {
         Cut::Latest => true,
         // Nothing is past the time yet: only the server's clock can say that nothing will be.
-        Cut::Time { time, .. } => inside.is_some() || observed(reach) >= Some(time),
-        Cut::Lsn { lsn, .. } => lsn <= reach.window.to.lsn,
+        Cut::Time { time, .. } => inside.is_some() || observed >= Some(time),
+        // The next commit record may start just at the end of the run.
+        Cut::Lsn { lsn, inclusive } => within(lsn, reach.window.to.lsn, !inclusive),
     };
     let (needed, following) = run.split_at(inside.map_or(run.len(), |at| at + 1));
     reached.then(|| Choice {
@@ -147,12 +176,13 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
         base: *base,
         needed: needed.to_vec(),
         following: following.to_vec(),
+        observed,
     })
 }
 
-fn observed(reach: &Reach) -> Option<PgTimestamp> {
-    let run = reach.run.iter();
-    run.filter_map(|segment| segment.observed_through).max()
+fn is_future(cut: Cut, now: PgTimestamp) -> bool {
+    let limit = now.as_micros().saturating_add(CLOCK_SLACK_MICROS);
+    matches!(cut, Cut::Time { time, .. } if time.as_micros() > limit)
 }
 
 /// "Latest" would quietly be old if segments stand behind a hole that no base bridges.
@@ -195,7 +225,9 @@ fn beyond_the_windows(survey: &Survey, choice: &Choice) -> Option<Error> {
     Some(Error::LatestNotRecoverable { at, why })
 }
 
-fn outside(survey: &Survey, reaches: &[Reach], cut: Cut, now: PgTimestamp) -> Error {
+/// Why the cut lies in no window.
+pub(crate) fn outside(survey: &Survey, cut: Cut, now: PgTimestamp) -> Error {
+    let reaches = reaches(survey);
     let windows = survey.windows();
     let before = |reach: &&Reach| match cut {
         Cut::Latest => false,
@@ -207,13 +239,22 @@ fn outside(survey: &Survey, reaches: &[Reach], cut: Cut, now: PgTimestamp) -> Er
         .iter()
         .find(|reach| !before(reach))
         .map(|reach| reach.window);
+    let ends =
+        |window: &Window| matches!(cut, Cut::Lsn { lsn, inclusive: true } if lsn == window.to.lsn);
     let why = match (cut, earlier, later) {
-        (Cut::Time { time, .. }, ..) if time > now => Outside::Future,
+        _ if is_future(cut, now) => Outside::Future,
+        _ if windows.iter().any(ends) => Outside::AtEnd,
         (_, None, _) => Outside::BeforeFirst,
         (_, Some(_), None) => Outside::NotYetDurable,
         (_, Some(_), Some(_)) => Outside::InGap,
     };
-    let nearest = earlier.into_iter().chain(later).collect();
+    let mut nearest: Vec<Window> = earlier.into_iter().chain(later).collect();
+    if why == Outside::Future {
+        // A clock that was ahead has not made the future recoverable.
+        for window in &mut nearest {
+            window.to.time = window.to.time.min(now);
+        }
+    }
     Error::OutsideWindows {
         why,
         nearest,

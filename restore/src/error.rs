@@ -16,6 +16,8 @@ pub enum Outside {
     InGap,
     /// After the newest durable change.
     NotYetDurable,
+    /// An inclusive LSN just where a run ends: the next commit record may start there.
+    AtEnd,
 }
 
 impl Outside {
@@ -25,6 +27,10 @@ impl Outside {
             Outside::BeforeFirst => "lies before the oldest base",
             Outside::InGap => "lies in a gap",
             Outside::NotYetDurable => "lies after the newest durable change",
+            Outside::AtEnd => {
+                "is where the window ends, and a transaction that is not in it may commit just there \
+                 (without it, as an exclusive target, it can be restored)"
+            }
         }
     }
 }
@@ -139,7 +145,7 @@ pub enum Error {
     AmbiguousLsn { lsn: Lsn, lineages: Vec<LineageId> },
     #[error(
         "segments of lineage {lineage} from {from} to {to} are missing, so the latest changes \
-         cannot be reached; name a target at or before {from}"
+         cannot be reached; name a target up to {from}, exclusive"
     )]
     SegmentsMissing {
         lineage: LineageId,
@@ -148,7 +154,7 @@ pub enum Error {
     },
     #[error(
         "the latest changes cannot be restored yet: {why}; wait for a new base, or name a target \
-         at or before {at}"
+         up to {at}, exclusive"
     )]
     LatestNotRecoverable { at: Lsn, why: String },
     #[error("no transaction {xid} in any recoverable window")]

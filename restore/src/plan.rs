@@ -13,7 +13,7 @@ use lastgood_store::SourceStore;
 use serde::{Deserialize, Serialize};
 
 use crate::boundary::{self, Boundary, Transaction};
-use crate::choose::{Choice, Cut, Only, choose};
+use crate::choose::{Choice, Cut, Only, choose, outside};
 use crate::survey::Survey;
 use crate::target::{Target, TargetKind};
 use crate::window::reaches;
@@ -134,8 +134,11 @@ pub async fn plan(
         base: options.base,
     };
     let (cut, only) = resolve(store, &survey, target, only).await?;
-    let choice = choose(&survey, cut, only, options.now)?;
-    let boundary = boundary::find(store, &choice, cut).await?;
+    let mut choice = choose(&survey, cut, only, options.now)?;
+    let boundary = boundary::find(store, &mut choice, cut).await?;
+    if !choice.reaches(cut, boundary.first_discarded.is_some()) {
+        return Err(outside(&survey, cut, options.now));
+    }
 
     let base_object = SourceObject::Manifest(choice.lineage, choice.base.id);
     let manifest: BaseManifest = store.get_json(&base_object).await?;
@@ -347,3 +350,6 @@ fn not_covered(manifest: &BaseManifest) -> Vec<NotCovered> {
 const fn expected_seconds(archive_bytes: u64, segment_bytes: u64) -> u64 {
     1 + archive_bytes / 60_000_000 + segment_bytes / 2_000_000
 }
+
+#[cfg(test)]
+mod tests;

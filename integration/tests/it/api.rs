@@ -144,7 +144,7 @@ async fn every_operation_answers_as_documented() -> Result<()> {
     let found = api.ask("transaction_list", &shop, "", None).await?.ok()?;
     ensure!(found["items"][0].is_object(), "{found:#}");
 
-    let target = json!({"target": {"lsn": position}});
+    let target = json!({"target": {"lsn": position, "inclusive": false}});
     let plan = api.ask("plan", &shop, "", Some(target)).await?.ok()?;
     ensure!(plan["last_kept"].is_object(), "{plan:#}");
     ensure!(plan["not_covered"][0].is_object(), "{plan:#}");
