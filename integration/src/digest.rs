@@ -11,7 +11,8 @@ use tokio_postgres::{Client, IsolationLevel};
 pub struct Content {
     /// By quoted name: rows, and a digest that does not depend on their order.
     pub tables: BTreeMap<String, Table>,
-    /// By quoted name: the next value that `nextval` could give at the earliest.
+    /// By quoted name: the next value that `nextval` could give at the earliest; of a descending one
+    /// its negative, so that further is more.
     pub sequences: BTreeMap<String, i64>,
 }
 
@@ -54,11 +55,19 @@ pub async fn sequences(client: &Client) -> Result<BTreeMap<String, i64>> {
     let mut found = BTreeMap::new();
     for row in client.query(&sql, &[]).await? {
         let name: String = row.get(0);
-        let next = format!("SELECT last_value + is_called::int FROM {name}");
-        let next = client.query_one(&next, &[]).await?.get(0);
+        let next = client.query_one(&next_value(&name), &[]).await?.get(0);
         found.insert(name, next);
     }
     Ok(found)
+}
+
+/// The next value at the earliest, so that further is more: of a descending sequence its negative.
+fn next_value(sequence: &str) -> String {
+    format!(
+        "SELECT CASE WHEN seqincrement > 0 THEN last_value + is_called::int ELSE is_called::int - last_value END \
+         FROM {sequence}, pg_sequence WHERE seqrelid = {}::regclass",
+        format_args!("'{}'", sequence.replace('\'', "''"))
+    )
 }
 
 /// Sequences whose next value is in their column already: an insert would fail or repeat a number.
@@ -123,12 +132,7 @@ pub async fn of(client: &mut Client, snapshot: Option<&str>) -> Result<Content> 
     for relation in relations {
         let (name, kind): (String, String) = (relation.get(0), relation.get(1));
         if kind == "S" {
-            let next = transaction
-                .query_one(
-                    &format!("SELECT last_value + is_called::int FROM {name}"),
-                    &[],
-                )
-                .await?;
+            let next = transaction.query_one(&next_value(&name), &[]).await?;
             content.sequences.insert(name, next.get(0));
         } else {
             // A sum of the rows' digests: no order, no limit on the size, no memory.

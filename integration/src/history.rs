@@ -188,15 +188,7 @@ impl Finished {
             service.restore(&self.name, &moment.target, into).await?;
             check_restored(server, &database, moment).await?;
             if moment.target == json!("latest") {
-                let (source, restored) = (
-                    schema(server, &self.database.name)?,
-                    schema(server, &database)?,
-                );
-                ensure!(
-                    source == restored,
-                    "the schemas differ:\n{}",
-                    lines_of_one(&source, &restored)
-                );
+                compare_schemas(server, &self.database.name, &database)?;
             }
             drop_database(server, &database).await?;
         }
@@ -231,6 +223,18 @@ pub async fn drop_database(server: &Postgres, name: &str) -> Result<()> {
             &format!("DROP DATABASE \"{name}\" WITH (FORCE)"),
         )
         .await
+}
+
+/// # Errors
+/// Says what differs in the definitions of two databases of one server.
+pub fn compare_schemas(server: &Postgres, source: &str, restored: &str) -> Result<()> {
+    let (source, restored) = (schema(server, source)?, schema(server, restored)?);
+    ensure!(
+        source == restored,
+        "the schemas differ:\n{}",
+        lines_of_one(&source, &restored)
+    );
+    Ok(())
 }
 
 /// `pg_dump --schema-only` without what is ours or differs from run to run.

@@ -148,7 +148,8 @@ impl Rows {
         } = self;
         let find = binding.find.columns();
         if let Some(old) = old {
-            if find.is_empty() {
+            // A whole row without columns is like every other one; an empty key finds nothing.
+            if matches!(&binding.find, Find::Key(columns) if columns.is_empty()) {
                 return Err(Unusable(
                     "an UPDATE or DELETE in a table without replica identity",
                 ));

@@ -221,9 +221,11 @@ impl Writer<'_> {
             Find::Row(columns) => columns,
         };
         let one = |narrowed: &str| {
-            let rows = join(columns, " AND ", |at, bound| self.same_text(at, bound));
+            let rows = join(columns, "", |at, bound| {
+                format!(" AND {}", self.same_text(at, bound))
+            });
             statement(&format!(
-                "t.ctid = (SELECT x.ctid FROM ONLY {} AS x WHERE {narrowed}{rows} LIMIT 1)",
+                "t.ctid = (SELECT x.ctid FROM ONLY {} AS x WHERE {narrowed}true{rows} LIMIT 1)",
                 self.binding.table.sql()
             ))
         };

@@ -10,6 +10,7 @@ mod harness;
 mod lifecycle;
 mod oracle;
 mod s3;
+mod scenarios;
 mod schema;
 mod secrets;
 mod shapes;
