@@ -5,8 +5,8 @@
 //! Between tables no order is needed: while rows are replayed there is no foreign key, no trigger
 //! and no rule.
 //!
-//! An UPDATE that sends every value and leaves the key alone makes an earlier one of the same row in
-//! the same batch needless, so that one is left out. Within one transaction the server cannot prune
+//! An UPDATE that leaves the key alone and sends every value that an earlier one of the same row in the
+//! same batch sent makes that one needless, so it is left out. Within one transaction the server cannot prune
 //! the versions of a row, and a counter that is updated ten thousand times would be searched through
 //! as many versions each time.
 
@@ -35,8 +35,24 @@ pub(crate) struct Rows {
     staged: Vec<u8>,
     left_out: Vec<Range<usize>>,
     staged_rows: u64,
-    /// The line of the last UPDATE of each row, by key, if nothing else happened to that row since.
-    updates: HashMap<Vec<u8>, Range<usize>>,
+    /// The UPDATEs of each row that still stand, by key, if nothing else happened to that row since.
+    updates: HashMap<Vec<u8>, Vec<Update>>,
+}
+
+/// An UPDATE that a later one may make needless.
+#[derive(Debug, Clone)]
+struct Update {
+    line: Range<usize>,
+    /// The places of the values that were not sent, in order.
+    unchanged: Vec<usize>,
+}
+
+impl Update {
+    /// Sends whatever `earlier` sent.
+    fn covers(&self, earlier: &Self) -> bool {
+        let kept = |at: &usize| earlier.unchanged.binary_search(at).is_ok();
+        self.unchanged.iter().all(kept)
+    }
 }
 
 impl Rows {
@@ -73,9 +89,13 @@ impl Rows {
     }
 
     pub(crate) fn update(&mut self, number: u64, old: &Old, new: &[Cell]) -> Result<(), Unusable> {
-        let op = match new.contains(&Cell::Unchanged) {
-            true => b'v',
-            false => b'u',
+        let places = new.iter().enumerate();
+        let unchanged: Vec<usize> = places
+            .filter_map(|(at, cell)| (*cell == Cell::Unchanged).then_some(at))
+            .collect();
+        let op = match unchanged.is_empty() {
+            true => b'u',
+            false => b'v',
         };
         let key = match old {
             // The key did not change, so the new row has it.
@@ -89,11 +109,12 @@ impl Rows {
                 let mut found_by = Vec::new();
                 cells(columns, key, &mut found_by)?;
                 let line = start..self.staged.len();
-                if let Some(before) = self.updates.insert(found_by, line)
-                    && op == b'u'
-                {
-                    self.left_out.push(before);
+                let update = Update { line, unchanged };
+                let standing = self.updates.entry(found_by).or_default();
+                while let Some(earlier) = standing.pop_if(|earlier| update.covers(earlier)) {
+                    self.left_out.push(earlier.line);
                 }
+                standing.push(update);
             }
             // Another row may have this one's key from here on.
             (Old::Key(_) | Old::Full(_), _) | (Old::None, Find::Row(_)) => self.updates.clear(),
@@ -277,25 +298,31 @@ mod tests {
     }
 
     #[test]
-    fn only_an_update_that_says_everything_stands_for_an_earlier_one() {
-        let mut one = rows();
-        for (number, id, value) in [
-            (0, 1, Some("a")),
-            (1, 2, Some("b")),
-            (2, 1, Some("c")),
-            (3, 1, None),
-            (4, 1, Some("d")),
-        ] {
-            one.update(number, &Old::None, &row(id, value)).unwrap();
-        }
+    fn only_an_update_that_says_as_much_stands_for_an_earlier_one() {
+        let updates = |values: &[(u32, Option<&str>)]| {
+            let mut rows = rows();
+            for (number, (id, value)) in (0..).zip(values) {
+                rows.update(number, &Old::None, &row(*id, *value)).unwrap();
+            }
+            rows
+        };
+        let all = [
+            (1, Some("a")),
+            (2, Some("b")),
+            (1, Some("c")),
+            (1, None),
+            (1, None),
+        ];
         check(
-            one,
+            updates(&all),
             &[
                 "1\tu\t\\N\t2\t2\tb",
                 "2\tu\t\\N\t1\t1\tc",
-                "4\tu\t\\N\t1\t1\td",
+                "4\tv\t01\t1\t1\t\\N",
             ],
         );
+        let all = [all.as_slice(), &[(1, Some("d"))]].concat();
+        check(updates(&all), &["1\tu\t\\N\t2\t2\tb", "5\tu\t\\N\t1\t1\td"]);
 
         // The row in between is another one.
         let mut two = rows();

@@ -242,6 +242,24 @@ async fn toasted_values_that_do_not_change() {
     .await;
 }
 
+/// Each version of a row that is updated within one transaction stays until its end, so a search for
+/// the row passes them all: few of such updates are applied, and they must be the right ones.
+#[tokio::test]
+async fn a_hot_row_with_a_value_that_does_not_change() {
+    check_on(
+        18,
+        "CREATE TABLE t (id int PRIMARY KEY, n int, m int, big text, other text);
+         ALTER TABLE t ALTER big SET STORAGE EXTERNAL; ALTER TABLE t ALTER other SET STORAGE EXTERNAL;",
+        &[
+            "INSERT INTO t VALUES (1, 0, 0, repeat('x', 1000000), repeat('y', 9000)), (2, 0, 0, repeat('z', 1000000), NULL)",
+            "DO $$ BEGIN FOR i IN 1..500 LOOP UPDATE t SET n = i WHERE id = 1; END LOOP;
+             UPDATE t SET other = repeat('new', 9000) WHERE id = 1; UPDATE t SET m = 7, n = 0 WHERE id = 1;
+             UPDATE t SET big = 'short' WHERE id = 1; UPDATE t SET n = -1 WHERE id = 1; END $$",
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn whole_rows_identify_themselves() {
     check(
