@@ -18,6 +18,9 @@ use crate::settings::SourceSettings;
 
 pub use role::role_sql;
 
+/// Code of the finding that there is a slot of ours; its object is the source's id.
+pub const ALREADY_CAPTURED: &str = "already_captured";
+
 /// What a probe found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {

@@ -30,7 +30,10 @@ SELECT pg_is_in_recovery() AS standby,
           AND xact_start < now() - interval '1 minute') AS long_writers,
        (SELECT min(pid) FROM pg_stat_activity
         WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
-          AND xact_start < now() - interval '1 minute') AS long_writer_pid";
+          AND xact_start < now() - interval '1 minute') AS long_writer_pid,
+       ARRAY(SELECT DISTINCT substring(slot_name FROM '^lastgood_([0-9a-f]{16})_')
+             FROM pg_replication_slots WHERE database = current_database()
+             AND slot_name ~ '^lastgood_[0-9a-f]{16}_') AS sources";
 
 pub(super) async fn facts(client: &Client, version: u32) -> Result<ServerFacts, Error> {
     let row = client
@@ -160,6 +163,17 @@ pub(super) async fn judge(
             None,
         ));
     }
+    let sources: Vec<String> = state.get("sources");
+    for source in sources {
+        findings.push(finding(
+            super::ALREADY_CAPTURED,
+            Warning,
+            source,
+            "lastgood has a slot of this source on the database already: to capture it twice costs \
+             the server twice",
+            None,
+        ));
+    }
     let large_objects: i64 = state.get("large_objects");
     if large_objects > 0 {
         findings.push(finding(
@@ -215,7 +229,24 @@ pub(super) fn pooler_by_name(host: &str, port: u16) -> Option<Finding> {
     })
 }
 
+/// A pooler that says so by refusing; what connects is judged by what it can do.
+fn refusing_pooler(error: &PgError) -> Option<Finding> {
+    let refuses = matches!(error, PgError::Pooler { .. }) || error.sqlstate() == Some("08P01");
+    refuses.then(|| {
+        finding(
+            "pooler_endpoint",
+            Severity::Blocker,
+            "connection",
+            chain(error),
+            "use the database's direct host and port (usually 5432)".to_owned(),
+        )
+    })
+}
+
 pub(super) fn cannot_connect(error: &PgError) -> Finding {
+    if let Some(pooler) = refusing_pooler(error) {
+        return pooler;
+    }
     let (code, fix) = match error.sqlstate() {
         Some("28P01" | "28000") => (
             "authentication",
@@ -226,10 +257,6 @@ pub(super) fn cannot_connect(error: &PgError) -> Finding {
             "too_many_connections",
             Some("raise max_connections, or end idle connections".to_owned()),
         ),
-        Some("08P01") => (
-            "pooler_endpoint",
-            Some("use the database's direct host and port (usually 5432)".to_owned()),
-        ),
         _ => (
             "cannot_connect",
             Some("check host, port, TLS mode and firewall".to_owned()),
@@ -239,6 +266,9 @@ pub(super) fn cannot_connect(error: &PgError) -> Finding {
 }
 
 pub(super) fn cannot_replicate(error: &PgError, facts: &ServerFacts) -> Finding {
+    if let Some(pooler) = refusing_pooler(error) {
+        return pooler;
+    }
     let role = quoted(&facts.role);
     let (code, fix) = match error.sqlstate() {
         // Before 16 the walsender's refusal has no better code than the one for bad passwords.
@@ -253,10 +283,6 @@ pub(super) fn cannot_replicate(error: &PgError, facts: &ServerFacts) -> Finding 
             "let the role connect in pg_hba.conf; a logical replication connection needs an entry \
              for its database"
                 .to_owned(),
-        ),
-        Some("08P01") => (
-            "pooler_endpoint",
-            "use the database's direct host and port (usually 5432)".to_owned(),
         ),
         Some("53300") => ("no_free_sender", more("max_wal_senders", 4)),
         _ => (
