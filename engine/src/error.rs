@@ -57,7 +57,7 @@ pub enum Error {
     #[error("the lineage cannot go on: {detail}")]
     Gap { reason: EndReason, detail: String },
     /// The lineage ended and a new one waits to be asked for.
-    #[error("the lineage ended ({reason:?}: {detail}); start a new one to go on")]
+    #[error("the lineage ended ({reason:?}: {detail}); resume the source to begin a new one")]
     Ended { reason: EndReason, detail: String },
     /// The server closed the stream without an error.
     #[error("the server ended the replication stream")]
@@ -72,7 +72,7 @@ pub enum Error {
     Unfit(String),
     #[error("\"{0}\" is no name of a restore point: 1 to 64 of A-Z a-z 0-9 . _ -")]
     PointName(String),
-    #[error("the source is not being captured: it has no open lineage")]
+    #[error("the source is not being captured: it has no open lineage; resume it to begin one")]
     NoLineage,
     /// A task of ours, or a pipe between us and a tool.
     #[error("internal: {0}")]

@@ -50,11 +50,32 @@ pub enum Event {
         retained_bytes: u64,
         budget_bytes: u64,
     },
-    /// Tables that exist on the source, should be protected, and are in no segment until the next
-    /// base. Sent when the set changes; empty when all are covered again.
+    /// Tables that should be protected and whose changes are in no segment. Sent at the first look
+    /// of a run and when the set changes; empty when all are covered.
     Uncovered {
-        tables: Vec<(String, String)>,
+        tables: Vec<Uncovered>,
     },
+}
+
+/// A table whose changes are in no segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uncovered {
+    pub schema: String,
+    pub table: String,
+    pub why: Why,
+}
+
+/// Why a table's changes are in no segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It is new or was taken out; the next base takes it in.
+    NextBase,
+    /// Its UPDATE and DELETE could not say which row they hit. Only in bases.
+    NoIdentity,
+    /// The server writes no WAL for it. Only in bases.
+    Unlogged,
+    /// Only its owner may publish it. Only in bases.
+    NotOwned,
 }
 
 /// The state of a source, about once a second.

@@ -26,7 +26,7 @@ pub mod worker;
 
 pub use base::take_base;
 pub use error::{Error, chain};
-pub use events::{Event, Events, SourceState, SourceStatus};
+pub use events::{Event, Events, SourceState, SourceStatus, Uncovered, Why};
 pub use lastgood_proto::Class;
 pub use marks::{Mark, Marks};
 pub use point::create_point;

@@ -9,12 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lastgood_pg::Session;
+use lastgood_proto::manifest::Protection;
 use lastgood_proto::{Oid, SourceId};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
+use crate::events::{Uncovered, Why};
 use crate::settings::SourceSettings;
 use crate::tables::{self, Identity, Table, published};
 
@@ -133,8 +135,8 @@ async fn create(session: &Session, name: &str) -> Result<Oid, Error> {
 /// What a look at a running lineage's publication found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Coverage {
-    /// Should be captured and is not until the next base.
-    pub(crate) uncovered: Vec<(String, String)>,
+    /// Whose changes are in no segment.
+    pub(crate) uncovered: Vec<Uncovered>,
     /// Was taken out just now: its UPDATEs would have failed.
     pub(crate) removed: Vec<(String, String)>,
 }
@@ -179,15 +181,26 @@ pub(crate) async fn reconcile(
             coverage.removed = names(&harmful);
         }
     }
-    let uncovered: Vec<&Table> = tables
-        .iter()
-        .filter(|table| {
+    let why = |table: &Table| match table.protection(settings) {
+        Protection::Full => {
             let through_root = table.root.is_some_and(|root| members.contains(&root));
             let captured = members.contains(&table.oid) || through_root;
-            is_wanted(table) && table.kind == 'r' && !captured
+            (!captured).then_some(Why::NextBase)
+        }
+        Protection::NoIdentity => Some(Why::NoIdentity),
+        Protection::Unlogged => Some(Why::Unlogged),
+        Protection::NotOwned => Some(Why::NotOwned),
+        // Left out on purpose, or without rows of its own.
+        Protection::Excluded | Protection::Foreign | Protection::Derived => None,
+    };
+    let uncovered = tables.iter().filter_map(|table| {
+        Some(Uncovered {
+            schema: table.schema.clone(),
+            table: table.name.clone(),
+            why: why(table)?,
         })
-        .collect();
-    coverage.uncovered = names(&uncovered);
+    });
+    coverage.uncovered = uncovered.collect();
     Ok(coverage)
 }
 

@@ -94,7 +94,7 @@ pub enum SettingsError {
         field: &'static str,
         pattern: String,
     },
-    #[error("schedule or timezone is not understood")]
+    #[error(transparent)]
     Schedule(#[from] ScheduleError),
 }
 
@@ -159,6 +159,17 @@ impl SourceSettings {
         let expression = self.schedule.as_deref();
         let parsed = Schedule::parse(expression.unwrap_or(never), &self.timezone)?;
         Ok(expression.map(|_| parsed))
+    }
+
+    /// Whether a running capture works the same under both: schedules are another's business.
+    #[must_use]
+    pub fn captures_like(&self, other: &Self) -> bool {
+        let captured = |settings: &Self| Self {
+            schedule: None,
+            timezone: String::new(),
+            ..settings.clone()
+        };
+        captured(self) == captured(other)
     }
 
     /// Whether the settings want this table captured.

@@ -13,9 +13,9 @@ use lastgood_proto::{Lsn, PgTimestamp};
 use tokio::time::Instant;
 
 use crate::error::{Error, chain};
-use crate::events::{Event, Events, SourceState, SourceStatus};
+use crate::events::{Event, Events, SourceState, SourceStatus, Uncovered};
 use crate::marks::CLOCK;
-use crate::publication::{self, Coverage};
+use crate::publication;
 use crate::source::Source;
 use crate::worker::Progress;
 
@@ -45,7 +45,8 @@ pub(crate) struct Watch {
     blind: Option<String>,
     looked: Option<Instant>,
     compared: Option<Instant>,
-    coverage: Coverage,
+    /// What was told of; none before the first look, which is always told.
+    uncovered: Option<Vec<Uncovered>>,
     lost_identity: Vec<(String, String)>,
     /// The shape that the publication was last compared under.
     shape: Option<String>,
@@ -68,7 +69,7 @@ impl Watch {
             blind: None,
             looked: None,
             compared: None,
-            coverage: Coverage::default(),
+            uncovered: None,
             lost_identity: Vec::new(),
             alerted: false,
             shape: None,
@@ -256,12 +257,12 @@ impl Watch {
             );
         }
         self.lost_identity.extend(coverage.removed.iter().cloned());
-        if coverage.uncovered != self.coverage.uncovered {
+        if self.uncovered.as_ref() != Some(&coverage.uncovered) {
             events.send(Event::Uncovered {
                 tables: coverage.uncovered.clone(),
             });
+            self.uncovered = Some(coverage.uncovered);
         }
-        self.coverage = coverage;
         Ok(())
     }
 }
