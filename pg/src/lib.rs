@@ -38,5 +38,5 @@ pub use replication::{
     SystemIdentity,
 };
 pub use settings::PINNED_SETTINGS;
-pub use sqlstate::Condition;
+pub use sqlstate::{Condition, class_of};
 pub use tls::TlsError;

@@ -102,12 +102,13 @@ pub(crate) fn class(during: Operation, error: &ServerError) -> Class {
         | Condition::Encoding
         | Condition::OptionUnknown
         | Condition::SnapshotMissing => Class::NeedsOperator,
-        Condition::Other => class_by_code(&error.code),
+        Condition::Other => class_of(&error.code),
     }
 }
 
 /// By SQLSTATE class (`errcodes.txt`): what may pass by itself. Anything unknown needs a look.
-fn class_by_code(code: &str) -> Class {
+#[must_use]
+pub fn class_of(code: &str) -> Class {
     match code.get(..2) {
         // A protocol violation: the other side is no server, or not one that speaks as we do.
         Some("08") if code == "08P01" => Class::NeedsOperator,

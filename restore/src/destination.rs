@@ -18,7 +18,69 @@ pub(crate) struct Destination {
     pub(crate) earlier: Option<progress_table::State>,
 }
 
-/// Checks, and creates the database if asked.
+/// What a look found; nothing was written.
+pub(crate) enum Found {
+    /// A database to restore into, empty or with an earlier attempt's state.
+    Ready {
+        session: Session,
+        earlier: Option<progress_table::State>,
+    },
+    /// Still to be made, through this session.
+    Missing(Session),
+}
+
+/// Whether a restore may go there.
+pub(crate) async fn look(
+    into: &Into,
+    source: SourceId,
+    lineage: &LineageFile,
+    resume: bool,
+) -> Result<Found, Error> {
+    let entry = Session::connect(&into.connection, Purpose::Restore).await?;
+    let name = into.database();
+    if !into.allow_source && is_source(&entry, source, lineage, name).await? {
+        return Err(Error::IsSource {
+            database: name.to_owned(),
+        });
+    }
+    let session = match &into.create_database {
+        None => entry,
+        Some(_) => {
+            let exists = entry
+                .client()
+                .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name])
+                .await?
+                .is_some();
+            match (exists, resume) {
+                (false, _) => return Ok(Found::Missing(entry)),
+                (true, false) => {
+                    return Err(Error::DatabaseExists {
+                        database: name.to_owned(),
+                    });
+                }
+                (true, true) => {
+                    entry.close().await;
+                    let config = into.connection.with_database(name);
+                    Session::connect(&config, Purpose::Restore).await?
+                }
+            }
+        }
+    };
+    let earlier = progress_table::read(session.client()).await?;
+    match &earlier {
+        Some(_) if resume => {}
+        Some(_) => {
+            return Err(Error::NotEmpty {
+                database: name.to_owned(),
+                objects: "an unfinished restore".to_owned(),
+            });
+        }
+        None => check_empty(&session, name).await?,
+    }
+    Ok(Found::Ready { session, earlier })
+}
+
+/// Looks, and creates the database if asked.
 pub(crate) async fn open(
     into: &Into,
     source: SourceId,
@@ -26,50 +88,26 @@ pub(crate) async fn open(
     encoding: &str,
     resume: bool,
 ) -> Result<Destination, Error> {
-    let entry = Session::connect(&into.connection, Purpose::Restore).await?;
-    let name = match &into.create_database {
-        Some(name) => name.clone(),
-        None => into.connection.database().to_owned(),
-    };
-    if !into.allow_source && is_source(&entry, source, lineage, &name).await? {
-        return Err(Error::IsSource { database: name });
-    }
-    let mut created = false;
-    if into.create_database.is_some() {
-        let exists = entry
-            .client()
-            .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name])
-            .await?
-            .is_some();
-        match (exists, resume) {
-            (true, true) => {}
-            (true, false) => return Err(Error::DatabaseExists { database: name }),
-            (false, _) => {
-                create(&entry, &name, encoding).await?;
-                created = true;
-            }
+    let config = into.connection.with_database(into.database());
+    match look(into, source, lineage, resume).await? {
+        Found::Ready { session, earlier } => Ok(Destination {
+            config,
+            session,
+            created: false,
+            earlier,
+        }),
+        Found::Missing(entry) => {
+            create(&entry, into.database(), encoding).await?;
+            entry.close().await;
+            let session = Session::connect(&config, Purpose::Restore).await?;
+            Ok(Destination {
+                config,
+                session,
+                created: true,
+                earlier: None,
+            })
         }
     }
-    entry.close().await;
-    let config = into.connection.with_database(&name);
-    let session = Session::connect(&config, Purpose::Restore).await?;
-    let earlier = progress_table::read(session.client()).await?;
-    match &earlier {
-        Some(_) if resume => {}
-        Some(_) => {
-            return Err(Error::NotEmpty {
-                database: name,
-                objects: "an unfinished restore".to_owned(),
-            });
-        }
-        None => check_empty(&session, &name).await?,
-    }
-    Ok(Destination {
-        config,
-        session,
-        created,
-        earlier,
-    })
 }
 
 /// Whether this database is the one that was captured: by the cluster's system identifier, or by

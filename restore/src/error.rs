@@ -219,7 +219,10 @@ impl Error {
             | Error::Statement { .. } => Class::NeedsOperator,
             Error::ArchiveAltered { .. } | Error::OtherEnd { .. } => Class::Corrupt,
             Error::Segment(error) => error.class(),
-            Error::Target(_) | Error::Thread(_) => Class::Transient,
+            Error::Target(error) => error
+                .code()
+                .map_or(Class::Transient, |code| lastgood_pg::class_of(code.code())),
+            Error::Thread(_) => Class::Transient,
             Error::Change { .. } | Error::SchemaChanged { .. } | Error::NotResumable { .. } => {
                 Class::NeedsOperator
             }

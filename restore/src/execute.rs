@@ -40,6 +40,16 @@ pub struct Into {
     pub allow_source: bool,
 }
 
+impl Into {
+    /// The database that is restored into.
+    #[must_use]
+    pub fn database(&self) -> &str {
+        self.create_database
+            .as_deref()
+            .unwrap_or_else(|| self.connection.database())
+    }
+}
+
 /// How changes are brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
@@ -119,6 +129,25 @@ pub async fn execute(
             })
         }
     }
+}
+
+/// Whether [`execute`] would begin: what it refuses before it writes anything is refused here too.
+///
+/// # Errors
+/// As [`execute`] before anything was written.
+pub async fn check(
+    plan: &Plan,
+    store: &SourceStore,
+    into: &Into,
+    resume: bool,
+) -> Result<(), Error> {
+    let lineage: LineageFile = store.get_json(&SourceObject::Lineage(plan.lineage)).await?;
+    match destination::look(into, plan.source, &lineage, resume).await? {
+        destination::Found::Ready { session, .. } | destination::Found::Missing(session) => {
+            session.close().await;
+        }
+    }
+    Ok(())
 }
 
 /// The lineage and base of the unfinished restore in this database, if there is one: a plan to resume

@@ -46,7 +46,7 @@ mod window;
 
 pub use boundary::{TableChanges, Transaction};
 pub use error::{Error, Outside, Place};
-pub use execute::{Into, Options, Replay, execute, unfinished};
+pub use execute::{Into, Options, Replay, check, execute, unfinished};
 pub use plan::{NotCovered, Plan, PlanOptions, PlannedBase, PlannedSegment, Stop, plan};
 pub use report::{Phase, PhaseTime, Progress, Report};
 pub use survey::{BaseInfo, Survey};
