@@ -10,6 +10,8 @@ use lastgood_proto::listing::LineageListing;
 use lastgood_proto::{LineageId, Lsn, PgTimestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+use crate::choose::{Cut, Only, choose};
 use crate::survey::{BaseInfo, Survey};
 
 /// A position with the server's clock there.
@@ -146,6 +148,24 @@ impl Survey {
             .into_iter()
             .map(|reach| reach.window)
             .collect()
+    }
+
+    /// Why what was captured last cannot be restored yet; none if it can, or if there is no window.
+    #[must_use]
+    pub fn latest_refused(&self) -> Option<String> {
+        // The clock does not matter to the latest.
+        let chosen = choose(
+            self,
+            Cut::Latest,
+            Only::default(),
+            PgTimestamp::from_micros(0),
+        );
+        match chosen {
+            Err(error @ (Error::LatestNotRecoverable { .. } | Error::SegmentsMissing { .. })) => {
+                Some(error.to_string())
+            }
+            Ok(_) | Err(_) => None,
+        }
     }
 
     /// What changed the shape of the source after `lsn`, if that is why no replay goes further.
