@@ -1,9 +1,12 @@
 //! Bases, and attempts at one: running, succeeded, failed.
 
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Row, params};
 
-use super::{Catalog, Result, count, lsn_from, lsn_text, parse, time_from, words};
+use super::{
+    Catalog, Result, all, count, first, lsn_text, maybe, maybe_time, number, parsed, time,
+    words,
+};
 
 words! {
     /// Why a base was begun.
@@ -176,14 +179,13 @@ impl Catalog {
         base: BaseId,
     ) -> Result<bool> {
         self.transact(move |transaction| {
-            Ok(transaction
-                .query_row(
-                    "SELECT 1 FROM base WHERE source = ?1 AND lineage = ?2 AND base = ?3",
-                    params![source.to_string(), lineage.to_string(), base.to_string()],
-                    |_| Ok(()),
-                )
-                .optional()?
-                .is_some())
+            let known = first(
+                transaction,
+                "SELECT 1 FROM base WHERE source = ?1 AND lineage = ?2 AND base = ?3",
+                params![source.to_string(), lineage.to_string(), base.to_string()],
+                |_| Ok(()),
+            )?;
+            Ok(known.is_some())
         })
         .await
     }
@@ -199,16 +201,13 @@ impl Catalog {
             (time.as_unix_micros(), id)
         });
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare(
+            all(
+                transaction,
                 "SELECT * FROM base WHERE source = ?1 AND (started, id) < (?2, ?3)
                  ORDER BY started DESC, id DESC LIMIT ?4",
-            )?;
-            let limit = count(limit as u64);
-            let rows = statement
-                .query_map(params![source.to_string(), time, id, limit], |row| {
-                    Ok(base_row(row))
-                })?;
-            rows.map(|row| row?).collect()
+                params![source.to_string(), time, id, count(limit as u64)],
+                base_row,
+            )
         })
         .await
     }
@@ -219,17 +218,15 @@ impl Catalog {
         source: SourceId,
     ) -> Result<(Option<PgTimestamp>, Option<PgTimestamp>)> {
         self.transact(move |transaction| {
-            Ok(transaction.query_row(
-                "SELECT max(started), max(CASE status WHEN 'succeeded' THEN started END)
+            let times = first(
+                transaction,
+                "SELECT max(started) AS attempt,
+                        max(CASE status WHEN 'succeeded' THEN started END) AS success
                  FROM base WHERE source = ?1",
                 [source.to_string()],
-                |row| {
-                    let time = |index| -> rusqlite::Result<Option<PgTimestamp>> {
-                        Ok(row.get::<_, Option<i64>>(index)?.map(time_from))
-                    };
-                    Ok((time(0)?, time(1)?))
-                },
-            )?)
+                |row| Ok((maybe_time(row, "attempt")?, maybe_time(row, "success")?)),
+            )?;
+            Ok(times.unwrap_or_default())
         })
         .await
     }
@@ -249,26 +246,19 @@ impl Catalog {
 }
 
 fn base_row(row: &Row<'_>) -> Result<BaseRow> {
-    let text = |name| -> Result<Option<String>> { Ok(row.get(name)?) };
     Ok(BaseRow {
         id: row.get("id")?,
-        source: parse("a source id", &row.get::<_, String>("source")?)?,
-        cause: parse("a cause", &row.get::<_, String>("cause")?)?,
-        status: parse("a status", &row.get::<_, String>("status")?)?,
-        lineage: text("lineage")?
-            .map(|text| parse("a lineage id", &text))
-            .transpose()?,
-        base: text("base")?
-            .map(|text| parse("a base id", &text))
-            .transpose()?,
-        consistent_point: text("consistent_point")?
-            .map(|text| lsn_from(&text))
-            .transpose()?,
-        bytes: row.get::<_, i64>("bytes")?.cast_unsigned(),
-        stored_bytes: row.get::<_, i64>("stored_bytes")?.cast_unsigned(),
-        error: text("error")?,
-        started: time_from(row.get("started")?),
-        finished: row.get::<_, Option<i64>>("finished")?.map(time_from),
+        source: parsed(row, "source")?,
+        cause: parsed(row, "cause")?,
+        status: parsed(row, "status")?,
+        lineage: maybe(row, "lineage")?,
+        base: maybe(row, "base")?,
+        consistent_point: maybe::<BaseId>(row, "base")?.map(BaseId::consistent_point),
+        bytes: number(row, "bytes")?,
+        stored_bytes: number(row, "stored_bytes")?,
+        error: row.get("error")?,
+        started: time(row, "started")?,
+        finished: maybe_time(row, "finished")?,
     })
 }
 

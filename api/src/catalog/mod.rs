@@ -13,13 +13,15 @@ mod segments;
 mod settings;
 mod sources;
 
+use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lastgood_proto::{Lsn, PgTimestamp};
-use rusqlite::Connection;
+use lastgood_proto::{Class, Lsn, PgTimestamp};
+use rusqlite::{Connection, Params, Row, Transaction};
 
 pub(crate) use bases::{BaseCause, BaseRow, BaseStatus, FinishedBase};
 pub(crate) use points::PointRow;
@@ -47,6 +49,30 @@ pub(crate) enum Error {
     Unreadable { what: &'static str, detail: String },
     #[error("the catalog's task ended early")]
     Task,
+}
+
+impl Error {
+    /// What the error asks for.
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            // Another program that holds the file lets go of it.
+            Error::Sqlite(rusqlite::Error::SqliteFailure(cause, _))
+                if matches!(
+                    cause.code,
+                    rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked
+                ) =>
+            {
+                Class::Transient
+            }
+            Error::Task => Class::Transient,
+            Error::Sqlite(_)
+            | Error::Newer { .. }
+            | Error::File(_)
+            | Error::DuplicateName(_)
+            | Error::Sealed
+            | Error::Unreadable { .. } => Class::NeedsOperator,
+        }
+    }
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;
@@ -97,7 +123,7 @@ impl Catalog {
     /// Run `work` in one transaction on a thread that may block.
     async fn transact<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let connection = Arc::clone(&self.connection);
         tokio::task::spawn_blocking(move || {
@@ -136,28 +162,68 @@ fn lsn_text(lsn: Lsn) -> String {
     format!("{:016x}", lsn.as_u64())
 }
 
-fn lsn_from(text: &str) -> Result<Lsn> {
-    u64::from_str_radix(text, 16)
-        .map(Lsn::new)
-        .map_err(|_| unreadable("an LSN", text))
-}
-
-fn time_from(micros: i64) -> PgTimestamp {
-    PgTimestamp::from_unix_micros(micros)
-}
-
-fn unreadable(what: &'static str, detail: impl std::fmt::Display) -> Error {
+fn unreadable(what: &'static str, detail: impl Display) -> Error {
     Error::Unreadable {
         what,
         detail: detail.to_string(),
     }
 }
 
-fn parse<T>(what: &'static str, text: &str) -> Result<T>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    text.parse().map_err(|error| unreadable(what, error))
+/// A column as what it stands for; null is none.
+fn maybe<T: FromStr<Err: Display>>(row: &Row<'_>, name: &'static str) -> Result<Option<T>> {
+    let text: Option<String> = row.get(name)?;
+    let parsed = text.map(|text| text.parse()).transpose();
+    parsed.map_err(|error| unreadable(name, error))
+}
+
+fn parsed<T: FromStr<Err: Display>>(row: &Row<'_>, name: &'static str) -> Result<T> {
+    maybe(row, name)?.ok_or_else(|| unreadable(name, "null"))
+}
+
+fn lsn(row: &Row<'_>, name: &'static str) -> Result<Lsn> {
+    let text: String = row.get(name)?;
+    let number = u64::from_str_radix(&text, 16);
+    number
+        .map(Lsn::new)
+        .map_err(|error| unreadable(name, error))
+}
+
+fn maybe_time(row: &Row<'_>, name: &'static str) -> Result<Option<PgTimestamp>> {
+    let micros: Option<i64> = row.get(name)?;
+    Ok(micros.map(PgTimestamp::from_unix_micros))
+}
+
+fn time(row: &Row<'_>, name: &'static str) -> Result<PgTimestamp> {
+    Ok(PgTimestamp::from_unix_micros(row.get(name)?))
+}
+
+fn number(row: &Row<'_>, name: &'static str) -> Result<u64> {
+    Ok(row.get::<_, i64>(name)?.cast_unsigned())
+}
+
+/// Every row of a query, read by `read`.
+fn all<T>(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    parameters: impl Params,
+    read: fn(&Row<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut statement = transaction.prepare_cached(sql)?;
+    statement.query_and_then(parameters, read)?.collect()
+}
+
+/// The first row of a query, if there is one.
+fn first<T>(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    parameters: impl Params,
+    read: fn(&Row<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    let mut statement = transaction.prepare_cached(sql)?;
+    statement
+        .query_and_then(parameters, read)?
+        .next()
+        .transpose()
 }
 
 fn count(number: u64) -> i64 {

@@ -3,7 +3,7 @@
 use lastgood_proto::{Lsn, PgTimestamp, SourceId};
 use rusqlite::params;
 
-use super::{Catalog, Result, count, lsn_from, lsn_text, time_from};
+use super::{Catalog, Result, all, count, lsn, lsn_text, time};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PointRow {
@@ -37,24 +37,19 @@ impl Catalog {
         limit: usize,
     ) -> Result<Vec<PointRow>> {
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare(
+            all(
+                transaction,
                 "SELECT name, lsn, time FROM point
                  WHERE source = ?1 AND (?2 IS NULL OR lsn > ?2) ORDER BY lsn LIMIT ?3",
-            )?;
-            let after = after.map(lsn_text);
-            let rows = statement.query_map(
-                params![source.to_string(), after, count(limit as u64)],
-                |row| Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?)),
-            )?;
-            rows.map(|row| {
-                let (name, lsn, time) = row?;
-                Ok(PointRow {
-                    name,
-                    lsn: lsn_from(&lsn)?,
-                    time: time_from(time),
-                })
-            })
-            .collect()
+                params![source.to_string(), after.map(lsn_text), count(limit as u64)],
+                |row| {
+                    Ok(PointRow {
+                        name: row.get("name")?,
+                        lsn: lsn(row, "lsn")?,
+                        time: time(row, "time")?,
+                    })
+                },
+            )
         })
         .await
     }

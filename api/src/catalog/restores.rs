@@ -1,10 +1,10 @@
 //! Restores as jobs, with their events.
 
 use lastgood_proto::{Class, PgTimestamp, SourceId};
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Row, Transaction, params};
 use serde_json::Value;
 
-use super::{Catalog, Result, count, parse, time_from, unreadable, words};
+use super::{Catalog, Result, all, count, first, maybe, maybe_time, number, parsed, time, words};
 
 words! {
     RestoreStatus {
@@ -163,12 +163,12 @@ impl Catalog {
     pub(crate) async fn restore(&self, id: &str) -> Result<Option<RestoreRow>> {
         let id = id.to_owned();
         self.transact(move |transaction| {
-            transaction
-                .query_row("SELECT * FROM restore WHERE id = ?1", [id], |row| {
-                    Ok(restore_row(row))
-                })
-                .optional()?
-                .transpose()
+            first(
+                transaction,
+                "SELECT * FROM restore WHERE id = ?1",
+                [id],
+                restore_row,
+            )
         })
         .await
     }
@@ -183,14 +183,13 @@ impl Catalog {
             (time.as_unix_micros(), id)
         });
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare(
+            all(
+                transaction,
                 "SELECT * FROM restore WHERE (created, id) < (?1, ?2)
                  ORDER BY created DESC, id DESC LIMIT ?3",
-            )?;
-            let rows = statement.query_map(params![time, id, count(limit as u64)], |row| {
-                Ok(restore_row(row))
-            })?;
-            rows.map(|row| row?).collect()
+                params![time, id, count(limit as u64)],
+                restore_row,
+            )
         })
         .await
     }
@@ -198,16 +197,12 @@ impl Catalog {
     /// How many restores there are in each status.
     pub(crate) async fn restore_counts(&self) -> Result<Vec<(RestoreStatus, u64)>> {
         self.transact(|transaction| {
-            let mut statement =
-                transaction.prepare("SELECT status, count(*) FROM restore GROUP BY status")?;
-            let rows = statement.query_map([], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
-            })?;
-            rows.map(|row| {
-                let (status, count) = row?;
-                Ok((parse("a status", &status)?, count.cast_unsigned()))
-            })
-            .collect()
+            all(
+                transaction,
+                "SELECT status, count(*) AS restores FROM restore GROUP BY status",
+                [],
+                |row| Ok((parsed(row, "status")?, number(row, "restores")?)),
+            )
         })
         .await
     }
@@ -220,29 +215,20 @@ impl Catalog {
     ) -> Result<Vec<RestoreEventRow>> {
         let id = id.to_owned();
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare(
+            all(
+                transaction,
                 "SELECT seq, time, kind, body FROM restore_event
                  WHERE restore = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-            )?;
-            let rows =
-                statement.query_map(params![id, count(after), count(limit as u64)], |row| {
-                    Ok((
-                        row.get::<_, i64>(0)?,
-                        row.get::<_, i64>(1)?,
-                        row.get::<_, String>(2)?,
-                        row.get::<_, String>(3)?,
-                    ))
-                })?;
-            rows.map(|row| {
-                let (seq, time, kind, body) = row?;
-                Ok(RestoreEventRow {
-                    seq: seq.cast_unsigned(),
-                    time: time_from(time),
-                    kind,
-                    body: json("an event", &body)?,
-                })
-            })
-            .collect()
+                params![id, count(after), count(limit as u64)],
+                |row| {
+                    Ok(RestoreEventRow {
+                        seq: number(row, "seq")?,
+                        time: time(row, "time")?,
+                        kind: row.get("kind")?,
+                        body: parsed(row, "body")?,
+                    })
+                },
+            )
         })
         .await
     }
@@ -250,13 +236,14 @@ impl Catalog {
     /// A restore that ran when the service ended does not go on by itself; says what it left.
     pub(crate) async fn fail_interrupted_restores(&self, now: PgTimestamp) -> Result<Vec<String>> {
         self.transact(move |transaction| {
-            let mut statement = transaction
-                .prepare("SELECT id, status FROM restore WHERE status IN ('planned', 'running')")?;
-            let running: Vec<(String, String)> = statement
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<rusqlite::Result<_>>()?;
+            let running: Vec<(String, RestoreStatus)> = all(
+                transaction,
+                "SELECT id, status FROM restore WHERE status IN ('planned', 'running')",
+                [],
+                |row| Ok((row.get("id")?, parsed(row, "status")?)),
+            )?;
             for (id, status) in &running {
-                let left_behind = (status == RestoreStatus::Running.as_str()).then(|| {
+                let left_behind = (*status == RestoreStatus::Running).then(|| {
                     "the target database, partly restored: drop it, or ask for the same restore \
                      with \"resume\": true"
                         .to_owned()
@@ -339,34 +326,23 @@ fn put_event(
     Ok(())
 }
 
-fn json(what: &'static str, text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|error| unreadable(what, error))
-}
-
 fn restore_row(row: &Row<'_>) -> Result<RestoreRow> {
-    let optional = |name| -> Result<Option<Value>> {
-        let text: Option<String> = row.get(name)?;
-        text.map(|text| json("a restore", &text)).transpose()
-    };
     Ok(RestoreRow {
         id: row.get("id")?,
-        source: parse("a source id", &row.get::<_, String>("source")?)?,
+        source: parsed(row, "source")?,
         source_name: row.get("name")?,
-        request: json("a request", &row.get::<_, String>("request")?)?,
-        plan: json("a plan", &row.get::<_, String>("plan")?)?,
-        status: parse("a status", &row.get::<_, String>("status")?)?,
+        request: parsed(row, "request")?,
+        plan: parsed(row, "plan")?,
+        status: parsed(row, "status")?,
         phase: row.get("phase")?,
-        progress: optional("progress")?,
-        report: optional("report")?,
+        progress: maybe(row, "progress")?,
+        report: maybe(row, "report")?,
         error: row.get("error")?,
-        error_class: row
-            .get::<_, Option<String>>("error_class")?
-            .map(|text| parse("a class", &text))
-            .transpose()?,
+        error_class: maybe(row, "error_class")?,
         left_behind: row.get("left_behind")?,
-        created: time_from(row.get("created")?),
-        started: row.get::<_, Option<i64>>("started")?.map(time_from),
-        finished: row.get::<_, Option<i64>>("finished")?.map(time_from),
+        created: time(row, "created")?,
+        started: maybe_time(row, "started")?,
+        finished: maybe_time(row, "finished")?,
     })
 }
 

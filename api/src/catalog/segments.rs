@@ -2,9 +2,9 @@
 
 use lastgood_proto::key::SegmentKey;
 use lastgood_proto::{LineageId, Lsn, SourceId};
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Row, Transaction, params};
 
-use super::{Catalog, Result, count, lsn_from, lsn_text, parse, time_from};
+use super::{Catalog, Result, all, count, first, lsn, lsn_text, maybe_time, number, parsed};
 
 /// A segment the repository holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,17 +67,14 @@ impl Catalog {
             None => (String::new(), String::new()),
         };
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare(
+            all(
+                transaction,
                 "SELECT * FROM segment
                  WHERE source = ?1 AND (lineage, start_lsn) > (?2, ?3)
                  ORDER BY lineage, start_lsn LIMIT ?4",
-            )?;
-            let limit = count(limit as u64);
-            let rows = statement
-                .query_map(params![source.to_string(), lineage, start, limit], |row| {
-                    Ok(segment_row(row))
-                })?;
-            rows.map(|row| row?).collect()
+                params![source.to_string(), lineage, start, count(limit as u64)],
+                segment_row,
+            )
         })
         .await
     }
@@ -85,31 +82,32 @@ impl Catalog {
     /// The newest segment of the newest lineage.
     pub(crate) async fn last_segment(&self, source: SourceId) -> Result<Option<SegmentRow>> {
         self.transact(move |transaction| {
-            transaction
-                .query_row(
-                    "SELECT * FROM segment WHERE source = ?1
-                     ORDER BY lineage DESC, start_lsn DESC LIMIT 1",
-                    [source.to_string()],
-                    |row| Ok(segment_row(row)),
-                )
-                .optional()?
-                .transpose()
+            first(
+                transaction,
+                "SELECT * FROM segment WHERE source = ?1
+                 ORDER BY lineage DESC, start_lsn DESC LIMIT 1",
+                [source.to_string()],
+                segment_row,
+            )
         })
         .await
     }
 
     pub(crate) async fn segment_totals(&self, source: SourceId) -> Result<SegmentTotals> {
         self.transact(move |transaction| {
-            Ok(transaction.query_row(
-                "SELECT count(*), coalesce(sum(stored_bytes), 0) FROM segment WHERE source = ?1",
+            let totals = first(
+                transaction,
+                "SELECT count(*) AS segments, coalesce(sum(stored_bytes), 0) AS stored_bytes
+                 FROM segment WHERE source = ?1",
                 [source.to_string()],
                 |row| {
                     Ok(SegmentTotals {
-                        segments: row.get::<_, i64>(0)?.cast_unsigned(),
-                        stored_bytes: row.get::<_, i64>(1)?.cast_unsigned(),
+                        segments: number(row, "segments")?,
+                        stored_bytes: number(row, "stored_bytes")?,
                     })
                 },
-            )?)
+            )?;
+            Ok(totals.unwrap_or_default())
         })
         .await
     }
@@ -137,14 +135,13 @@ fn put(transaction: &Transaction<'_>, source: SourceId, row: &SegmentRow) -> Res
 }
 
 fn segment_row(row: &Row<'_>) -> Result<SegmentRow> {
-    let time = |name| -> Result<_> { Ok(row.get::<_, Option<i64>>(name)?.map(time_from)) };
     Ok(SegmentRow {
-        lineage: parse("a lineage id", &row.get::<_, String>("lineage")?)?,
+        lineage: parsed(row, "lineage")?,
         key: SegmentKey {
-            start: lsn_from(&row.get::<_, String>("start_lsn")?)?,
-            end: lsn_from(&row.get::<_, String>("end_lsn")?)?,
-            max_commit_time: time("max_commit_time")?,
-            observed_through: time("observed_through")?,
+            start: lsn(row, "start_lsn")?,
+            end: lsn(row, "end_lsn")?,
+            max_commit_time: maybe_time(row, "max_commit_time")?,
+            observed_through: maybe_time(row, "observed_through")?,
         },
         stored_bytes: row
             .get::<_, Option<i64>>("stored_bytes")?

@@ -1,18 +1,19 @@
 //! Single values and tokens.
 
 use lastgood_proto::PgTimestamp;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 
-use super::{Catalog, Result, unreadable};
+use super::{Catalog, Result, all, first, unreadable};
 
 impl Catalog {
     pub(crate) async fn setting(&self, name: &'static str) -> Result<Option<String>> {
         self.transact(move |transaction| {
-            Ok(transaction
-                .query_row("SELECT value FROM setting WHERE name = ?1", [name], |row| {
-                    row.get(0)
-                })
-                .optional()?)
+            first(
+                transaction,
+                "SELECT value FROM setting WHERE name = ?1",
+                [name],
+                |row| Ok(row.get("value")?),
+            )
         })
         .await
     }
@@ -51,12 +52,10 @@ impl Catalog {
 
     pub(crate) async fn token_hashes(&self) -> Result<Vec<[u8; 32]>> {
         self.transact(|transaction| {
-            let mut statement = transaction.prepare("SELECT sha256 FROM token")?;
-            let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
-            rows.map(|row| {
-                <[u8; 32]>::try_from(row?).map_err(|_| unreadable("a token", "its length"))
+            all(transaction, "SELECT sha256 FROM token", [], |row| {
+                let hash: Vec<u8> = row.get("sha256")?;
+                <[u8; 32]>::try_from(hash).map_err(|_| unreadable("sha256", "its length"))
             })
-            .collect()
         })
         .await
     }

@@ -1,10 +1,10 @@
 //! Sources: what is protected, and how.
 
 use lastgood_proto::{PgTimestamp, SourceId};
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Row, Transaction, params};
 use zeroize::Zeroizing;
 
-use super::{Catalog, Error, Result, Seal, parse, time_from, unreadable, words};
+use super::{Catalog, Error, Result, Seal, all, first, parsed, time, words};
 
 words! {
     /// What the operator wants of a source; it survives a restart.
@@ -23,8 +23,6 @@ pub(crate) struct SourceRow {
     pub(crate) created: PgTimestamp,
     pub(crate) updated: PgTimestamp,
 }
-
-const COLUMNS: &str = "id, name, endpoint, settings, desired, created, updated";
 
 impl Catalog {
     /// # Errors
@@ -120,13 +118,12 @@ impl Catalog {
     pub(crate) async fn source(&self, id_or_name: &str) -> Result<Option<SourceRow>> {
         let wanted = id_or_name.to_owned();
         self.transact(move |transaction| {
-            let sql = format!(
-                "SELECT {COLUMNS} FROM source WHERE id = ?1 OR name = ?1 ORDER BY id <> ?1 LIMIT 1"
-            );
-            transaction
-                .query_row(&sql, [wanted], |row| Ok(source_row(row)))
-                .optional()?
-                .transpose()
+            first(
+                transaction,
+                "SELECT * FROM source WHERE id = ?1 OR name = ?1 ORDER BY id <> ?1 LIMIT 1",
+                [wanted],
+                source_row,
+            )
         })
         .await
     }
@@ -138,13 +135,12 @@ impl Catalog {
         limit: usize,
     ) -> Result<Vec<SourceRow>> {
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare(&format!(
-                "SELECT {COLUMNS} FROM source WHERE ?1 IS NULL OR name > ?1 ORDER BY name LIMIT ?2"
-            ))?;
-            let rows = statement.query_map(params![after, super::count(limit as u64)], |row| {
-                Ok(source_row(row))
-            })?;
-            rows.map(|row| row?).collect()
+            all(
+                transaction,
+                "SELECT * FROM source WHERE ?1 IS NULL OR name > ?1 ORDER BY name LIMIT ?2",
+                params![after, super::count(limit as u64)],
+                source_row,
+            )
         })
         .await
     }
@@ -165,12 +161,14 @@ impl Catalog {
     /// Seal every connection string anew, in one transaction.
     pub(crate) async fn reseal(&self, old: Seal, new: Seal) -> Result<()> {
         self.transact(move |transaction| {
-            let mut statement = transaction.prepare("SELECT id, connection FROM source")?;
-            let rows: Vec<(String, Vec<u8>)> = statement
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<rusqlite::Result<_>>()?;
+            let rows: Vec<(SourceId, Vec<u8>)> = all(
+                transaction,
+                "SELECT id, connection FROM source",
+                [],
+                |row| Ok((parsed(row, "id")?, row.get("connection")?)),
+            )?;
             for (id, sealed) in rows {
-                let context = context(parse("a source id", &id)?);
+                let context = context(id);
                 // A rotation that was cut short may have been here before.
                 if new.open(&context, &sealed).is_ok() {
                     continue;
@@ -178,7 +176,7 @@ impl Catalog {
                 let plain = old.open(&context, &sealed)?;
                 transaction.execute(
                     "UPDATE source SET connection = ?2 WHERE id = ?1",
-                    params![id, new.seal(&context, &plain)?],
+                    params![id.to_string(), new.seal(&context, &plain)?],
                 )?;
             }
             Ok(())
@@ -192,23 +190,23 @@ fn context(id: SourceId) -> String {
 }
 
 fn id_of_name(transaction: &Transaction<'_>, name: &str) -> Result<Option<String>> {
-    Ok(transaction
-        .query_row("SELECT id FROM source WHERE name = ?1", [name], |row| {
-            row.get(0)
-        })
-        .optional()?)
+    first(
+        transaction,
+        "SELECT id FROM source WHERE name = ?1",
+        [name],
+        |row| Ok(row.get("id")?),
+    )
 }
 
 fn source_row(row: &Row<'_>) -> Result<SourceRow> {
-    let settings: String = row.get("settings")?;
     Ok(SourceRow {
-        id: parse("a source id", &row.get::<_, String>("id")?)?,
+        id: parsed(row, "id")?,
         name: row.get("name")?,
         endpoint: row.get("endpoint")?,
-        settings: serde_json::from_str(&settings).map_err(|error| unreadable("settings", error))?,
-        desired: parse("a state", &row.get::<_, String>("desired")?)?,
-        created: time_from(row.get("created")?),
-        updated: time_from(row.get("updated")?),
+        settings: parsed(row, "settings")?,
+        desired: parsed(row, "desired")?,
+        created: time(row, "created")?,
+        updated: time(row, "updated")?,
     })
 }
 
