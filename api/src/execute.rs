@@ -31,6 +31,21 @@ pub(crate) enum Stopped {
     },
 }
 
+impl Order {
+    fn place(&self) -> Into {
+        Into {
+            connection: self.connection.clone(),
+            create_database: self.create_database.clone(),
+            allow_source: self.allow_source,
+        }
+    }
+}
+
+/// Whether [`execute`] would begin: refused here, no work has been done for nothing.
+pub(crate) async fn check(order: &Order, store: &SourceStore) -> Result<(), Error> {
+    lastgood_restore::check(&order.plan, store, &order.place(), order.resume).await
+}
+
 /// Do what the plan says, telling `progress` how far it is.
 ///
 /// On a thread of its own: the compiler cannot prove the future of a restore to be `Send`
@@ -41,19 +56,10 @@ pub(crate) async fn execute(
     progress: impl Fn(Progress) + Send + Sync + 'static,
     cancel: CancellationToken,
 ) -> Result<Report, Stopped> {
+    let into = order.place();
     let Order {
-        plan,
-        connection,
-        create_database,
-        allow_source,
-        jobs,
-        resume,
+        plan, jobs, resume, ..
     } = order;
-    let into = Into {
-        connection,
-        create_database,
-        allow_source,
-    };
     let options = Options {
         jobs: jobs.unwrap_or(JOBS),
         replay: Replay::Ordered,

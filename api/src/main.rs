@@ -11,6 +11,7 @@ mod clock;
 mod config;
 mod demo;
 mod execute;
+mod exit;
 mod http;
 mod jobs;
 mod secrets;

@@ -24,6 +24,7 @@ use crate::app::{App, KEY_WARNING, KeyState, Shared};
 use crate::catalog::{Catalog, Seal};
 use crate::clock::now;
 use crate::config::{Config, EncryptionArg, ServeArgs};
+use crate::exit::Refusal;
 use crate::jobs::{self, BaseJobs, RestoreJobs};
 use crate::secrets;
 use crate::supervisor::Supervisor;
@@ -35,6 +36,8 @@ const SEAL_LABEL: &[u8] = b"lastgood catalog connection v1";
 const CONNECTIONS_DEADLINE: Duration = Duration::from_secs(3);
 /// Name of the catalog's setting that says which repository it belongs to.
 const REPOSITORY: &str = "repository";
+/// And where that was when it was last used.
+const REPOSITORY_URL: &str = "repository_url";
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     telemetry::init(args.log);
@@ -72,10 +75,11 @@ pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
         .with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!(
-            "another lastgood uses the data folder {}; stop it first",
+        Err(TryLockError::WouldBlock) => Err(Refusal(format!(
+            "another lastgood uses the data folder {}; stop it first, or give --data-dir",
             config.data_dir.display()
-        ),
+        ))
+        .into()),
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))
         }
@@ -86,10 +90,12 @@ pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
 pub(crate) fn master_key(config: &Config) -> anyhow::Result<(MasterKey, KeyState)> {
     let rotated = config.rotated_key_path();
     if rotated.exists() {
-        bail!(
-            "a rotation of the master key was cut short ({} exists): run `lastgood key rotate` again",
+        let refusal = format!(
+            "a rotation of the master key was cut short ({} exists): run `lastgood key rotate` again, \
+             with the same --repository",
             rotated.display()
         );
+        return Err(Refusal(refusal).into());
     }
     if let Some(key) = MasterKey::from_env().with_context(|| MASTER_KEY_VARIABLE.to_owned())? {
         let state = KeyState::Given(key.fingerprint());
@@ -98,10 +104,11 @@ pub(crate) fn master_key(config: &Config) -> anyhow::Result<(MasterKey, KeyState
     let path = &config.key_file;
     if !path.exists() {
         if config.catalog_path().exists() {
-            bail!(
+            let refusal = format!(
                 "the master key {} is gone, and there is a catalog that needs it: put the key back",
                 path.display()
             );
+            return Err(Refusal(refusal).into());
         }
         let key = MasterKey::generate()?;
         key.write_new(path)?;
@@ -129,13 +136,9 @@ async fn assemble(config: &Config) -> anyhow::Result<Shared> {
         EncryptionArg::On => (Encryption::On(master), key),
         EncryptionArg::Off => (Encryption::Off, KeyState::Unencrypted),
     };
-    let repository =
-        Repository::create_or_open(&config.repository, &StorageOptions::from_env(), encryption)
-            .await
-            .with_context(|| format!("cannot use the repository {}", config.repository))?;
     let path = config.catalog_path();
     let catalog = Catalog::open(&path).with_context(|| format!("cannot use {}", path.display()))?;
-    belongs_together(&catalog, &repository).await?;
+    let repository = open_repository(&catalog, config, encryption).await?;
     let (token, made) = secrets::token(&config.token_path())?;
     if made {
         tracing::info!(path = %config.token_path().display(), "made a new token");
@@ -167,17 +170,56 @@ async fn assemble(config: &Config) -> anyhow::Result<Shared> {
     }))
 }
 
-/// A catalog beside another repository would capture into the wrong place.
-async fn belongs_together(catalog: &Catalog, repository: &Repository) -> anyhow::Result<()> {
-    let here = repository.id().to_string();
-    match catalog.setting(REPOSITORY).await? {
-        Some(known) if known != here => bail!(
-            "this data folder's catalog belongs to repository {known}, and the repository given is \
-             {here}: use another --data-dir, or the repository this one was made with"
-        ),
-        Some(_) => Ok(()),
-        None => Ok(catalog.set_setting(REPOSITORY, here).await?),
+/// The repository, made if the catalog belongs to none yet. A catalog beside another repository would
+/// capture into the wrong place, so one that belongs to a repository is looked at before anything is
+/// written.
+async fn open_repository(
+    catalog: &Catalog,
+    config: &Config,
+    encryption: Encryption,
+) -> anyhow::Result<Repository> {
+    let (url, options) = (&config.repository, StorageOptions::from_env());
+    let cannot = || format!("cannot use the repository {url}");
+    if catalog.setting(REPOSITORY).await?.is_some() {
+        let found = Repository::open(url, &options, encryption.clone()).await;
+        belongs_together(catalog, config, &found).await?;
+        found.with_context(cannot)?;
     }
+    let repository = Repository::create_or_open(url, &options, encryption)
+        .await
+        .with_context(cannot)?;
+    catalog
+        .set_setting(REPOSITORY, repository.id().to_string())
+        .await?;
+    catalog.set_setting(REPOSITORY_URL, url.to_string()).await?;
+    Ok(repository)
+}
+
+/// Refuse a repository that is not the one this data folder's catalog belongs to.
+pub(crate) async fn belongs_together(
+    catalog: &Catalog,
+    config: &Config,
+    found: &Result<Repository, lastgood_store::Error>,
+) -> anyhow::Result<()> {
+    let Some(known) = catalog.setting(REPOSITORY).await? else {
+        return Ok(());
+    };
+    let here = match found {
+        Ok(repository) if repository.id().to_string() == known => return Ok(()),
+        Ok(repository) => format!("is repository {}", repository.id()),
+        Err(lastgood_store::Error::NoRepository { .. }) => "holds none".to_owned(),
+        // Whether it is the same cannot be told.
+        Err(_) => return Ok(()),
+    };
+    let home = catalog.setting(REPOSITORY_URL).await?;
+    let home = home.map_or_else(String::new, |url| format!(", last at {url}"));
+    let url = &config.repository;
+    Err(Refusal(format!(
+        "the data folder {} belongs to repository {known}{home}; {url} {here}: give the right \
+         --repository or another --data-dir",
+        config.data_dir.display()
+    ))
+    .into())
 }
 
 async fn warn(app: &Shared, config: &Config) -> anyhow::Result<()> {

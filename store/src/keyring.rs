@@ -34,6 +34,7 @@ const FINGERPRINT_LABEL: &[u8] = b"lastgood master key fingerprint v1";
 const WRAP_LABEL: &[u8] = b"lastgood key wrap v1";
 
 /// Whether what is written into a repository is encrypted, and with what.
+#[derive(Clone)]
 pub enum Encryption {
     On(MasterKey),
     Off,

@@ -4,8 +4,7 @@ use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId};
 use rusqlite::{Row, params};
 
 use super::{
-    Catalog, Result, all, count, first, lsn_text, maybe, maybe_time, number, parsed, time,
-    words,
+    Catalog, Result, all, count, first, lsn_text, maybe, maybe_time, number, parsed, time, words,
 };
 
 words! {

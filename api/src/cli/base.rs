@@ -73,6 +73,12 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
                 return Ok(());
             }
             let base = wait(&client, &path, &begun["id"]).await?;
+            if base["status"] != "succeeded" {
+                return Err(Failure::failed(format!(
+                    "the base failed: {}",
+                    show(&base["error"])
+                )));
+            }
             output.answer(&base, |base| {
                 format!(
                     "base {}: {} at {}, {} ({} stored)\n",
@@ -83,12 +89,6 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
                     bytes(&base["stored_bytes"])
                 )
             });
-            if base["status"] != "succeeded" {
-                return Err(Failure::failed(format!(
-                    "the base failed: {}",
-                    show(&base["error"])
-                )));
-            }
         }
     }
     Ok(())

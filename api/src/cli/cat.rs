@@ -1,8 +1,7 @@
 //! `lastgood cat`: an object of the repository in clear, on standard output.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
-use anyhow::Context;
 use lastgood_proto::key::Key;
 
 use super::failure::Failure;
@@ -46,10 +45,12 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
     let mut reader = repository.open_path(path).await?;
     let mut stdout = std::io::stdout().lock();
     while let Some(chunk) = reader.next_chunk().await? {
-        stdout
-            .write_all(&chunk)
-            .context("standard output is closed")?;
+        match stdout.write_all(&chunk) {
+            Ok(()) => {}
+            // Whoever reads has seen enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(anyhow::Error::from(error).context("standard output").into()),
+        }
     }
-    stdout.flush().context("standard output is closed")?;
     Ok(())
 }

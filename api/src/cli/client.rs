@@ -22,6 +22,7 @@ pub(super) struct ServerArgs {
     /// Address of the service
     #[arg(
         long,
+        global = true,
         env = "LASTGOOD_SERVER",
         default_value = "http://127.0.0.1:7070",
         value_name = "URL",
@@ -32,6 +33,7 @@ pub(super) struct ServerArgs {
     /// the data folder]
     #[arg(
         long,
+        global = true,
         env = "LASTGOOD_TOKEN_FILE",
         value_name = "FILE",
         help_heading = "Service"
@@ -40,6 +42,7 @@ pub(super) struct ServerArgs {
     /// Data folder of a service on this machine, for its token
     #[arg(
         long,
+        global = true,
         env = "LASTGOOD_DATA_DIR",
         default_value = "lastgood-data",
         value_name = "DIR",

@@ -3,28 +3,20 @@
 use lastgood_proto::Class;
 use serde_json::{Value, json};
 
-use crate::http::chain;
-
-/// Trying again may help.
-const FAILED: u8 = 1;
-const USAGE: u8 = 2;
-/// Somebody has to change something first.
-const OPERATOR: u8 = 3;
-const CORRUPT: u8 = 4;
-const UNREACHABLE_TARGET: u8 = 5;
-const INTERRUPTED: u8 = 130;
+use crate::exit::{Exit, Refusal};
+use crate::http::{Code, Problem, ProblemBody};
 
 /// A failed command.
 #[derive(Debug)]
 pub(super) struct Failure {
-    pub(super) exit: u8,
+    pub(super) exit: Exit,
     pub(super) message: String,
-    /// The service's problem, if it was one.
+    /// The problem, as the API writes it, if it is one.
     pub(super) problem: Option<Value>,
 }
 
 impl Failure {
-    fn new(exit: u8, message: impl Into<String>) -> Self {
+    pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self {
             exit,
             message: message.into(),
@@ -33,23 +25,23 @@ impl Failure {
     }
 
     pub(super) fn usage(message: impl Into<String>) -> Self {
-        Self::new(USAGE, message)
+        Self::new(Exit::Usage, message)
     }
 
     pub(super) fn failed(message: impl Into<String>) -> Self {
-        Self::new(FAILED, message)
+        Self::new(Exit::Failed, message)
     }
 
     pub(super) fn operator(message: impl Into<String>) -> Self {
-        Self::new(OPERATOR, message)
+        Self::new(Exit::Operator, message)
     }
 
     pub(super) fn corrupt(message: impl Into<String>) -> Self {
-        Self::new(CORRUPT, message)
+        Self::new(Exit::Corrupt, message)
     }
 
     pub(super) fn interrupted(message: impl Into<String>) -> Self {
-        Self::new(INTERRUPTED, message)
+        Self::new(Exit::Interrupted, message)
     }
 
     /// From a problem that the service answered.
@@ -59,25 +51,19 @@ impl Failure {
         let mut message = match (title.is_empty(), detail.is_empty()) {
             (true, true) => format!("the service answered {status}"),
             (false, true) => title,
+            // Some details say it all.
+            (_, false) if starts_with(&detail, &title) => detail,
             (_, false) => format!("{title}: {detail}"),
         };
         if let Some(hint) = problem["hint"].as_str() {
             message.push_str("\nhint: ");
             message.push_str(hint);
         }
-        let exit = match text("code").as_str() {
-            "target_outside_windows"
-            | "nothing_recoverable"
-            | "unknown_transaction"
-            | "unknown_point"
-            | "ambiguous_target"
-            | "segments_missing" => UNREACHABLE_TARGET,
-            "repository_corrupt" => CORRUPT,
-            "invalid_json" | "invalid_query" | "unknown_field" | "missing_field"
-            | "invalid_value" | "invalid_name" | "invalid_settings" | "invalid_target"
-            | "invalid_connection" => USAGE,
-            _ if status >= 500 => FAILED,
-            _ => OPERATOR,
+        let exit = match serde_json::from_value::<Code>(problem["code"].clone()) {
+            Ok(code) => code.exit(),
+            // Of a newer service.
+            Err(_) if status >= 500 => Exit::Failed,
+            Err(_) => Exit::Operator,
         };
         Self {
             exit,
@@ -86,53 +72,72 @@ impl Failure {
         }
     }
 
+    /// With what a restore left in the target.
+    #[must_use]
+    pub(super) fn left_behind(mut self, left_behind: Option<&str>) -> Self {
+        if let Some(left_behind) = left_behind {
+            self.message.push_str("\nleft behind: ");
+            self.message.push_str(left_behind);
+            if let Some(problem) = &mut self.problem {
+                problem["left_behind"] = left_behind.into();
+            }
+        }
+        self
+    }
+
     pub(super) fn to_json(&self) -> Value {
-        self.problem.clone().unwrap_or_else(
-            || json!({"title": "failed", "detail": self.message, "exit": self.exit}),
-        )
+        let mut value = self
+            .problem
+            .clone()
+            .unwrap_or_else(|| json!({"title": "failed", "detail": self.message}));
+        value["exit"] = (self.exit as u8).into();
+        value
     }
 }
 
-const fn exit_of(class: Class) -> u8 {
-    match class {
-        Class::Transient => FAILED,
-        Class::NeedsOperator => OPERATOR,
-        Class::Corrupt => CORRUPT,
-    }
+fn starts_with(text: &str, beginning: &str) -> bool {
+    text.get(..beginning.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(beginning))
 }
 
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        let exit = error
-            .chain()
-            .find_map(|cause| cause.downcast_ref::<lastgood_store::Error>())
-            .map_or(FAILED, |error| exit_of(error.class()));
-        Self::new(exit, format!("{error:#}"))
+/// What this command found without a service is told as the service tells it.
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        let body = ProblemBody::from(problem);
+        match serde_json::to_value(&body) {
+            Ok(value) => Self::problem(body.status(), value),
+            Err(error) => Self::failed(error.to_string()),
+        }
     }
 }
 
 impl From<lastgood_store::Error> for Failure {
     fn from(error: lastgood_store::Error) -> Self {
-        Self::new(exit_of(error.class()), chain(&error))
+        Problem::from(error).into()
     }
 }
 
 impl From<lastgood_restore::Error> for Failure {
     fn from(error: lastgood_restore::Error) -> Self {
-        use lastgood_restore::Error;
-        let exit = match &error {
-            Error::NothingRecoverable
-            | Error::OutsideWindows { .. }
-            | Error::AmbiguousLsn { .. }
-            | Error::SegmentsMissing { .. }
-            | Error::LatestNotRecoverable { .. }
-            | Error::UnknownTransaction { .. }
-            | Error::AmbiguousTransaction { .. }
-            | Error::UnknownPoint { .. }
-            | Error::AmbiguousPoint { .. } => UNREACHABLE_TARGET,
-            error => exit_of(error.class()),
-        };
-        Self::new(exit, chain(&error))
+        Problem::from(error).into()
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        let class = error.chain().find_map(|cause| {
+            if let Some(error) = cause.downcast_ref::<lastgood_store::Error>() {
+                return Some(error.class());
+            }
+            if let Some(error) = cause.downcast_ref::<crate::catalog::Error>() {
+                return Some(error.class());
+            }
+            // A file, a folder or an address that is not as it has to be.
+            let needs_operator = cause.is::<Refusal>() || cause.is::<std::io::Error>();
+            needs_operator.then_some(Class::NeedsOperator)
+        });
+        let exit = class.map_or(Exit::Failed, Exit::from);
+        Self::new(exit, format!("{error:#}"))
     }
 }
 
@@ -144,12 +149,14 @@ mod tests {
     fn problems_become_exit_codes() {
         let exit =
             |status, code: &str| Failure::problem(status, json!({"title": "t", "code": code})).exit;
-        assert_eq!(exit(422, "target_outside_windows"), UNREACHABLE_TARGET);
-        assert_eq!(exit(422, "probe_blocked"), OPERATOR);
-        assert_eq!(exit(422, "unknown_field"), USAGE);
-        assert_eq!(exit(503, "source_unavailable"), FAILED);
-        assert_eq!(exit(500, "repository_corrupt"), CORRUPT);
-        assert_eq!(exit(401, "unauthorized"), OPERATOR);
+        assert_eq!(exit(422, "target_outside_windows"), Exit::Target);
+        assert_eq!(exit(422, "probe_blocked"), Exit::Operator);
+        assert_eq!(exit(422, "unknown_field"), Exit::Usage);
+        assert_eq!(exit(503, "source_unavailable"), Exit::Failed);
+        assert_eq!(exit(500, "repository_corrupt"), Exit::Corrupt);
+        assert_eq!(exit(401, "unauthorized"), Exit::Operator);
+        assert_eq!(exit(503, "of_a_newer_service"), Exit::Failed);
+        assert_eq!(exit(409, "of_a_newer_service"), Exit::Operator);
     }
 
     #[test]
@@ -157,5 +164,17 @@ mod tests {
         let problem = json!({"title": "The name is taken", "detail": "x exists", "hint": "y"});
         let failure = Failure::problem(409, problem);
         assert_eq!(failure.message, "The name is taken: x exists\nhint: y");
+    }
+
+    #[test]
+    fn a_refusal_needs_somebody() {
+        let exit = |error: anyhow::Error| Failure::from(error).exit;
+        assert_eq!(exit(Refusal("no".to_owned()).into()), Exit::Operator);
+        let taken = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+        assert_eq!(
+            exit(anyhow::Error::from(taken).context("x")),
+            Exit::Operator
+        );
+        assert_eq!(exit(anyhow::anyhow!("whatever")), Exit::Failed);
     }
 }

@@ -97,34 +97,29 @@ async fn rotate(args: ServeArgs, output: &Output) -> Result<(), Failure> {
         ));
     }
     let old = || MasterKey::from_file(&config.key_file);
+    let new = || MasterKey::from_file(&new_path);
+    let open = async |encryption| {
+        Repository::open(&config.repository, &StorageOptions::from_env(), encryption).await
+    };
     let resumed = new_path.exists();
+    let repository = match open(Encryption::On(old()?)).await {
+        // Cut short after the last of the old wraps was gone.
+        Err(Error::WrongMasterKey { .. }) if resumed => open(Encryption::On(new()?)).await,
+        // Without encryption the key protects the catalog alone.
+        Err(Error::NotEncrypted) => open(Encryption::Off).await,
+        opened => opened,
+    };
+    let path = config.catalog_path();
+    let catalog = Catalog::open(&path).with_context(|| format!("cannot use {}", path.display()))?;
+    serve::belongs_together(&catalog, &config, &repository).await?;
+    let repository = repository?;
+    // Only now that everything the new key is for has been found.
     if !resumed {
         MasterKey::generate()?.write_new(&new_path)?;
     }
-    let new = || MasterKey::from_file(&new_path);
-    let open = async |key| {
-        Repository::open(
-            &config.repository,
-            &StorageOptions::from_env(),
-            Encryption::On(key),
-        )
-        .await
-    };
-    let repository = match open(old()?).await {
-        // Cut short after the last of the old wraps was gone.
-        Err(Error::WrongMasterKey { .. }) if resumed => open(new()?).await,
-        opened => opened,
-    };
-    match repository {
-        Ok(repository) => {
-            repository.rotate_master_key(new()?).await?;
-        }
-        // Without encryption the key protects the catalog alone.
-        Err(Error::NotEncrypted) => {}
-        Err(error) => return Err(error.into()),
+    if repository.master_fingerprint().is_some() {
+        repository.rotate_master_key(new()?).await?;
     }
-    let path = config.catalog_path();
-    let catalog = Catalog::open(&path).with_context(|| format!("cannot use {}", path.display()))?;
     catalog
         .reseal(serve::seal(&old()?)?, serve::seal(&new()?)?)
         .await

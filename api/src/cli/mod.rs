@@ -31,9 +31,18 @@ use failure::Failure;
 use output::Output;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 failed, trying again may help; 2 wrong usage; 3 somebody has to change \
-something first; 4 the repository holds what was not written; 5 the target cannot be reached; \
-130 interrupted.
+Exit codes, through the service and with --repository alike:
+    0  done
+    1  failed, trying again may help: a server or the storage does not answer
+    2  wrong usage: an option, a value, a name that does not exist
+    3  refused until somebody has changed something: the target exists, a right is missing
+    4  the repository holds what was not written
+    5  the target of a plan or a restore cannot be reached; the nearest that can is named
+  130  interrupted
+
+Arguments are seen by everybody on the machine. What holds a password may come from the environment: \
+LASTGOOD_CONNECTION (probe, source add, source set --connection), LASTGOOD_INTO (restore), \
+LASTGOOD_MASTER_KEY, LASTGOOD_TOKEN; a connection string also from standard input, given as -.
 
 The service's address and token come from --server and --token-file, LASTGOOD_SERVER and \
 LASTGOOD_TOKEN, or the data folder of a service on this machine.";
@@ -121,5 +130,23 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    /// Somebody reads it at 3 a.m.
+    #[test]
+    fn every_command_and_every_argument_says_what_it_is() {
+        use clap::CommandFactory;
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path}");
+            for argument in command.get_arguments() {
+                let id = argument.get_id();
+                assert!(argument.get_help().is_some(), "{path}: {id}");
+            }
+            for inner in command.get_subcommands() {
+                check(inner, &path);
+            }
+        }
+        check(&Cli::command(), "");
     }
 }

@@ -169,6 +169,12 @@ pub(super) fn human_count(number: u64) -> String {
     text
 }
 
+/// A count with its noun, in the plural where there is not one.
+pub(super) fn some(number: &Value, what: &str) -> String {
+    let plural = if number.as_u64() == Some(1) { "" } else { "s" };
+    format!("{} {what}{plural}", count(number))
+}
+
 /// Rows under headings, columns aligned.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -217,6 +223,8 @@ mod tests {
         );
         assert_eq!(human_count(1_234_567), "1,234,567");
         assert_eq!(human_count(123), "123");
+        assert_eq!(some(&1.into(), "row"), "1 row");
+        assert_eq!(some(&0.into(), "row"), "0 rows");
         assert_eq!(human_seconds(59), "59 s");
         assert_eq!(human_seconds(3700), "1 h 1 min");
     }

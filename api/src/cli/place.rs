@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use lastgood_pg::ConnectionConfig;
 use lastgood_store::{
     Encryption, MasterKey, Repository, RepositoryUrl, SourceStore, StorageOptions,
 };
@@ -13,12 +14,15 @@ use zeroize::Zeroizing;
 use super::client::{Client, ServerArgs};
 use super::failure::Failure;
 
+/// Holds a connection string, because arguments are seen by everybody on the machine.
+pub(super) const CONNECTION_VARIABLE: &str = "LASTGOOD_CONNECTION";
+
 /// A source, named as the first argument or as `--source`; neither if there is only one.
 #[derive(Debug, Clone, Args)]
 pub(super) struct SourceArg {
     /// Name or id of the source; not needed if there is only one
     source: Option<String>,
-    /// The same, as `plan` and `restore` take it
+    /// The same, as an option
     #[arg(
         long = "source",
         value_name = "SOURCE",
@@ -31,6 +35,12 @@ pub(super) struct SourceArg {
 impl SourceArg {
     pub(super) fn wanted(&self) -> Option<&str> {
         self.source.as_deref().or(self.option.as_deref())
+    }
+
+    /// For what should not happen to a source that nobody named.
+    pub(super) fn named(&self) -> Result<&str, Failure> {
+        self.wanted()
+            .ok_or_else(|| Failure::usage("say which source is meant"))
     }
 }
 
@@ -108,6 +118,29 @@ pub(super) fn connection(given: String) -> Result<Zeroizing<String>, Failure> {
     Ok(Zeroizing::new(
         line.trim_end_matches(['\r', '\n']).to_owned(),
     ))
+}
+
+/// As [`connection`]; an empty one stands for the environment's.
+pub(super) fn connection_or_variable(given: String) -> Result<Zeroizing<String>, Failure> {
+    if !given.is_empty() {
+        return connection(given);
+    }
+    let held = std::env::var(CONNECTION_VARIABLE).map(Zeroizing::new);
+    held.map_err(|_| {
+        Failure::usage(format!(
+            "--connection needs a value, or a connection string in {CONNECTION_VARIABLE}"
+        ))
+    })
+}
+
+/// The connection string that `option` gave, understood.
+pub(super) fn parse_connection(option: &str, text: &str) -> Result<ConnectionConfig, Failure> {
+    text.parse().map_err(|error: lastgood_pg::ConfigError| {
+        Failure::usage(format!(
+            "{option} is no connection string that is understood: {error}; it looks like \
+             postgres://user:password@host:5432/database"
+        ))
+    })
 }
 
 /// The source of a repository that is called `wanted`; the only one if nothing is wanted.

@@ -9,7 +9,7 @@ use super::place::source_path;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// What to call this moment; without it, the points there are
+    /// What to call this moment; without a name, list the points there are
     name: Option<String>,
     /// Name or id of the source; not needed if there is only one
     #[arg(long)]

@@ -2,17 +2,17 @@
 
 use lastgood_engine::SourceSettings;
 use lastgood_engine::probe as engine;
-use lastgood_pg::ConnectionConfig;
 
 use super::failure::Failure;
 use super::output::{Output, bytes, findings, pairs, show};
-use super::place::connection;
+use super::place::{CONNECTION_VARIABLE, connection, parse_connection};
 use crate::http::ProbeView;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Connection string, as a URL or as key=value pairs; - reads it from standard input
-    #[arg(env = "LASTGOOD_CONNECTION", hide_env_values = true)]
+    /// Connection string, as a URL or as key=value pairs; - reads it from standard input. Others on
+    /// this machine see arguments: LASTGOOD_CONNECTION may hold it instead
+    #[arg(env = CONNECTION_VARIABLE, hide_env_values = true)]
     connection: String,
     /// Print the SQL that makes the smallest role that works, called NAME, and nothing else
     #[arg(long, value_name = "NAME")]
@@ -20,9 +20,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
-    let config: ConnectionConfig = connection(args.connection)?
-        .parse()
-        .map_err(|error: lastgood_pg::ConfigError| Failure::usage(error.to_string()))?;
+    let config = parse_connection("CONNECTION", &connection(args.connection)?)?;
     let report = Box::pin(engine::probe(&config, &SourceSettings::default())).await;
     if let (Some(name), Some(server)) = (&args.sql_role, &report.server) {
         let sql = engine::role_sql(name, server);

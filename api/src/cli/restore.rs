@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::bar::Bar;
 use super::client::Client;
 use super::failure::Failure;
-use super::output::{Output, bytes, count, human_seconds, pairs, show};
-use super::place::{self, Place, PlaceArgs, source_path, source_store};
+use super::output::{Output, bytes, count, human_seconds, pairs, show, some};
+use super::place::{
+    self, Place, PlaceArgs, SourceArg, parse_connection, source_path, source_store,
+};
 use super::restores;
 use super::target::{ExclusiveArg, TargetArgs};
 use crate::clock::now;
@@ -22,9 +24,8 @@ use crate::http::{PlanView, ProgressView, ReportView};
 
 #[derive(clap::Args)]
 pub(super) struct PlanArgs {
-    /// Name or id of the source; not needed if there is only one
-    #[arg(long)]
-    source: Option<String>,
+    #[command(flatten)]
+    source: SourceArg,
     #[command(flatten)]
     target: TargetArgs,
     #[command(flatten)]
@@ -43,8 +44,9 @@ pub(super) struct PlanArgs {
 pub(super) struct RestoreArgs {
     #[command(flatten)]
     plan: PlanArgs,
-    /// Where to: without --create-database its own database, which must be empty; - reads it from
-    /// standard input
+    /// Where to, as a connection string: without --create-database its own database, which must be
+    /// empty; - reads it from standard input. Others on this machine see arguments: LASTGOOD_INTO may
+    /// hold it instead
     #[arg(
         long,
         value_name = "CONNECTION",
@@ -94,7 +96,7 @@ impl PlanArgs {
 }
 
 pub(super) async fn plan(args: PlanArgs, output: &Output) -> Result<(), Failure> {
-    let wanted = args.source.as_deref();
+    let wanted = args.source.wanted();
     let plan = match args.place.open().await? {
         Place::Service(client) => {
             let path = source_path(&client, wanted).await?;
@@ -112,13 +114,11 @@ pub(super) async fn plan(args: PlanArgs, output: &Output) -> Result<(), Failure>
 
 pub(super) async fn run(mut args: RestoreArgs, output: &Output) -> Result<(), Failure> {
     let into = place::connection(std::mem::take(&mut args.into))?;
-    let connection: ConnectionConfig = into
-        .parse()
-        .map_err(|error: lastgood_pg::ConfigError| Failure::usage(format!("--into: {error}")))?;
+    let connection = parse_connection("--into", &into)?;
     match args.plan.place.open().await? {
         Place::Service(client) => by_service(args, &client, &into, &connection, output).await,
         Place::Repository(repository) => {
-            let (_, store) = source_store(&repository, args.plan.source.as_deref()).await?;
+            let (_, store) = source_store(&repository, args.plan.source.wanted()).await?;
             by_itself(args, &store, connection, output).await
         }
     }
@@ -131,7 +131,7 @@ async fn by_service(
     connection: &ConnectionConfig,
     output: &Output,
 ) -> Result<(), Failure> {
-    let path = source_path(client, args.plan.source.as_deref()).await?;
+    let path = source_path(client, args.plan.source.wanted()).await?;
     let planned = json!({
         "target": args.plan.target(),
         "lineage": args.plan.lineage,
@@ -194,9 +194,6 @@ async fn by_itself(
     let outcome = execute::execute(order, store.clone(), tell, cancel).await;
     watcher.abort();
     bar.clear();
-    let left = |left_behind: Option<String>| {
-        left_behind.map_or_else(String::new, |left| format!("\nleft behind: {left}"))
-    };
     match outcome {
         Ok(report) => {
             let report = serde_json::to_value(ReportView::from(&report))
@@ -204,14 +201,11 @@ async fn by_itself(
             output.answer(&report, describe_report);
             Ok(())
         }
-        Err(Stopped::Cancelled { left_behind }) => Err(Failure::interrupted(format!(
-            "interrupted{}",
-            left(left_behind)
-        ))),
+        Err(Stopped::Cancelled { left_behind }) => {
+            Err(Failure::interrupted("interrupted").left_behind(left_behind.as_deref()))
+        }
         Err(Stopped::Failed { error, left_behind }) => {
-            let mut failure = Failure::from(error);
-            failure.message.push_str(&left(left_behind));
-            Err(failure)
+            Err(Failure::from(error).left_behind(left_behind.as_deref()))
         }
     }
 }
@@ -269,8 +263,8 @@ pub(super) fn describe_plan(plan: &Value) -> String {
         (
             "changes",
             format!(
-                "{} segments; {} to read in all",
-                count(&plan["segments"]),
+                "{}; {} to read in all",
+                some(&plan["segments"], "segment"),
                 bytes(&plan["stored_bytes"])
             ),
         ),
@@ -301,7 +295,7 @@ pub(super) fn describe_plan(plan: &Value) -> String {
     text
 }
 
-fn describe_target(target: &Value) -> String {
+pub(super) fn describe_target(target: &Value) -> String {
     let Some(parts) = target.as_object() else {
         return show(target);
     };
@@ -390,9 +384,9 @@ pub(super) fn describe_report(report: &Value) -> String {
         (
             "replayed",
             format!(
-                "{} transactions, {} rows on top of base {}",
-                count(&report["transactions"]),
-                count(&report["rows"]),
+                "{}, {} on top of base {}",
+                some(&report["transactions"], "transaction"),
+                some(&report["rows"], "row"),
                 show(&report["base"])
             ),
         ),
@@ -405,6 +399,11 @@ pub(super) fn describe_report(report: &Value) -> String {
     for note in report["notes"].as_array().into_iter().flatten() {
         text.push_str(&format!("note: {}\n", show(note)));
     }
+    if text.contains(MISSING_ROLE) {
+        text.push_str(
+            "      the roles are in the base's globals archive; OPERATIONS.md, \"The worst hour\", step 5\n",
+        );
+    }
     for entry in report["not_covered"].as_array().into_iter().flatten() {
         text.push_str(&format!(
             "as old as the base: {}: {}\n",
@@ -412,8 +411,15 @@ pub(super) fn describe_report(report: &Value) -> String {
             show(&entry["why"])
         ));
     }
+    text.push_str(
+        "next: look at it with psql; how to bring rows back into production: OPERATIONS.md, \"The worst \
+         hour\", step 6\n",
+    );
     text
 }
+
+/// How PostgreSQL ends its message about a role that is not there.
+const MISSING_ROLE: &str = "\" does not exist)";
 
 fn human_millis(millis: &Value) -> String {
     match millis.as_u64().unwrap_or(0) {

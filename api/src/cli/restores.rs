@@ -8,7 +8,8 @@ use super::bar::Bar;
 use super::client::{Client, ServerArgs};
 use super::failure::Failure;
 use super::output::{Output, pairs, show, table};
-use super::restore::{describe_plan, describe_report};
+use super::restore::{describe_plan, describe_report, describe_target};
+use crate::exit::Exit;
 
 /// A line of an event stream is no longer than this.
 const LINE_BYTES_MAX: usize = 1 << 20;
@@ -26,11 +27,20 @@ enum Command {
     /// List restores, newest first
     List,
     /// Show a restore: plan, progress, report
-    Show { id: String },
+    Show {
+        /// As `lastgood restores list` prints it
+        id: String,
+    },
     /// Follow a restore to its end
-    Follow { id: String },
+    Follow {
+        /// As `lastgood restores list` prints it
+        id: String,
+    },
     /// Cancel a restore
-    Cancel { id: String },
+    Cancel {
+        /// As `lastgood restores list` prints it
+        id: String,
+    },
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
@@ -47,7 +57,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
                         vec![
                             show(&restore["id"]),
                             show(&restore["source_name"]),
-                            show(&restore["request"]["target"]),
+                            describe_target(&restore["request"]["target"]),
                             show(&restore["status"]),
                             show(&restore["phase"]),
                             show(&restore["created"]),
@@ -137,31 +147,25 @@ fn take_line(line: &[u8], seen: &mut u64, bar: &Bar) {
 /// Say how it ended.
 pub(super) fn finish(restore: &Value, output: &Output) -> Result<(), Failure> {
     output.answer(restore, |restore| describe_report(&restore["report"]));
+    let ended = |exit, what: &str| {
+        let message = match restore["error"].as_str() {
+            Some(error) => format!("{what}: {error}"),
+            None => what.to_owned(),
+        };
+        Failure::new(exit, message).left_behind(restore["left_behind"].as_str())
+    };
     match restore["status"].as_str() {
         Some("succeeded") => Ok(()),
-        Some("cancelled") => Err(Failure::interrupted(ended("cancelled", restore))),
+        Some("cancelled") => Err(ended(Exit::Interrupted, "cancelled")),
         _ => {
-            let message = ended("the restore failed", restore);
-            Err(match restore["error_class"].as_str() {
-                Some("needs_operator") => Failure::operator(message),
-                Some("corrupt") => Failure::corrupt(message),
-                _ => Failure::failed(message),
-            })
+            let exit = match restore["error_class"].as_str() {
+                Some("needs_operator") => Exit::Operator,
+                Some("corrupt") => Exit::Corrupt,
+                _ => Exit::Failed,
+            };
+            Err(ended(exit, "the restore failed"))
         }
     }
-}
-
-fn ended(what: &str, restore: &Value) -> String {
-    let mut text = what.to_owned();
-    if let Some(error) = restore["error"].as_str() {
-        text.push_str(": ");
-        text.push_str(error);
-    }
-    if let Some(left) = restore["left_behind"].as_str() {
-        text.push_str("\nleft behind: ");
-        text.push_str(left);
-    }
-    text
 }
 
 fn describe(restore: &Value) -> String {

@@ -1,12 +1,19 @@
 //! `lastgood source …`
 
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
-use serde_json::{Map, Value, json};
+mod settings;
+mod show;
 
-use super::client::{Client, ServerArgs};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use lastgood_restore::Survey;
+use lastgood_store::Repository;
+use serde_json::{Value, json};
+
+use super::client::ServerArgs;
 use super::failure::Failure;
-use super::output::{Output, bytes, findings, human_seconds, pairs, show, table};
-use super::place::{self, source_path};
+use super::output::{self, Output, findings};
+use super::place::{self, CONNECTION_VARIABLE, RepositoryArgs, SourceArg, source_path};
+use crate::http::WindowsView;
+use settings::Settings;
 
 #[derive(ClapArgs)]
 pub(super) struct Args {
@@ -22,42 +29,61 @@ enum Command {
     Add {
         /// What to call it
         name: String,
-        /// Connection string, as a URL or as key=value pairs; - reads it from standard input
-        #[arg(env = "LASTGOOD_CONNECTION", hide_env_values = true)]
+        /// Connection string, as a URL or as key=value pairs; - reads it from standard input. Others on
+        /// this machine see arguments: LASTGOOD_CONNECTION may hold it instead
+        #[arg(env = CONNECTION_VARIABLE, hide_env_values = true)]
         connection: String,
-        /// Take up a source that the repository holds, after the catalog was lost
-        #[arg(long)]
+        /// Take up this source that the repository holds, after the catalog was lost; its ids are told
+        /// by `lastgood source list --repository URL`
+        #[arg(long, conflicts_with = "new")]
         id: Option<String>,
+        /// Begin another source although the repository holds one of this name
+        #[arg(long)]
+        new: bool,
         #[command(flatten)]
         settings: Settings,
     },
-    /// List sources
-    List,
-    /// Show a source and its settings
-    Show { source: Option<String> },
+    /// List sources: those of the service, or with --repository those that a repository holds
+    List {
+        #[command(flatten)]
+        repository: RepositoryArgs,
+    },
+    /// Show a source, with every setting
+    Show {
+        #[command(flatten)]
+        source: SourceArg,
+    },
     /// Change a source's name, connection or settings
     Set {
-        source: String,
+        #[command(flatten)]
+        source: SourceArg,
+        /// A new name
         #[arg(long)]
         name: Option<String>,
-        /// A new connection string; - reads it from standard input
-        #[arg(long)]
+        /// A new connection string; - reads it from standard input, and without a value
+        /// LASTGOOD_CONNECTION holds it
+        #[arg(long, num_args = 0..=1, default_missing_value = "")]
         connection: Option<String>,
         #[command(flatten)]
         settings: Settings,
     },
     /// Stop capturing
     Pause {
-        source: Option<String>,
+        #[command(flatten)]
+        source: SourceArg,
         /// `keep`: the server keeps WAL for us; `drop`: it does not, and resuming needs a new base
         #[arg(long, value_enum, default_value = "keep")]
         slot: Slot,
     },
     /// Capture again; or try again now, if it failed
-    Resume { source: Option<String> },
+    Resume {
+        #[command(flatten)]
+        source: SourceArg,
+    },
     /// Remove everything of ours from the database and forget it; backups stay in the repository
     Remove {
-        source: String,
+        #[command(flatten)]
+        source: SourceArg,
         /// Forget it even if the database cannot be reached
         #[arg(long)]
         force: bool,
@@ -70,107 +96,20 @@ enum Slot {
     Drop,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum NoIdentity {
-    BaseOnly,
-    Full,
-}
-
-/// Settings of a source, by the names they have in the API.
-#[derive(ClapArgs)]
-#[command(next_help_heading = "Settings")]
-struct Settings {
-    /// When to take new bases: five-field crontab expression, or "off"
-    #[arg(long)]
-    schedule: Option<String>,
-    /// The zone the schedule is meant in
-    #[arg(long)]
-    timezone: Option<String>,
-    /// NDJSON bytes after which a segment is cut
-    #[arg(long)]
-    segment_bytes: Option<u64>,
-    /// Seconds after which a segment is cut
-    #[arg(long)]
-    segment_seconds: Option<u32>,
-    /// Seconds between position marks while nothing is published
-    #[arg(long)]
-    idle_seconds: Option<u32>,
-    /// WAL the slot may hold back
-    #[arg(long)]
-    wal_budget_bytes: Option<u64>,
-    /// Start a new lineage at once after the budget took the slot
-    #[arg(long)]
-    restart_after_budget: Option<bool>,
-    /// Tables without a usable replica identity: only in bases, or ALTER TABLE … REPLICA IDENTITY FULL
-    #[arg(long, value_enum)]
-    no_identity: Option<NoIdentity>,
-    /// Tables to protect, schema.table with *; may be repeated
-    #[arg(long)]
-    include: Vec<String>,
-    /// Tables to leave out; may be repeated
-    #[arg(long)]
-    exclude: Vec<String>,
-    /// Memory of the source's walsender for one transaction
-    #[arg(long)]
-    logical_decoding_work_mem_kb: Option<u32>,
-    /// Dumps at the same time
-    #[arg(long)]
-    base_jobs: Option<u32>,
-    /// A table larger than this is an archive of its own
-    #[arg(long)]
-    big_table_bytes: Option<u64>,
-    /// Sealed bytes that may wait for an upload
-    #[arg(long)]
-    spool_bytes: Option<u64>,
-}
-
-impl Settings {
-    fn body(&self) -> Map<String, Value> {
-        let schedule = self.schedule.as_deref().map(|schedule| match schedule {
-            "off" => Value::Null,
-            text => text.into(),
-        });
-        let no_identity = self.no_identity.map(|choice| match choice {
-            NoIdentity::BaseOnly => "base-only",
-            NoIdentity::Full => "full",
-        });
-        let list = |items: &[String]| (!items.is_empty()).then(|| json!(items));
-        let given = [
-            ("schedule", schedule),
-            ("timezone", self.timezone.as_deref().map(Value::from)),
-            ("segment_bytes", self.segment_bytes.map(Value::from)),
-            ("segment_seconds", self.segment_seconds.map(Value::from)),
-            ("idle_seconds", self.idle_seconds.map(Value::from)),
-            ("wal_budget_bytes", self.wal_budget_bytes.map(Value::from)),
-            (
-                "restart_after_budget",
-                self.restart_after_budget.map(Value::from),
-            ),
-            ("no_identity", no_identity.map(Value::from)),
-            ("include", list(&self.include)),
-            ("exclude", list(&self.exclude)),
-            (
-                "logical_decoding_work_mem_kb",
-                self.logical_decoding_work_mem_kb.map(Value::from),
-            ),
-            ("base_jobs", self.base_jobs.map(Value::from)),
-            ("big_table_bytes", self.big_table_bytes.map(Value::from)),
-            ("spool_bytes", self.spool_bytes.map(Value::from)),
-        ];
-        given
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-            .collect()
-    }
-}
-
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
+    if let Command::List { repository } = &args.command
+        && let Some(repository) = repository.open().await?
+    {
+        output.answer(&held(&repository).await?, show::held);
+        return Ok(());
+    }
     let client = args.server.client()?;
     match args.command {
         Command::Add {
             name,
             connection,
             id,
+            new,
             settings,
         } => {
             let mut body = settings.body();
@@ -178,22 +117,25 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             let text = place::connection(connection)?;
             body.insert("connection".to_owned(), text.as_str().into());
             body.extend(id.map(|id| ("id".to_owned(), id.into())));
+            body.insert("new".to_owned(), new.into());
             let source = client.post("/api/v1/sources", &body.into()).await?;
             output.answer(&source, |source| {
                 format!(
                     "{}\nregistered {} ({}); follow it with: lastgood source show {}\n",
                     findings(&source["findings"]),
-                    show(&source["name"]),
-                    show(&source["id"]),
-                    show(&source["name"])
+                    output::show(&source["name"]),
+                    output::show(&source["id"]),
+                    output::show(&source["name"])
                 )
             });
         }
-        Command::List => list(&client, output).await?,
+        Command::List { .. } => {
+            let sources = client.list("/api/v1/sources").await?;
+            output.answer(&json!({"items": sources}), show::list);
+        }
         Command::Show { source } => {
-            let path = source_path(&client, source.as_deref()).await?;
-            let source = client.get(&path).await?;
-            output.answer(&source, describe);
+            let path = source_path(&client, source.wanted()).await?;
+            output.answer(&client.get(&path).await?, show::describe);
         }
         Command::Set {
             source,
@@ -204,143 +146,53 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             let mut body = settings.body();
             body.extend(name.map(|name| ("name".to_owned(), name.into())));
             if let Some(connection) = connection {
-                let text = place::connection(connection)?;
+                let text = place::connection_or_variable(connection)?;
                 body.insert("connection".to_owned(), text.as_str().into());
             }
-            let path = source_path(&client, Some(&source)).await?;
+            if body.is_empty() {
+                return Err(Failure::usage(
+                    "nothing to set: see `lastgood source set --help` for what can be",
+                ));
+            }
+            let path = source_path(&client, Some(source.named()?)).await?;
             let source = client.patch(&path, &body.into()).await?;
-            output.answer(&source, describe);
+            output.answer(&source, show::describe);
         }
         Command::Pause { source, slot } => {
-            let path = source_path(&client, source.as_deref()).await?;
+            let path = source_path(&client, source.wanted()).await?;
             let slot = match slot {
                 Slot::Keep => "keep",
                 Slot::Drop => "drop",
             };
             let body = json!({"slot": slot});
             let source = client.post(&format!("{path}/pause"), &body).await?;
-            output.answer(&source, describe);
+            output.answer(&source, show::describe);
         }
         Command::Resume { source } => {
-            let path = source_path(&client, source.as_deref()).await?;
+            let path = source_path(&client, source.wanted()).await?;
             let source = client.post(&format!("{path}/resume"), &json!({})).await?;
-            output.answer(&source, describe);
+            output.answer(&source, show::describe);
         }
         Command::Remove { source, force } => {
-            let path = source_path(&client, Some(&source)).await?;
+            let path = source_path(&client, Some(source.named()?)).await?;
             let query = if force { "?force=true" } else { "" };
             let removed = client.delete(&format!("{path}{query}")).await?;
-            output.answer(&removed, removal);
+            output.answer(&removed, show::removal);
         }
     }
     Ok(())
 }
 
-async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
-    let sources = client.list("/api/v1/sources").await?;
-    let value = json!({"items": sources});
-    output.answer(&value, |value| {
-        let rows: Vec<Vec<String>> = value["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|source| {
-                vec![
-                    show(&source["name"]),
-                    show(&source["status"]),
-                    lag(source),
-                    show(&source["observed_through"]),
-                    show(&source["last_base"]),
-                    show(&source["reason"]),
-                ]
-            })
-            .collect();
-        match rows.is_empty() {
-            true => "no source is registered yet: lastgood source add NAME CONNECTION\n".to_owned(),
-            false => table(
-                &[
-                    "NAME",
-                    "STATUS",
-                    "LAG",
-                    "DURABLE THROUGH",
-                    "LAST BASE",
-                    "REASON",
-                ],
-                &rows,
-            ),
-        }
-    });
-    Ok(())
-}
-
-fn lag(source: &Value) -> String {
-    match (source["lag_seconds"].as_u64(), source["lag_bytes"].as_u64()) {
-        (Some(seconds), Some(_)) => {
-            format!(
-                "{}, {}",
-                human_seconds(seconds),
-                bytes(&source["lag_bytes"])
-            )
-        }
-        _ => "-".to_owned(),
+/// The sources a repository holds, each with its newest window.
+async fn held(repository: &Repository) -> Result<Value, Failure> {
+    let mut items = Vec::new();
+    for (id, file) in repository.sources().await? {
+        let survey = Survey::read(&repository.source(id).await?).await?;
+        let view = serde_json::to_value(WindowsView::from(&survey));
+        let mut view = view.map_err(|error| Failure::failed(error.to_string()))?;
+        let windows = view["windows"].as_array_mut();
+        let newest = windows.and_then(Vec::pop).unwrap_or_default();
+        items.push(json!({"id": id.to_string(), "name": file.name, "newest": newest}));
     }
-}
-
-fn describe(source: &Value) -> String {
-    let budget = format!(
-        "{} of {}",
-        bytes(&source["retained_wal_bytes"]),
-        bytes(&source["wal_budget_bytes"])
-    );
-    let schedule = match source["schedule"].as_str() {
-        Some(schedule) => format!("{schedule} ({})", show(&source["timezone"])),
-        None => "off".to_owned(),
-    };
-    pairs(&[
-        ("name", show(&source["name"])),
-        ("id", show(&source["id"])),
-        ("database", show(&source["endpoint"])),
-        ("status", show(&source["status"])),
-        ("reason", show(&source["reason"])),
-        ("durable through", show(&source["observed_through"])),
-        ("durable LSN", show(&source["durable_lsn"])),
-        ("lag", lag(source)),
-        ("WAL kept for us", budget),
-        ("lineage", show(&source["lineage"])),
-        ("last base", show(&source["last_base"])),
-        ("not covered", show(&source["uncovered"])),
-        ("schedule", schedule),
-        (
-            "segments",
-            format!(
-                "{} or {} s, idle {} s",
-                bytes(&source["segment_bytes"]),
-                show(&source["segment_seconds"]),
-                show(&source["idle_seconds"])
-            ),
-        ),
-        ("without identity", show(&source["no_identity"])),
-        ("include", show(&source["include"])),
-        ("exclude", show(&source["exclude"])),
-    ])
-}
-
-fn removal(removed: &Value) -> String {
-    let mut text = format!("removed {}; its backups are kept\n", show(&removed["name"]));
-    for dropped in removed["dropped"].as_array().into_iter().flatten() {
-        text.push_str(&format!("  dropped {}\n", show(dropped)));
-    }
-    let left = removed["left"].as_array().cloned().unwrap_or_default();
-    if !left.is_empty() {
-        text.push_str("STILL THERE, and to be dropped by hand (a slot fills the server's disk):\n");
-    }
-    for left in left {
-        text.push_str(&format!(
-            "  {}: {}\n      {}\n",
-            show(&left["object"]),
-            show(&left["error"]),
-            show(&left["sql"])
-        ));
-    }
-    text
+    Ok(json!({"items": items}))
 }

@@ -5,15 +5,14 @@ use lastgood_restore::TransactionFilter;
 use serde_json::Value;
 
 use super::failure::Failure;
-use super::output::{Output, count, show, table};
-use super::place::{Place, PlaceArgs, source_path, source_store};
+use super::output::{Output, show, some, table};
+use super::place::{Place, PlaceArgs, SourceArg, source_path, source_store};
 use crate::http::TransactionsView;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Name or id of the source; not needed if there is only one
-    #[arg(long)]
-    source: Option<String>,
+    #[command(flatten)]
+    source: SourceArg,
     /// Committed at or after this time, such as 2026-11-20T20:00:00Z
     #[arg(long, value_name = "TIME")]
     since: Option<PgTimestamp>,
@@ -40,7 +39,9 @@ fn table_name(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
-    let wanted = args.source.as_deref();
+    let wanted = args.source.wanted();
+    let filtered =
+        args.since.is_some() || args.until.is_some() || args.table.is_some() || args.min_rows > 0;
     let found = match args.place.open().await? {
         Place::Service(client) => {
             let path = source_path(&client, wanted).await?;
@@ -70,14 +71,17 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
                 .map_err(|error| Failure::failed(error.to_string()))?
         }
     };
-    output.answer(&found, describe);
+    output.answer(&found, |found| describe(found, filtered));
     Ok(())
 }
 
-fn describe(found: &Value) -> String {
+fn describe(found: &Value, filtered: bool) -> String {
     let items = found["items"].as_array().cloned().unwrap_or_default();
     if items.is_empty() {
-        return "no such transaction is durable\n".to_owned();
+        return match filtered {
+            true => "no transaction in any recoverable window is like that\n".to_owned(),
+            false => "no transaction has been captured yet\n".to_owned(),
+        };
     }
     let rows: Vec<Vec<String>> = items
         .iter()
@@ -88,11 +92,19 @@ fn describe(found: &Value) -> String {
                 show(&item["time"]),
                 show(&item["xid"]),
                 show(&item["commit_lsn"]),
-                changes.join("; "),
+                match changes.is_empty() {
+                    true => "no rows".to_owned(),
+                    false => changes.join("; "),
+                },
             ]
         })
         .collect();
-    table(&["committed", "xid", "LSN", "changes"], &rows)
+    let mut text = table(&["COMMITTED", "XID", "COMMIT LSN", "CHANGES"], &rows);
+    text.push_str(&format!(
+        "\nthe state just before one of them: lastgood plan --xid {} --exclusive\n",
+        show(&items[0]["xid"])
+    ));
+    text
 }
 
 /// `public.customers: 10,000 updates`.
@@ -101,7 +113,7 @@ fn changes(table: &Value) -> String {
     let changes: Vec<String> = kinds
         .iter()
         .filter(|kind| table[**kind].as_u64() != Some(0))
-        .map(|kind| format!("{} {kind}", count(&table[*kind])))
+        .map(|kind| some(&table[*kind], kind.trim_end_matches('s')))
         .collect();
     format!(
         "{}.{}: {}",

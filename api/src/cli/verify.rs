@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
-use super::output::{Output, human_bytes, human_count};
+use super::output::{Output, human_bytes, some};
 use super::place::{RepositoryArgs, SourceArg, source_store};
 use crate::http::chain;
 
@@ -207,11 +207,11 @@ async fn blocking<T: Send + 'static>(
 fn report(name: &str, tally: &Tally, output: &Output) {
     output.line(format!(
         "{name}: {} ({}), {}, {} with {}: {}",
-        some(tally.objects, "object"),
+        some(&tally.objects.into(), "object"),
         human_bytes(tally.bytes),
-        some(tally.bases, "base"),
-        some(tally.segments, "segment"),
-        some(tally.transactions, "transaction"),
+        some(&tally.bases.into(), "base"),
+        some(&tally.segments.into(), "segment"),
+        some(&tally.transactions.into(), "transaction"),
         match tally.problems.len() {
             0 => "all as they were written".to_owned(),
             wrong => format!("{wrong} WRONG"),
@@ -220,11 +220,6 @@ fn report(name: &str, tally: &Tally, output: &Output) {
     for (path, problem) in &tally.problems {
         output.line(format!("  {path}\n      {problem}"));
     }
-}
-
-fn some(number: u64, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{} {what}{plural}", human_count(number))
 }
 
 fn as_json(name: &str, tally: &Tally) -> Value {

@@ -51,6 +51,9 @@ fn describe(value: &Value) -> String {
             text.push_str(&format!("             because {}\n", show(&gap["reason"])));
         }
     }
+    if let Some(why) = value["latest_refused"].as_str() {
+        text.push_str(&format!("NOT YET      {why}\n"));
+    }
     text
 }
 

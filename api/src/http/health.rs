@@ -46,6 +46,7 @@ struct SourceCounts {
 )]
 pub(super) async fn health(State(app): State<Shared>) -> Result<Json<Health>, Problem> {
     let mut sources = SourceCounts::default();
+    let (mut waiting, mut base_only) = (0, 0);
     for snapshot in app.supervisor.snapshots() {
         match snapshot.state {
             SourceState::Starting | SourceState::BaseBackup | SourceState::Streaming => {
@@ -53,8 +54,13 @@ pub(super) async fn health(State(app): State<Shared>) -> Result<Json<Health>, Pr
             }
             SourceState::Degraded => sources.degraded += 1,
             SourceState::Failed => sources.failed += 1,
+            // Paused as it was asked for, until its slot needs somebody.
+            SourceState::Paused if snapshot.is_slot_heavy => sources.degraded += 1,
             SourceState::Paused => {}
         }
+        let (more_waiting, more_base_only) = snapshot.uncovered_counts();
+        waiting += more_waiting;
+        base_only += more_base_only;
     }
     let status = match sources.degraded + sources.failed {
         0 => HealthStatus::Ok,
@@ -63,6 +69,17 @@ pub(super) async fn health(State(app): State<Shared>) -> Result<Json<Health>, Pr
     let mut warnings = Vec::new();
     if !app.is_key_safe().await? {
         warnings.push(KEY_WARNING.to_owned());
+    }
+    // Their names are for those who have the token.
+    for (tables, what) in [
+        (waiting, "in no segment until the next base"),
+        (base_only, "only in bases, so as old as the last one"),
+    ] {
+        if tables > 0 {
+            warnings.push(format!(
+                "tables whose changes are {what}: {tables}; `lastgood source show` names them"
+            ));
+        }
     }
     Ok(Json(Health {
         status,

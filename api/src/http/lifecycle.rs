@@ -176,12 +176,12 @@ pub(super) async fn pause(
     Body(request): Body<PauseSource>,
 ) -> Result<Json<SourceView>, Problem> {
     let task_app = Shared::clone(&app);
-    app.detached(async move { Box::pin(hold(&task_app, &source, request.slot)).await })
-        .await
-        .map(Json)
+    let held = async move { Box::pin(hold(&task_app, &source, request.slot)).await };
+    let row = app.detached(held).await?;
+    view(&app, row).await.map(Json)
 }
 
-async fn hold(app: &Shared, source: &str, slot: SlotFate) -> Result<SourceView, Problem> {
+async fn hold(app: &Shared, source: &str, slot: SlotFate) -> Result<SourceRow, Problem> {
     let mut row = app.source(source).await?;
     let _change = app.supervisor.exclusive(row.id).await;
     app.bases.cancel(row.id);
@@ -215,7 +215,7 @@ async fn hold(app: &Shared, source: &str, slot: SlotFate) -> Result<SourceView, 
     app.supervisor.adopt(&row, false);
     app.bases.changed();
     tracing::info!(source = %row.id, desired = row.desired.as_str(), "paused");
-    view(app, row).await
+    Ok(row)
 }
 
 fn internal(error: crate::supervisor::Error) -> Problem {
@@ -245,7 +245,9 @@ pub(super) async fn resume(
         task_app.supervisor.restart(&row, true).await;
         task_app.bases.changed();
         tracing::info!(source = %row.id, "resumed");
-        view(&task_app, row).await
+        Ok(row)
     };
-    app.detached(resumed).await.map(Json)
+    let row = app.detached(resumed).await?;
+    app.supervisor.settle(row.id).await;
+    view(&app, row).await.map(Json)
 }

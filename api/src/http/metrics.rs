@@ -49,7 +49,12 @@ const GAUGES: &[Gauge] = &[
     (
         "lastgood_source_uncovered_tables",
         "Tables that no segment holds until the next base.",
-        |sample| Some(sample.snapshot.as_ref()?.uncovered.len() as u64),
+        |sample| Some(sample.snapshot.as_ref()?.uncovered_counts().0 as u64),
+    ),
+    (
+        "lastgood_source_base_only_tables",
+        "Tables that no segment ever holds: as old as the last base.",
+        |sample| Some(sample.snapshot.as_ref()?.uncovered_counts().1 as u64),
     ),
     (
         "lastgood_source_segments",

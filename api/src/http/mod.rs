@@ -37,7 +37,7 @@ use utoipa_axum::routes;
 use crate::app::Shared;
 pub(crate) use plan::PlanView;
 pub(crate) use probe::ReportView as ProbeView;
-pub(crate) use problem::{Code, Problem, chain};
+pub(crate) use problem::{Code, Problem, ProblemBody, chain};
 pub(crate) use report::{ProgressView, ReportView};
 pub(crate) use transactions::TransactionsView;
 pub(crate) use windows::WindowsView;

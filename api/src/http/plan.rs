@@ -1,5 +1,6 @@
 //! A plan as it is answered.
 
+use lastgood_engine::{Uncovered, Why};
 use lastgood_restore::{NotCovered, Plan, TableChanges, Transaction};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -100,6 +101,22 @@ impl From<&NotCovered> for NotCoveredView {
         Self {
             object: entry.object.clone(),
             why: entry.why.clone(),
+        }
+    }
+}
+
+/// As [`lastgood_restore::plan`] will say it once a base has been taken.
+impl From<&Uncovered> for NotCoveredView {
+    fn from(entry: &Uncovered) -> Self {
+        let why = match entry.why {
+            Why::NextBase => "in no segment until the next base",
+            Why::NoIdentity => "only in bases: it has no usable replica identity",
+            Why::Unlogged => "only in bases: it is unlogged",
+            Why::NotOwned => "only in bases: the capturing role does not own it",
+        };
+        Self {
+            object: format!("{}.{}", entry.schema, entry.table),
+            why: why.to_owned(),
         }
     }
 }

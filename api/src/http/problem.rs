@@ -9,14 +9,17 @@ use std::error::Error as StdError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lastgood_proto::Class;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// Every code with its status and title: the one table of what can go wrong.
+use crate::exit::Exit;
+
+/// Every code with its status, its exit code on the command line and its title: the one table of
+/// what can go wrong.
 macro_rules! codes {
-    ($($variant:ident $status:ident $code:literal $title:literal;)+) => {
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+    ($($variant:ident $status:ident $exit:ident $code:literal $title:literal;)+) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
         #[serde(rename_all = "snake_case")]
         pub(crate) enum Code { $($variant),+ }
 
@@ -32,6 +35,11 @@ macro_rules! codes {
                 match self { $(Code::$variant => StatusCode::$status),+ }
             }
 
+            /// What the command line exits with, whoever found it: the service or the command itself.
+            pub(crate) const fn exit(self) -> Exit {
+                match self { $(Code::$variant => Exit::$exit),+ }
+            }
+
             const fn title(self) -> &'static str {
                 match self { $(Code::$variant => $title),+ }
             }
@@ -40,45 +48,47 @@ macro_rules! codes {
 }
 
 codes! {
-    InvalidJson BAD_REQUEST "invalid_json" "The body is not JSON";
-    InvalidQuery BAD_REQUEST "invalid_query" "The query is not understood";
-    Unauthorized UNAUTHORIZED "unauthorized" "A bearer token is needed";
-    NotFound NOT_FOUND "not_found" "There is no such resource";
-    UnknownSource NOT_FOUND "unknown_source" "There is no such source";
-    UnknownRestore NOT_FOUND "unknown_restore" "There is no such restore";
-    MethodNotAllowed METHOD_NOT_ALLOWED "method_not_allowed" "The method does not fit the resource";
-    DuplicateName CONFLICT "duplicate_name" "The name is taken";
-    BaseRunning CONFLICT "base_running" "A base of this source is running";
-    SourcePaused CONFLICT "source_paused" "The source is paused";
-    SourceNotReady CONFLICT "source_not_ready" "The source is not being captured yet";
-    RestoreFinished CONFLICT "restore_finished" "The restore has ended";
-    SourceKnown CONFLICT "source_known" "The source is registered already";
-    BodyTooLarge PAYLOAD_TOO_LARGE "body_too_large" "The body is larger than 1 MiB";
-    UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "The body must be application/json";
-    UnknownField UNPROCESSABLE_ENTITY "unknown_field" "A field is not known";
-    MissingField UNPROCESSABLE_ENTITY "missing_field" "A field is missing";
-    InvalidValue UNPROCESSABLE_ENTITY "invalid_value" "A value is not what its field takes";
-    InvalidName UNPROCESSABLE_ENTITY "invalid_name" "The name cannot be used";
-    InvalidConnection UNPROCESSABLE_ENTITY "invalid_connection" "The connection string is not understood";
-    InvalidSettings UNPROCESSABLE_ENTITY "invalid_settings" "A setting is out of range";
-    InvalidTarget UNPROCESSABLE_ENTITY "invalid_target" "The target is not understood";
-    ProbeBlocked UNPROCESSABLE_ENTITY "probe_blocked" "The source cannot be protected as it is";
-    SourceRefused UNPROCESSABLE_ENTITY "source_refused" "The source refused";
-    TargetOutsideWindows UNPROCESSABLE_ENTITY "target_outside_windows" "The target cannot be reached";
-    NothingRecoverable UNPROCESSABLE_ENTITY "nothing_recoverable" "There is nothing to restore yet";
-    AmbiguousTarget UNPROCESSABLE_ENTITY "ambiguous_target" "The target fits several moments";
-    UnknownTransaction UNPROCESSABLE_ENTITY "unknown_transaction" "There is no such transaction";
-    UnknownPoint UNPROCESSABLE_ENTITY "unknown_point" "There is no such restore point";
-    LatestNotRecoverable UNPROCESSABLE_ENTITY "latest_not_recoverable" "The latest changes cannot be restored yet";
-    SegmentsMissing UNPROCESSABLE_ENTITY "segments_missing" "Segments are missing before the target";
-    RestoreRefused UNPROCESSABLE_ENTITY "restore_refused" "The restore cannot be done as asked";
-    WrongFingerprint UNPROCESSABLE_ENTITY "wrong_fingerprint" "This is not the master key's fingerprint";
-    RepositoryRefused UNPROCESSABLE_ENTITY "repository_refused" "The repository refused";
-    RepositoryCorrupt INTERNAL_SERVER_ERROR "repository_corrupt" "The repository holds what was not written";
-    Internal INTERNAL_SERVER_ERROR "internal" "Something is wrong in the service";
-    RepositoryUnavailable SERVICE_UNAVAILABLE "repository_unavailable" "The repository does not answer";
-    SourceUnavailable SERVICE_UNAVAILABLE "source_unavailable" "The source does not answer";
-    ShuttingDown SERVICE_UNAVAILABLE "shutting_down" "The service is shutting down";
+    InvalidJson BAD_REQUEST Usage "invalid_json" "The body is not JSON";
+    InvalidQuery BAD_REQUEST Usage "invalid_query" "The query is not understood";
+    Unauthorized UNAUTHORIZED Operator "unauthorized" "A bearer token is needed";
+    NotFound NOT_FOUND Usage "not_found" "There is no such resource";
+    UnknownSource NOT_FOUND Usage "unknown_source" "There is no such source";
+    UnknownRestore NOT_FOUND Usage "unknown_restore" "There is no such restore";
+    MethodNotAllowed METHOD_NOT_ALLOWED Usage "method_not_allowed" "The method does not fit the resource";
+    DuplicateName CONFLICT Operator "duplicate_name" "The name is taken";
+    BaseRunning CONFLICT Failed "base_running" "A base of this source is running";
+    SourcePaused CONFLICT Operator "source_paused" "The source is paused";
+    SourceNotReady CONFLICT Failed "source_not_ready" "The source is not being captured yet";
+    RestoreFinished CONFLICT Operator "restore_finished" "The restore has ended";
+    SourceKnown CONFLICT Operator "source_known" "The source is registered already";
+    SourceInRepository CONFLICT Operator "source_in_repository" "The repository holds a source of this name";
+    BodyTooLarge PAYLOAD_TOO_LARGE Usage "body_too_large" "The body is larger than 1 MiB";
+    UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE Usage "unsupported_media_type" "The body must be application/json";
+    UnknownField UNPROCESSABLE_ENTITY Usage "unknown_field" "A field is not known";
+    MissingField UNPROCESSABLE_ENTITY Usage "missing_field" "A field is missing";
+    InvalidValue UNPROCESSABLE_ENTITY Usage "invalid_value" "A value is not what its field takes";
+    InvalidName UNPROCESSABLE_ENTITY Usage "invalid_name" "The name cannot be used";
+    InvalidConnection UNPROCESSABLE_ENTITY Usage "invalid_connection" "The connection string is not understood";
+    InvalidSettings UNPROCESSABLE_ENTITY Usage "invalid_settings" "A setting cannot be used";
+    InvalidTarget UNPROCESSABLE_ENTITY Usage "invalid_target" "The target is not understood";
+    ProbeBlocked UNPROCESSABLE_ENTITY Operator "probe_blocked" "The source cannot be protected as it is";
+    SourceRefused UNPROCESSABLE_ENTITY Operator "source_refused" "The source refused";
+    TargetOutsideWindows UNPROCESSABLE_ENTITY Target "target_outside_windows" "The target cannot be reached";
+    NothingRecoverable UNPROCESSABLE_ENTITY Target "nothing_recoverable" "There is nothing to restore yet";
+    AmbiguousTarget UNPROCESSABLE_ENTITY Target "ambiguous_target" "The target fits several moments";
+    UnknownTransaction UNPROCESSABLE_ENTITY Target "unknown_transaction" "There is no such transaction";
+    UnknownPoint UNPROCESSABLE_ENTITY Target "unknown_point" "There is no such restore point";
+    LatestNotRecoverable UNPROCESSABLE_ENTITY Target "latest_not_recoverable" "The latest changes cannot be restored yet";
+    SegmentsMissing UNPROCESSABLE_ENTITY Target "segments_missing" "Segments are missing before the target";
+    RestoreRefused UNPROCESSABLE_ENTITY Operator "restore_refused" "The restore cannot be done as asked";
+    WrongFingerprint UNPROCESSABLE_ENTITY Operator "wrong_fingerprint" "This is not the master key's fingerprint";
+    RepositoryRefused UNPROCESSABLE_ENTITY Operator "repository_refused" "The repository refused";
+    RepositoryCorrupt INTERNAL_SERVER_ERROR Corrupt "repository_corrupt" "The repository holds what was not written";
+    Internal INTERNAL_SERVER_ERROR Failed "internal" "Something is wrong in the service";
+    RepositoryUnavailable SERVICE_UNAVAILABLE Failed "repository_unavailable" "The repository does not answer";
+    SourceUnavailable SERVICE_UNAVAILABLE Failed "source_unavailable" "The source does not answer";
+    TargetUnavailable SERVICE_UNAVAILABLE Failed "target_unavailable" "The server to restore to does not answer";
+    ShuttingDown SERVICE_UNAVAILABLE Failed "shutting_down" "The service is shutting down";
 }
 
 /// A problem as it is written.
@@ -143,18 +153,29 @@ impl Problem {
     }
 }
 
+impl ProblemBody {
+    pub(crate) fn status(&self) -> u16 {
+        self.status
+    }
+}
+
+impl From<Problem> for ProblemBody {
+    fn from(problem: Problem) -> Self {
+        Self {
+            kind: format!("urn:lastgood:problem:{}", problem.code.as_str()),
+            title: problem.code.title(),
+            status: problem.code.status().as_u16(),
+            code: problem.code,
+            detail: problem.detail,
+            more: problem.more,
+        }
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.code.status();
-        let body = ProblemBody {
-            kind: format!("urn:lastgood:problem:{}", self.code.as_str()),
-            title: self.code.title(),
-            status: status.as_u16(),
-            code: self.code,
-            detail: self.detail,
-            more: self.more,
-        };
-        let mut response = (status, axum::Json(body)).into_response();
+        let mut response = (status, axum::Json(ProblemBody::from(self))).into_response();
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
@@ -250,7 +271,6 @@ impl From<lastgood_restore::Error> for Problem {
         let detail = chain(&error);
         match error {
             Error::Store(error) => error.into(),
-            Error::Pg(error) => error.into(),
             Error::NothingRecoverable => Problem::new(Code::NothingRecoverable).detail(detail),
             Error::OutsideWindows {
                 nearest, windows, ..
@@ -289,7 +309,7 @@ impl From<lastgood_restore::Error> for Problem {
             Error::SegmentsMissing { .. } => Problem::new(Code::SegmentsMissing).detail(detail),
             error => {
                 let code = match error.class() {
-                    Class::Transient => Code::SourceUnavailable,
+                    Class::Transient => Code::TargetUnavailable,
                     Class::NeedsOperator => Code::RestoreRefused,
                     Class::Corrupt => Code::RepositoryCorrupt,
                 };

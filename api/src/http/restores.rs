@@ -24,7 +24,7 @@ use super::target::TargetRequest;
 use crate::app::Shared;
 use crate::catalog::{ErrorClass, RestoreEventRow, RestoreRow, RestoreStatus, SourceRow};
 use crate::clock::now;
-use crate::execute::{JOBS_MAX, Order};
+use crate::execute::{self, JOBS_MAX, Order};
 use crate::jobs;
 
 /// Events that are read from the catalog at a time.
@@ -269,6 +269,8 @@ async fn begin(
         jobs: request.jobs,
         resume: request.resume,
     };
+    let store = app.repository.source(row.id).await?;
+    execute::check(&order, &store).await?;
     let view = PlanView::from(&order.plan);
     let plan = serde_json::to_value(view).map_err(|_| Problem::new(Code::Internal))?;
     let row = jobs::restores::begin(app, &row, shown, plan, order).await?;

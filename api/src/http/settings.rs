@@ -141,6 +141,9 @@ with_settings! {
         connection: String,
         /// Take up a source this repository already holds, after the catalog was lost.
         id: Option<String>,
+        /// Begin another source although the repository holds one of this name.
+        #[serde(default)]
+        new: bool,
     }
 }
 

@@ -5,6 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lastgood_engine::SourceSettings;
+use lastgood_engine::probe::ALREADY_CAPTURED;
 use lastgood_pg::ConnectionConfig;
 use lastgood_proto::SourceId;
 use serde::Serialize;
@@ -12,13 +13,14 @@ use utoipa::ToSchema;
 
 use super::extract::{Body, Page, PageQuery, Params};
 use super::openapi::{BadBody, BadQuery, Clash, Common, Missing};
+use super::plan::NotCoveredView;
 use super::probe::{Finding, Severity};
 use super::problem::{Code, Problem};
 use super::settings::{CreateSource, Settings, UpdateSource};
 use crate::app::Shared;
 use crate::catalog::{Desired, SourceRow};
 use crate::clock::now;
-use crate::supervisor::State as SourceState;
+use crate::supervisor::{Snapshot, State as SourceState};
 
 const NAME_BYTES_MAX: usize = 64;
 
@@ -43,8 +45,11 @@ pub(crate) struct SourceView {
     lag_seconds: Option<u64>,
     /// WAL the source keeps for us.
     retained_wal_bytes: Option<u64>,
-    /// Tables that no segment holds until the next base.
-    uncovered: Vec<String>,
+    /// The command to go on with, if it waits for somebody.
+    #[schema(example = "lastgood source resume shop")]
+    next: Option<String>,
+    /// Tables that are as old as a base, whatever the target.
+    not_covered: Vec<NotCoveredView>,
     /// When the newest complete base was begun.
     last_base: Option<String>,
     created: String,
@@ -80,6 +85,7 @@ pub(super) async fn view(app: &Shared, row: SourceRow) -> Result<SourceView, Pro
     let lineage = snapshot
         .and_then(|snapshot| snapshot.lineage)
         .or(indexed.as_ref().map(|segment| segment.lineage));
+    let next = snapshot.and_then(|snapshot| next_command(snapshot, &row.name));
     Ok(SourceView {
         id: row.id.to_string(),
         name: row.name,
@@ -92,12 +98,24 @@ pub(super) async fn view(app: &Shared, row: SourceRow) -> Result<SourceView, Pro
         lag_bytes: snapshot.and_then(|snapshot| snapshot.lag_bytes),
         lag_seconds: snapshot.and_then(|snapshot| snapshot.lag_seconds),
         retained_wal_bytes: snapshot.and_then(|snapshot| snapshot.retained_wal_bytes),
-        uncovered: snapshot.map_or(Vec::new(), |snapshot| snapshot.uncovered.clone()),
+        next,
+        not_covered: snapshot.map_or(Vec::new(), |snapshot| {
+            snapshot.uncovered.iter().map(Into::into).collect()
+        }),
         last_base: last_base.map(|time| text(&time)),
         created: text(&row.created),
         updated: text(&row.updated),
         settings: settings.into(),
     })
+}
+
+/// What somebody has to run who has done what the reason asks for.
+fn next_command(snapshot: &Snapshot, name: &str) -> Option<String> {
+    match snapshot.state {
+        SourceState::Failed | SourceState::Paused => Some(format!("lastgood source resume {name}")),
+        _ if snapshot.uncovered_counts().0 > 0 => Some(format!("lastgood base take {name}")),
+        _ => None,
+    }
 }
 
 fn check_name(name: &str) -> Result<(), Problem> {
@@ -121,12 +139,23 @@ pub(super) fn connection(text: &str) -> Result<ConnectionConfig, Problem> {
         .map_err(|error| Problem::field(Code::InvalidConnection, "connection", error.to_string()))
 }
 
-/// Probe, and refuse what cannot be protected.
+/// Probe for the source `id`, and refuse what cannot be protected.
 async fn probe_or_refuse(
+    app: &Shared,
+    id: SourceId,
     connection: &ConnectionConfig,
     settings: &SourceSettings,
 ) -> Result<Vec<Finding>, Problem> {
-    let findings = super::probe::findings(connection, settings).await;
+    let mut findings = super::probe::findings(connection, settings).await;
+    let id = id.to_string();
+    findings.retain(|finding| finding.code != ALREADY_CAPTURED || finding.object != id);
+    for finding in &mut findings {
+        if finding.code == ALREADY_CAPTURED
+            && let Some(other) = app.catalog.source(&finding.object).await?
+        {
+            finding.message = format!("source \"{}\": {}", other.name, finding.message);
+        }
+    }
     if findings
         .iter()
         .any(|finding| finding.severity == Severity::Blocker)
@@ -176,11 +205,16 @@ async fn register(app: &Shared, request: CreateSource) -> Result<CreatedSource, 
     }
     let id = match &request.id {
         Some(id) => known_id(app, id).await?,
-        None => crate::secrets::random_id()
-            .map(SourceId::from_bytes)
-            .map_err(|_| Problem::new(Code::Internal))?,
+        None => {
+            if !request.new {
+                refuse_second(app, &request.name).await?;
+            }
+            crate::secrets::random_id()
+                .map(SourceId::from_bytes)
+                .map_err(|_| Problem::new(Code::Internal))?
+        }
     };
-    let findings = probe_or_refuse(&config, &settings).await?;
+    let findings = probe_or_refuse(app, id, &config, &settings).await?;
     let time = now();
     let row = SourceRow {
         id,
@@ -204,6 +238,31 @@ async fn register(app: &Shared, request: CreateSource) -> Result<CreatedSource, 
     app.bases.changed();
     let source = view(app, row).await?;
     Ok(CreatedSource { source, findings })
+}
+
+/// Refuse a name that stands in the repository already: whoever gives it after a host was lost means
+/// that source, and a second one would begin without its past.
+async fn refuse_second(app: &Shared, name: &str) -> Result<(), Problem> {
+    let held = app.repository.sources().await?;
+    let ids: Vec<String> = held
+        .iter()
+        .filter(|(_, file)| file.name == name)
+        .map(|(id, _)| id.to_string())
+        .collect();
+    let Some(id) = ids.last() else {
+        return Ok(());
+    };
+    let detail = format!(
+        "the repository holds a source named \"{name}\" ({}) that is not registered here",
+        ids.join(", ")
+    );
+    let hint = format!(
+        "to go on with it: lastgood source add {name} --id {id}; to begin another of the same name: \
+         lastgood source add {name} --new"
+    );
+    Err(Problem::field(Code::SourceInRepository, "name", detail)
+        .with("ids", ids)
+        .with("hint", hint))
 }
 
 /// The id of a source that the repository holds and the catalog does not.
@@ -286,23 +345,24 @@ pub(super) async fn update(
     Body(request): Body<UpdateSource>,
 ) -> Result<Json<SourceView>, Problem> {
     let task_app = Shared::clone(&app);
-    app.detached(async move { Box::pin(change(&task_app, &source, request)).await })
-        .await
-        .map(Json)
+    let changed = async move { Box::pin(change(&task_app, &source, request)).await };
+    let row = app.detached(changed).await?;
+    app.supervisor.settle(row.id).await;
+    view(&app, row).await.map(Json)
 }
 
-async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<SourceView, Problem> {
+async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<SourceRow, Problem> {
     let before = app.source(source).await?;
     let _change = app.supervisor.exclusive(before.id).await;
     if let Some(name) = &request.name {
         check_name(name)?;
     }
     let old: SourceSettings = serde_json::from_value(before.settings.clone()).unwrap_or_default();
-    let settings = request.settings(old)?;
+    let settings = request.settings(old.clone())?;
     let endpoint = match &request.connection {
         Some(text) => {
             let config = connection(text)?;
-            probe_or_refuse(&config, &settings).await?;
+            probe_or_refuse(app, before.id, &config, &settings).await?;
             config.redacted()
         }
         None => before.endpoint.clone(),
@@ -318,12 +378,11 @@ async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<Sou
     app.catalog
         .update_source(&app.seal, row.clone(), request.connection.as_deref())
         .await?;
-    let is_new = request.connection.is_some() || row.settings != before.settings;
-    if is_new {
+    if request.connection.is_some() || !settings.captures_like(&old) {
         app.supervisor.restart(&row, false).await;
     }
     app.bases.changed();
-    view(app, row).await
+    Ok(row)
 }
 
 #[cfg(test)]

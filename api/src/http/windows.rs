@@ -43,6 +43,8 @@ pub(super) struct GapView {
 pub(crate) struct WindowsView {
     windows: Vec<WindowView>,
     gaps: Vec<GapView>,
+    /// Why what was captured last cannot be restored yet; null if it can.
+    latest_refused: Option<String>,
 }
 
 impl From<Moment> for MomentView {
@@ -79,6 +81,7 @@ impl From<&Survey> for WindowsView {
         Self {
             windows: survey.windows().into_iter().map(Into::into).collect(),
             gaps: survey.gaps().into_iter().map(Into::into).collect(),
+            latest_refused: survey.latest_refused(),
         }
     }
 }

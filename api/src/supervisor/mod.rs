@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lastgood_engine::{Control, Event, Events, Source};
 use lastgood_proto::{Class, SourceId};
@@ -27,6 +27,8 @@ use backoff::Backoff;
 pub(crate) use index::note_base;
 pub(crate) use snapshot::{Snapshot, State};
 
+/// An answer to a change waits this long for what comes of it.
+const SETTLE_TIME: Duration = Duration::from_secs(5);
 /// Events a slow catalog may leave waiting; beyond it the index misses rows until the next start.
 const EVENTS_WAITING_MAX: usize = 4096;
 
@@ -85,7 +87,7 @@ pub(crate) enum Error {
 impl Error {
     fn class(&self) -> Class {
         match self {
-            Error::Catalog(_) => Class::Transient,
+            Error::Catalog(error) => error.class(),
             Error::Connection(_) | Error::Settings(_) => Class::NeedsOperator,
             Error::Store(error) => error.class(),
             Error::Engine(error) => error.class(),
@@ -196,6 +198,14 @@ impl Supervisor {
     pub(crate) async fn forget(&self, id: SourceId) {
         self.stop(id).await;
         self.lock().remove(&id);
+    }
+
+    /// Wait, some seconds at most, until a source that was taken up is no longer merely starting.
+    pub(crate) async fn settle(&self, id: SourceId) {
+        let mut snapshot = self.entry(id, |supervised| supervised.snapshot.subscribe());
+        let settled = snapshot.wait_for(|snapshot| snapshot.state != State::Starting);
+        // Not settled in time is a state as well, and shown as it is.
+        let _ = tokio::time::timeout(SETTLE_TIME, settled).await;
     }
 
     pub(crate) fn snapshot(&self, id: SourceId) -> Option<Snapshot> {
@@ -417,10 +427,7 @@ async fn consume(
                 Ok(())
             }
             Event::Uncovered { tables } => {
-                let names = tables
-                    .into_iter()
-                    .map(|(schema, table)| format!("{schema}.{table}"));
-                snapshot.send_modify(|snapshot| snapshot.uncovered = names.collect());
+                snapshot.send_modify(|snapshot| snapshot.uncovered = tables);
                 Ok(())
             }
             Event::WalBudgetHalf {

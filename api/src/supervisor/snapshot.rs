@@ -1,6 +1,6 @@
 //! What is known of a source at this moment; in memory only.
 
-use lastgood_engine::{SourceState, SourceStatus};
+use lastgood_engine::{SourceState, SourceStatus, Uncovered, Why};
 use lastgood_proto::{LineageId, Lsn, PgTimestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -46,8 +46,10 @@ pub(crate) struct Snapshot {
     pub(crate) lag_bytes: Option<u64>,
     pub(crate) lag_seconds: Option<u64>,
     pub(crate) retained_wal_bytes: Option<u64>,
-    /// `schema.table` of tables that no segment holds until the next base.
-    pub(crate) uncovered: Vec<String>,
+    /// The slot holds back more than half of the WAL budget, or it cannot be told.
+    pub(crate) is_slot_heavy: bool,
+    /// Tables whose changes are in no segment.
+    pub(crate) uncovered: Vec<Uncovered>,
 }
 
 impl Snapshot {
@@ -61,8 +63,19 @@ impl Snapshot {
             lag_bytes: None,
             lag_seconds: None,
             retained_wal_bytes: None,
+            is_slot_heavy: false,
             uncovered: Vec::new(),
         }
+    }
+
+    /// How many tables wait for a base, and how many are only ever in bases.
+    pub(crate) fn uncovered_counts(&self) -> (usize, usize) {
+        let waiting = self
+            .uncovered
+            .iter()
+            .filter(|table| table.why == Why::NextBase);
+        let waiting = waiting.count();
+        (waiting, self.uncovered.len() - waiting)
     }
 
     /// The attempt ended: positions stay true, lags are no longer known.
@@ -72,6 +85,7 @@ impl Snapshot {
         self.lag_bytes = None;
         self.lag_seconds = None;
         self.retained_wal_bytes = None;
+        self.is_slot_heavy = false;
     }
 
     pub(super) fn take(&mut self, status: SourceStatus) {
@@ -82,6 +96,8 @@ impl Snapshot {
             SourceState::Degraded => State::Degraded,
             SourceState::Paused => State::Paused,
         };
+        // The watch over a paused source finds nothing else to say.
+        self.is_slot_heavy = self.state == State::Paused && status.reason.is_some();
         self.reason = status.reason;
         self.lineage = status.lineage.or(self.lineage);
         self.durable_lsn = status.durable_lsn.or(self.durable_lsn);

@@ -250,35 +250,21 @@ async fn targets_and_places_of_a_restore() -> Result<()> {
         // The source itself, by its name and by another name of the same machine.
         json!({"connection": database.url()}),
         json!({"connection": database.url().replace("127.0.0.1", "localhost")}),
-        json!({"connection": server.url("postgres"), "create_database": database.name}),
-        json!({"connection": "postgres://postgres@127.0.0.1:1/postgres"}),
     ];
-    for into in places {
-        // Refused at once or by the job: either way it says why and touches nothing.
-        let answer = post(
-            &service,
-            restores,
-            json!({"target": "latest", "into": into}),
-        )
-        .await?;
-        let reason = match answer.status {
-            202 => {
-                let ended = service
-                    .wait_restore(answer.body["id"].as_str().unwrap_or_default())
-                    .await?;
-                ensure!(ended["status"] == "failed", "{into}: {ended:#}");
-                ended["error"].as_str().unwrap_or_default().to_owned()
-            }
-            _ => {
-                ensure!((400..500).contains(&answer.status), "{into}: {answer:?}");
-                answer.body["detail"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned()
-            }
-        };
+    let source_itself =
+        json!({"connection": server.url("postgres"), "create_database": database.name});
+    let nowhere = json!({"connection": "postgres://postgres@127.0.0.1:1/postgres"});
+    let refused = places.into_iter().chain([source_itself]);
+    let refused = refused.map(|into| (into, 422, "restore_refused"));
+    for (into, status, code) in refused.chain([(nowhere, 503, "target_unavailable")]) {
+        let body = json!({"target": "latest", "into": into});
+        let answer = post(&service, restores, body).await?;
+        check_problem(&answer, status, code).with_context(|| format!("{into}"))?;
+        let reason = answer.body["detail"].as_str().unwrap_or_default();
         ensure!(reason.len() > 10, "{into}: no reason: {reason}");
     }
+    let jobs = service.get("/api/v1/restores").await?;
+    ensure!(jobs["items"] == json!([]), "refused before a job: {jobs:#}");
     let rows: i64 = client
         .query_one("SELECT count(*) FROM t", &[])
         .await?
