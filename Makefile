@@ -43,10 +43,10 @@ bench: ## capture and restore beside PostgreSQL's own tools; prints the table of
 	cargo build --release -p lastgood
 	LASTGOOD_BIN=$(abspath $(BUILT))/release/lastgood cargo run -q -p lastgood-integration --example bench $(if $(ONLY),-- '$(ONLY)')
 
-oracle: ## restores to random moments of random histories, SEEDS=n of them
+oracle: ## restores to random moments of random histories on all majors, SEEDS=n of them, two at a time
 	tools/setup.sh test
 	cargo build --workspace --all-targets
-	LASTGOOD_ORACLE_SEEDS=$(SEEDS) tools/with-s3.sh cargo test -p lastgood-integration --test it oracle -- --nocapture
+	LASTGOOD_ORACLE_SEEDS=$(SEEDS) tools/with-s3.sh cargo test -p lastgood-integration --test it oracle::oracle -- --exact --nocapture
 
 sim: ## the capture loop against a simulated server and store, SEEDS=n crash schedules
 	LASTGOOD_SIM_SEEDS=$(SEEDS) cargo test -p lastgood-engine sim -- --nocapture

@@ -61,10 +61,11 @@ pub async fn sequences(client: &Client) -> Result<BTreeMap<String, i64>> {
     Ok(found)
 }
 
-/// The next value at the earliest, so that further is more: of a descending sequence its negative.
+/// The next value at the earliest, so that further is more: of a descending sequence its negative, of
+/// one that cycles nothing, for it is never further.
 fn next_value(sequence: &str) -> String {
     format!(
-        "SELECT CASE WHEN seqincrement > 0 THEN last_value + is_called::int ELSE is_called::int - last_value END \
+        "SELECT CASE WHEN seqcycle THEN 0 WHEN seqincrement > 0 THEN last_value + is_called::int ELSE is_called::int - last_value END \
          FROM {sequence}, pg_sequence WHERE seqrelid = {}::regclass",
         format_args!("'{}'", sequence.replace('\'', "''"))
     )
@@ -76,8 +77,10 @@ fn next_value(sequence: &str) -> String {
 /// The server's.
 pub async fn collisions(client: &Client) -> Result<Vec<String>> {
     let owned = format!(
-        "SELECT format('%I.%I', n.nspname, c.relname), d.refobjid::regclass::text, quote_ident(a.attname) \
+        "SELECT format('%I.%I', n.nspname, c.relname), d.refobjid::regclass::text, quote_ident(a.attname), \
+          CASE WHEN s.seqincrement > 0 THEN 1 ELSE -1 END \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         JOIN pg_sequence s ON s.seqrelid = c.oid AND NOT s.seqcycle \
          JOIN pg_depend d ON d.objid = c.oid AND d.classid = 'pg_class'::regclass \
           AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0 \
          JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
@@ -87,8 +90,10 @@ pub async fn collisions(client: &Client) -> Result<Vec<String>> {
     for row in client.query(&owned, &[]).await? {
         let (sequence, table, column): (String, String, String) =
             (row.get(0), row.get(1), row.get(2));
+        let way: i32 = row.get(3);
         let sql = format!(
-            "SELECT (SELECT last_value + is_called::int FROM {sequence}), (SELECT max({column})::bigint FROM {table})"
+            "SELECT ({}), (SELECT max({column}::bigint * ({way})) FROM {table})",
+            next_value(&sequence)
         );
         let row = client.query_one(&sql, &[]).await?;
         let (next, max): (i64, Option<i64>) = (row.get(0), row.get(1));

@@ -6,6 +6,7 @@
 //! test process dies in any other way (see [`guardian`]). Tests never sleep: whoever must wait uses
 //! [`wait`], where the only polling lives.
 
+pub mod case;
 pub mod digest;
 mod guardian;
 pub mod history;

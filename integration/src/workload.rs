@@ -4,6 +4,7 @@
 //! server's. DDL inside the window is deliberately absent: capture refuses it loudly, and other tests
 //! see to that.
 
+mod special;
 mod table;
 mod value;
 
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures::SinkExt;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -19,6 +21,7 @@ use tokio::sync::{Notify, RwLock};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
+use special::Special;
 use table::Table;
 
 use crate::postgres::connect;
@@ -27,35 +30,105 @@ use crate::seed;
 /// Between two transactions of a writer: a history is to be varied, not long.
 const PACE: Duration = Duration::from_millis(10);
 
-/// A random schema.
-struct Schema {
+/// A random schema, and what can be done to it.
+pub(crate) struct Schema {
     seed: u64,
+    major: u32,
     tables: Vec<Table>,
+    specials: Vec<&'static Special>,
     restarts: bool,
 }
 
 impl Schema {
-    fn random(seed: u64) -> Self {
+    pub(crate) fn random(seed: u64, major: u32) -> Self {
         let mut rng = seed::rng(seed, "schema");
         let restarts = rng.random_bool(0.5);
         Self {
             seed,
+            major,
             tables: Table::random_set(&mut rng, restarts),
+            specials: Special::some(major, &mut rng),
             restarts,
         }
     }
 
     /// The statements that make it, with some first rows.
-    fn sql(&self) -> String {
-        let mut sql = value::TYPES_SQL.to_owned();
+    pub(crate) fn statements(&self) -> Vec<String> {
+        let mut statements = vec![value::TYPES_SQL.to_owned()];
         let mut rng = seed::rng(self.seed, "first rows");
         for table in &self.tables {
-            sql += &table.create_sql();
-            for _ in 0..rng.random_range(0..4) {
-                sql += &format!("{};\n", table.insert(&mut rng));
+            statements.push(table.create_sql());
+            statements.extend((0..rng.random_range(0..4)).map(|_| table.insert(&mut rng)));
+        }
+        statements.extend(
+            self.specials
+                .iter()
+                .map(|special| special.create.to_owned()),
+        );
+        statements
+    }
+
+    /// One change of something.
+    pub(crate) fn change(&self, rng: &mut ChaCha8Rng) -> String {
+        if let Some(special) = self.specials.choose(rng)
+            && rng.random_bool(0.5)
+        {
+            return special.change(self.major, rng);
+        }
+        self.tables
+            .choose(rng)
+            .map_or_else(String::new, |table| table.change(rng))
+    }
+
+    /// From BEGIN to the end.
+    pub(crate) fn transaction(&self, rng: &mut ChaCha8Rng) -> Vec<String> {
+        let mut statements = vec!["BEGIN".to_owned()];
+        // Mostly small, sometimes large.
+        let changes = if rng.random_ratio(1, 20) {
+            rng.random_range(20..60)
+        } else {
+            rng.random_range(1..6)
+        };
+        let mut savepoints = 0;
+        for _ in 0..changes {
+            match rng.random_range(0..12) {
+                0 => {
+                    savepoints += 1;
+                    statements.push(format!("SAVEPOINT s{savepoints}"));
+                }
+                1 if savepoints > 0 => {
+                    statements.push(format!("ROLLBACK TO SAVEPOINT s{savepoints}"));
+                }
+                2 if savepoints > 0 => {
+                    statements.push(format!("RELEASE SAVEPOINT s{savepoints}"));
+                    savepoints -= 1;
+                }
+                _ => statements.push(self.change(rng)),
             }
         }
-        sql
+        let end = match rng.random_ratio(1, 12) {
+            true => "ROLLBACK",
+            false => "COMMIT",
+        };
+        statements.push(end.to_owned());
+        statements
+    }
+}
+
+/// What one session says. A COPY from STDIN has its data behind its first line.
+///
+/// # Errors
+/// The server's.
+pub(crate) async fn say(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
+    match sql.split_once('\n') {
+        Some((command, data)) if command.ends_with(" FROM STDIN") => {
+            let sink = client.copy_in(command).await?;
+            futures::pin_mut!(sink);
+            sink.send(bytes::Bytes::copy_from_slice(data.as_bytes()))
+                .await?;
+            sink.close().await
+        }
+        _ => client.batch_execute(sql).await,
     }
 }
 
@@ -81,12 +154,14 @@ impl Workload {
     /// # Errors
     /// The server's.
     pub async fn start(url: &str, seed: u64, writers: usize) -> Result<Self> {
-        let schema = Schema::random(seed);
-        connect(url)
-            .await?
-            .batch_execute(&schema.sql())
-            .await
-            .context("the schema")?;
+        let client = connect(url).await?;
+        let version = "SELECT current_setting('server_version_num')::int / 10000";
+        let major: i32 = client.query_one(version, &[]).await?.get(0);
+        let schema = Schema::random(seed, u32::try_from(major)?);
+        for sql in schema.statements() {
+            let said = say(&client, &sql).await;
+            said.with_context(|| format!("the schema: {sql}"))?;
+        }
         let shared = Arc::new(Shared {
             schema,
             url: url.to_owned(),
@@ -157,7 +232,7 @@ async fn write(shared: Arc<Shared>, number: usize) -> Result<()> {
     let mut rng = seed::rng(shared.schema.seed, &format!("writer {number}"));
     let mut client: Option<Client> = None;
     while !shared.stop.load(Ordering::Relaxed) {
-        let transaction = transaction(&shared.schema, &mut rng);
+        let transaction = shared.schema.transaction(&mut rng);
         let open = shared.gate.read().await;
         let connected = match client.take() {
             Some(connected) => connected,
@@ -192,7 +267,7 @@ async fn prepare(url: &str) -> Result<Client> {
 /// Whether it was committed.
 async fn run(client: &Client, statements: &[String]) -> bool {
     for statement in statements {
-        if let Err(error) = client.batch_execute(statement).await {
+        if let Err(error) = say(client, statement).await {
             // What this generator writes must be right; only the server's state may refuse it.
             let code = error.code().map_or("", |code| code.code());
             let is_ours = code.starts_with("42") || code.starts_with("0A");
@@ -203,42 +278,4 @@ async fn run(client: &Client, statements: &[String]) -> bool {
         }
     }
     statements.last().is_some_and(|last| last == "COMMIT")
-}
-
-fn transaction(schema: &Schema, rng: &mut ChaCha8Rng) -> Vec<String> {
-    let mut statements = vec!["BEGIN".to_owned()];
-    // Mostly small, sometimes large.
-    let changes = if rng.random_ratio(1, 20) {
-        rng.random_range(20..60)
-    } else {
-        rng.random_range(1..6)
-    };
-    let mut savepoints = 0;
-    for _ in 0..changes {
-        match rng.random_range(0..12) {
-            0 => {
-                savepoints += 1;
-                statements.push(format!("SAVEPOINT s{savepoints}"));
-            }
-            1 if savepoints > 0 => {
-                statements.push(format!("ROLLBACK TO SAVEPOINT s{savepoints}"));
-            }
-            2 if savepoints > 0 => {
-                statements.push(format!("RELEASE SAVEPOINT s{savepoints}"));
-                savepoints -= 1;
-            }
-            _ => {
-                if let Some(table) = schema.tables.choose(rng) {
-                    statements.push(table.change(rng));
-                }
-            }
-        }
-    }
-    let end = if rng.random_ratio(1, 12) {
-        "ROLLBACK"
-    } else {
-        "COMMIT"
-    };
-    statements.push(end.to_owned());
-    statements
 }

@@ -1,14 +1,21 @@
 //! The oracle test: random histories on real servers, restored to random moments, must give exactly
-//! what PostgreSQL's own exported snapshots said about those moments.
+//! what PostgreSQL's own snapshots said about those moments.
 //!
-//! `make oracle SEEDS=n` runs more of them; `LASTGOOD_SEED` replays one.
+//! `make oracle SEEDS=n` runs more of them; `LASTGOOD_SEED` replays one, `LASTGOOD_CASE` a file. A seed
+//! that fails is shortened and left as a script. Every case that ever failed is in `cases/`.
 
-use anyhow::{Context, Result};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures::StreamExt;
+use lastgood_integration::case::run::{Kind, Nonsense, leave, run};
+use lastgood_integration::case::{Case, generate, shrink::shrink};
 use lastgood_integration::history::History;
 use lastgood_integration::{Service, Storage, TestDatabase, seed};
 
-/// One history: six moments in the middle of everything, two quiet ones in all their names, the end.
-/// Restores to `restores` of them.
+/// One history of writers that work at the same time: six moments in the middle of everything, two
+/// quiet ones in all their names, the end. Restores to `restores` of them.
 pub(crate) async fn history(
     major: u32,
     seed: u64,
@@ -37,29 +44,149 @@ pub(crate) async fn history(
     Ok(())
 }
 
-async fn histories(major: u32) -> Result<()> {
-    let count = std::env::var("LASTGOOD_ORACLE_SEEDS")
-        .ok()
-        .and_then(|count| count.parse().ok());
-    for number in 0..count.unwrap_or(1) {
-        let seed = seed::choose(&format!("oracle {number} on PostgreSQL {major}"));
-        let storage = match number % 4 {
-            3 => Storage::s3().map_or_else(Storage::local, Ok)?,
-            _ => Storage::local()?,
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Plays a case; what fails is shortened, left as a script, and an error.
+async fn check(case: Case) -> Result<()> {
+    let seed = case.setting.seed;
+    let what = format!(
+        "LASTGOOD_SEED={seed} (PostgreSQL {} to {})",
+        case.setting.source, case.setting.target
+    );
+    let Some(failure) = run(&case, Nonsense::IsAnError)
+        .await
+        .with_context(|| what.clone())?
+    else {
+        return Ok(());
+    };
+    let whole = leave(&format!("{seed}.sql"), &failure, &case)?;
+    eprintln!(
+        "{what} fails, see {}; shortening it:\n{}",
+        whole.display(),
+        failure.text
+    );
+    let time = Duration::from_secs(number("LASTGOOD_SHRINK_SECONDS").unwrap_or(300));
+    let mut last = failure.clone();
+    let shortened = shrink(case, failure.moment, time, async |candidate| {
+        // A case that cannot be played is none that fails.
+        let again = run(candidate, Nonsense::IsRefused).await.ok().flatten();
+        let Some(again) = again.filter(|again| again.kind == failure.kind) else {
+            return Ok(false);
         };
-        history(major, seed, &storage, usize::MAX)
-            .await
-            .with_context(|| format!("PostgreSQL {major}, LASTGOOD_SEED={seed}"))?;
+        last = again;
+        Ok(true)
+    })
+    .await?;
+    let path = leave(&format!("{seed}.min.sql"), &last, &shortened)?;
+    bail!(
+        "{what}: {}\nreplay the shortened case with LASTGOOD_CASE={}",
+        last.text,
+        path.display()
+    )
+}
+
+/// Some at a time: a case waits more than it works. All are played, whatever fails.
+async fn check_all(cases: impl IntoIterator<Item = Case>) -> Result<()> {
+    let jobs = number("LASTGOOD_ORACLE_JOBS").unwrap_or(2);
+    let jobs = usize::try_from(jobs)?.max(1);
+    let failures: Vec<String> = futures::stream::iter(cases.into_iter().map(check))
+        .buffer_unordered(jobs)
+        .filter_map(async |checked| checked.err().map(|error| format!("{error:#}")))
+        .inspect(|failure| eprintln!("{failure}"))
+        .collect()
+        .await;
+    match failures.is_empty() {
+        true => Ok(()),
+        false => bail!("{} failed:\n{}", failures.len(), failures.join("\n\n")),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oracle() -> Result<()> {
+    if let Some(file) = std::env::var_os("LASTGOOD_CASE") {
+        return check(std::fs::read_to_string(file)?.parse()?).await;
+    }
+    let first = seed::choose("oracle");
+    let more = number("LASTGOOD_ORACLE_SEEDS").unwrap_or(4);
+    let seeds = match seed::given() {
+        Some(seed) => seed..seed + 1,
+        None => first..first + more,
+    };
+    check_all(seeds.map(generate::case)).await
+}
+
+/// Each once failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn cases_that_once_failed() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/cases");
+    let mut cases = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "sql") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path)?;
+        let case: Result<Case> = text.parse();
+        cases.push(case.with_context(|| path.display().to_string())?);
+    }
+    check_all(cases).await
+}
+
+/// The harness finds what is wrong, leaves out what has nothing to do with it, and what it leaves
+/// behind fails again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_is_found_and_its_case_shortened() -> Result<()> {
+    let mut case: Case = FAULTY.parse()?;
+    let Some(failure) = run(&case, Nonsense::IsAnError).await? else {
+        bail!("a damaged restore passes");
+    };
+    assert_eq!(failure.kind, Kind::Content, "{}", failure.text);
+    assert!(
+        failure.text.contains("public.b: 2 rows, expected 2"),
+        "{}",
+        failure.text
+    );
+    let fails = async |case: &Case| {
+        let failure = run(case, Nonsense::IsRefused).await?;
+        Ok(failure.is_some_and(|it| it.kind == Kind::Content))
+    };
+    case = shrink(case, failure.moment, Duration::from_secs(600), fails).await?;
+    let path = leave("a fault of the test.sql", &failure, &case)?;
+    let left: Case = std::fs::read_to_string(path)?.parse()?;
+    let expected: Case = SHORTENED.parse()?;
+    assert_eq!(left, expected, "{left}");
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn oracle_on_15() -> Result<()> {
-    histories(15).await
-}
+/// Every row of `b` that says `poison` comes back wrong.
+const FAULTY: &str = r#"
+--! case {"seed":0,"source":18,"target":18,"s3":false,"encryption":true,"settings":{"segment_seconds":1,"idle_seconds":1},"fault":"UPDATE b SET v = 'wrong' WHERE v = 'poison'"}
+--! session 0
+CREATE TABLE a (id int PRIMARY KEY, v text)
+--! session 0
+CREATE TABLE b (id int PRIMARY KEY, v text)
+--! register
+--! settle
+--! moment lsn
+--! session 1
+INSERT INTO a VALUES (1, 'x')
+--! session 2
+INSERT INTO b VALUES (1, 'x'), (2, 'poison')
+--! session 1
+UPDATE a SET v = 'y'
+--! moment time
+--! moment latest
+"#;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn oracle_on_18() -> Result<()> {
-    histories(18).await
-}
+const SHORTENED: &str = r#"
+--! case {"seed":0,"source":18,"target":18,"s3":false,"encryption":true,"settings":{"segment_seconds":1,"idle_seconds":1},"fault":"UPDATE b SET v = 'wrong' WHERE v = 'poison'"}
+--! session 0
+CREATE TABLE b (id int PRIMARY KEY, v text)
+--! register
+--! settle
+--! session 2
+INSERT INTO b VALUES (1, 'x'), (2, 'poison')
+--! moment time
+"#;

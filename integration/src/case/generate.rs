@@ -1,0 +1,164 @@
+//! From a seed to a case: the setting, a random schema, several sessions at random, and what happens to
+//! the service.
+
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::{Case, Operation, Setting, Target};
+use crate::seed;
+use crate::tools::MAJORS;
+use crate::workload::Schema;
+
+const SESSIONS: u32 = 4;
+
+/// The case of a seed. Six seeds in a row are six majors.
+pub fn case(seed: u64) -> Case {
+    let mut rng = seed::rng(seed, "setting");
+    let at = usize::try_from(seed % 6).unwrap_or_default();
+    let source = MAJORS[at];
+    let target = match rng.random_bool(0.6) {
+        true => source,
+        false => MAJORS[rng.random_range(at..MAJORS.len())],
+    };
+    let mut setting = Setting {
+        seed,
+        source,
+        target,
+        s3: rng.random_ratio(1, 4),
+        encryption: rng.random_ratio(3, 4),
+        settings: json!({
+            "segment_bytes": 4096 << rng.random_range(0..8),
+            "segment_seconds": 1,
+            "idle_seconds": 1,
+        }),
+        fault: None,
+    };
+    if rng.random_bool(0.7) {
+        setting.settings["no_identity"] = json!("full");
+    }
+    let mut writer = Writer {
+        schema: Schema::random(seed, source),
+        rng: seed::rng(seed, "operations"),
+        open: Default::default(),
+        prepared: Vec::new(),
+        transactions: 0,
+        operations: Vec::new(),
+    };
+    writer.history();
+    Case {
+        setting,
+        operations: writer.operations,
+    }
+}
+
+struct Writer {
+    schema: Schema,
+    rng: ChaCha8Rng,
+    /// What each session has yet to say of its transaction, the last statement first.
+    open: [Vec<String>; SESSIONS as usize],
+    prepared: Vec<String>,
+    transactions: u32,
+    operations: Vec<Operation>,
+}
+
+impl Writer {
+    fn history(&mut self) {
+        for sql in self.schema.statements() {
+            self.operations.push(Operation::Sql { session: 0, sql });
+        }
+        self.work(20);
+        self.operations.push(Operation::Register);
+        self.work(40);
+        self.settle();
+        let mut moments = 3;
+        let mut base = true;
+        while moments > 0 {
+            let statements = self.rng.random_range(10..40);
+            self.work(statements);
+            match self.rng.random_range(0..9) {
+                0 if base => {
+                    base = false;
+                    self.operations.push(Operation::Base);
+                }
+                // From here on, restores begin at the new base.
+                1 if base => {
+                    base = false;
+                    self.operations.push(Operation::Base);
+                    self.work(5);
+                    self.settle();
+                }
+                2 => self.operations.push(Operation::Kill),
+                3 => {
+                    self.operations.push(Operation::Pause);
+                    self.work(15);
+                    self.operations.push(Operation::Resume);
+                }
+                _ => {
+                    moments -= 1;
+                    let target = Target::ALL[self.rng.random_range(0..Target::ALL.len() - 1)];
+                    self.operations.push(Operation::Moment(target));
+                }
+            }
+        }
+        self.work(20);
+        self.settle();
+        self.operations.push(Operation::Moment(Target::Latest));
+    }
+
+    /// So many statements of all sessions.
+    fn work(&mut self, statements: usize) {
+        for _ in 0..statements {
+            let session = self.rng.random_range(0..SESSIONS);
+            self.step(session);
+        }
+    }
+
+    fn step(&mut self, session: u32) {
+        let at = session as usize;
+        if self.open[at].is_empty() {
+            self.open[at] = self.transaction();
+        }
+        if let Some(sql) = self.open[at].pop() {
+            if let Some(name) = sql.strip_prefix("PREPARE TRANSACTION ") {
+                self.prepared.push(name.to_owned());
+            }
+            let session = session + 1;
+            self.operations.push(Operation::Sql { session, sql });
+        }
+    }
+
+    /// Every session ends what it has begun.
+    fn settle(&mut self) {
+        for session in 0..SESSIONS {
+            while !self.open[session as usize].is_empty() {
+                self.step(session);
+            }
+        }
+        self.operations.push(Operation::Settle);
+        self.prepared.clear();
+    }
+
+    /// The statements of one, the last first.
+    fn transaction(&mut self) -> Vec<String> {
+        if !self.prepared.is_empty() && self.rng.random_bool(0.4) {
+            let name = self.prepared.remove(0);
+            let end = ["COMMIT", "COMMIT", "COMMIT", "ROLLBACK"].choose(&mut self.rng);
+            return vec![format!("{} PREPARED {name}", end.unwrap_or(&"COMMIT"))];
+        }
+        // A statement that is a transaction by itself.
+        if self.rng.random_bool(0.2) {
+            return vec![self.schema.change(&mut self.rng)];
+        }
+        let mut statements = self.schema.transaction(&mut self.rng);
+        self.transactions += 1;
+        if self.rng.random_ratio(1, 10) {
+            let name = format!("'{{database}}-{}'", self.transactions);
+            statements.pop();
+            statements.push(format!("PREPARE TRANSACTION {name}"));
+        }
+        statements.reverse();
+        statements
+    }
+}
