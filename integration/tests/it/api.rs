@@ -169,11 +169,23 @@ async fn every_operation_answers_as_documented() -> Result<()> {
     api.ask("restore_list", &[], "", None).await?.ok()?;
     api.ask("restore_events", &restore, "", None).await?.ok()?;
     ensure!(api.ask("restore_cancel", &restore, "", None).await?.status == 409);
-    // The database is there now, so this one fails.
+    // The database is there now.
+    ensure!(
+        api.ask("restore_start", &shop, "", Some(order))
+            .await?
+            .status
+            == 422
+    );
+    // That this role may not make one, only the server can tell.
+    database.execute("CREATE ROLE api_limited LOGIN").await?;
+    let connection = database.server.url_as("api_limited", "x", "postgres");
+    let into = json!({"connection": connection, "create_database": "api_not_made"});
+    let order = json!({"target": "latest", "into": into});
     let begun = api.ask("restore_start", &shop, "", Some(order)).await?;
     let id = begun.body["id"].as_str().context("id")?;
     let ended = service.wait_restore(id).await?;
     ensure!(ended["status"] == "failed", "{ended:#}");
+    ensure!(ended["error_class"] == "needs_operator", "{ended:#}");
     api.ask("restore_show", &[("id", id)], "", None)
         .await?
         .ok()?;
