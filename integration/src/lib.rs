@@ -9,6 +9,7 @@
 pub mod case;
 pub mod digest;
 mod guardian;
+pub mod hard_values;
 pub mod history;
 mod port;
 pub mod postgres;

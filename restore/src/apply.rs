@@ -214,7 +214,7 @@ impl<'a> Applier<'a> {
         }
         // An empty table has no statistics: then the first column that can carry an index.
         best.extend(columns);
-        let hashable = |bound: &Bound| binding.column(*bound).hashable;
+        let hashable = |bound: &Bound| binding.column(*bound).hash_equality.is_some();
         let Some(bound) = best.into_iter().find(hashable) else {
             return Ok(Probe::None);
         };

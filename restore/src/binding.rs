@@ -13,7 +13,7 @@ use crate::catalog::{TargetColumn, TargetTable};
 /// OIDs below are the same on every server of every version (`transam.h`, FirstGenbkiObjectId).
 const STABLE_OIDS_BELOW: u32 = 10_000;
 
-/// Staging tables with more columns than this are laid out as two arrays. A row of up to a hundred
+/// Staging tables with more columns than this are laid out as two values. A row of up to a hundred
 /// columns always fits a page, however its values are stored: none needs more than 64 bytes there.
 const STAGED_COLUMNS_MAX: usize = 100;
 
@@ -49,8 +49,9 @@ pub(crate) enum Find {
 pub(crate) enum Layout {
     /// One typed column for each value.
     Columns,
-    /// Old and new row as arrays of text, cast where they are used.
-    Arrays,
+    /// Old and new row as one value each: of a composite type, or as an array of text where they are
+    /// compared as text.
+    Rows,
 }
 
 /// Stream and target disagree: one sentence for the operator.
@@ -125,7 +126,7 @@ impl Binding {
             layout: if staged <= STAGED_COLUMNS_MAX {
                 Layout::Columns
             } else {
-                Layout::Arrays
+                Layout::Rows
             },
         })
     }
@@ -150,7 +151,7 @@ pub(crate) mod tests {
             toastable: staged_type == "text",
             collation: None,
             equality: (name == "id").then(|| "OPERATOR(pg_catalog.=)".to_owned()),
-            hashable: true,
+            hash_equality: Some("OPERATOR(pg_catalog.=)".to_owned()),
         }
     }
 
@@ -248,7 +249,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_wide_table_is_staged_as_arrays() {
+    fn a_wide_table_is_staged_as_rows() {
         let layout = |count: usize, identity| {
             let names: Vec<String> = (0..count).map(|number| format!("c{number}")).collect();
             let columns: Vec<_> = names
@@ -262,7 +263,7 @@ pub(crate) mod tests {
                 .layout
         };
         assert_eq!(layout(97, ReplicaIdentity::Nothing), Layout::Columns);
-        assert_eq!(layout(98, ReplicaIdentity::Nothing), Layout::Arrays);
-        assert_eq!(layout(49, ReplicaIdentity::Full), Layout::Arrays);
+        assert_eq!(layout(98, ReplicaIdentity::Nothing), Layout::Rows);
+        assert_eq!(layout(49, ReplicaIdentity::Full), Layout::Rows);
     }
 }

@@ -38,8 +38,9 @@ pub(crate) struct TargetColumn {
     pub(crate) collation: Option<String>,
     /// `OPERATOR(schema.=)` of the identity index, if the column is part of one.
     pub(crate) equality: Option<String>,
-    /// Part of a hash-indexable type: can carry a lookup index of ours.
-    pub(crate) hashable: bool,
+    /// `OPERATOR(schema.=)` of the type's own hash indexes, if it has any: then the column can carry
+    /// a lookup index of ours.
+    pub(crate) hash_equality: Option<String>,
 }
 
 impl TargetTable {
@@ -77,9 +78,7 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
        CASE WHEN a.attcollation NOT IN (0, 100)
             THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
        identity.equality,
-       EXISTS (SELECT FROM pg_opclass o WHERE o.opcdefault
-                 AND o.opcmethod = (SELECT m.oid FROM pg_am m WHERE m.amname = 'hash')
-                 AND (o.opcintype = b.oid OR (b.oid = 1043 AND o.opcintype = 25)))
+       hash.equality
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -100,6 +99,16 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
          AND k.place <= i.indnkeyatts AND (i.indisprimary OR i.indisreplident)
        ORDER BY i.indisreplident DESC LIMIT 1
   ) identity ON true
+  LEFT JOIN LATERAL (
+      SELECT 'OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' AS equality
+        FROM pg_opclass oc
+        JOIN pg_am m ON m.oid = oc.opcmethod AND m.amname = 'hash'
+        JOIN pg_amop am ON am.amopfamily = oc.opcfamily AND am.amopstrategy = 1
+         AND am.amoplefttype = oc.opcintype AND am.amoprighttype = oc.opcintype
+        JOIN pg_operator op ON op.oid = am.amopopr
+        JOIN pg_namespace opn ON opn.oid = op.oprnamespace
+       WHERE oc.opcdefault AND oc.opcintype = CASE b.oid WHEN 1043 THEN 25 ELSE b.oid END LIMIT 1
+  ) hash ON true
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
    AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'lastgood_restore')
  ORDER BY 1, 2, a.attnum";
@@ -130,7 +139,7 @@ pub(crate) async fn tables(client: &Client) -> Result<Tables, Error> {
             toastable: row.try_get(8)?,
             collation: row.try_get(9)?,
             equality: row.try_get(10)?,
-            hashable: row.try_get(11)?,
+            hash_equality: row.try_get(11)?,
         });
     }
     Ok(tables)

@@ -1,4 +1,5 @@
-//! PostgreSQL's COPY text format, and array literals inside it (`copyto.c`, `arrayfuncs.c`).
+//! PostgreSQL's COPY text format, and array and composite literals inside it (`copyto.c`,
+//! `arrayfuncs.c`, `rowtypes.c`).
 
 use lastgood_proto::segment::Cell;
 
@@ -66,6 +67,31 @@ pub(crate) fn array<'a>(cells: impl Iterator<Item = &'a Cell>, out: &mut Vec<u8>
     out.push(b'}');
 }
 
+/// A composite field; unchanged values are null in it.
+pub(crate) fn composite<'a>(cells: impl Iterator<Item = &'a Cell>, out: &mut Vec<u8>) {
+    out.push(b'(');
+    for (at, cell) in cells.enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        let Some(bytes) = cell.as_bytes() else {
+            continue;
+        };
+        out.push(b'"');
+        for byte in bytes {
+            match byte {
+                // Once for the composite, and each of the two once for COPY.
+                b'\\' => out.extend_from_slice(b"\\\\\\\\"),
+                b'"' => out.extend_from_slice(b"\"\""),
+                _ if special(*byte) => out.extend_from_slice(escape(*byte)),
+                _ => out.push(*byte),
+            }
+        }
+        out.push(b'"');
+    }
+    out.push(b')');
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +121,13 @@ mod tests {
         let cells = [text("a\"b\\\n"), Cell::Null, text("NULL"), text("")];
         array(cells.iter(), &mut out);
         assert_eq!(out, br#"{"a\\"b\\\\\n",NULL,"NULL",""}"#);
+    }
+
+    #[test]
+    fn composites() {
+        let mut out = Vec::new();
+        let cells = [text("a\"b\\\n"), Cell::Null, Cell::Unchanged, text("")];
+        composite(cells.iter(), &mut out);
+        assert_eq!(out, br#"("a""b\\\\\n",,,"")"#);
     }
 }

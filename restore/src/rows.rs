@@ -17,7 +17,7 @@ use std::sync::Arc;
 use lastgood_proto::segment::{Cell, Old};
 
 use crate::binding::{Binding, Bound, Find, Layout};
-use crate::copy_text::{array, field, null};
+use crate::copy_text::{array, composite, field, null};
 
 /// A change that cannot be put into a row: one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,15 +216,20 @@ impl Rows {
                     None => nulls(binding.written.len(), out),
                 }
             }
-            Layout::Arrays => {
-                for (columns, row) in [(find, old), (&binding.written[..], new)] {
+            Layout::Rows => {
+                let typed = matches!(binding.find, Find::Key(_));
+                for (columns, row, typed) in [(find, old, typed), (&binding.written[..], new, true)]
+                {
                     out.push(b'\t');
-                    match row {
-                        Some(row) => {
-                            whole(columns, row)?;
-                            array(columns.iter().filter_map(|bound| row.get(bound.sent)), out);
-                        }
-                        None => null(out),
+                    let Some(row) = row else {
+                        null(out);
+                        continue;
+                    };
+                    whole(columns, row)?;
+                    let cells = columns.iter().filter_map(|bound| row.get(bound.sent));
+                    match typed {
+                        true => composite(cells, out),
+                        false => array(cells, out),
                     }
                 }
             }

@@ -33,10 +33,25 @@ pub(crate) enum Probe {
     Column(Bound),
 }
 
+impl Probe {
+    fn columns(&self) -> &[Bound] {
+        match self {
+            Probe::None => &[],
+            Probe::Identity(columns) => columns,
+            Probe::Column(column) => std::slice::from_ref(column),
+        }
+    }
+}
+
 /// The names in `pg_temp`, by the number of the table within the session.
 pub(crate) struct Names {
     pub(crate) stage: String,
     pub(crate) function: String,
+    /// Types of a wide table's old key and new row.
+    old: String,
+    new: String,
+    /// Type with one value of a column that a whole row is looked up by, before the column's number.
+    probe: String,
 }
 
 impl Names {
@@ -44,6 +59,9 @@ impl Names {
         Self {
             stage: format!("pg_temp.lastgood_stage_{number}"),
             function: format!("pg_temp.lastgood_apply_{number}"),
+            old: format!("pg_temp.lastgood_old_{number}"),
+            new: format!("pg_temp.lastgood_new_{number}"),
+            probe: format!("pg_temp.lastgood_probe_{number}_"),
         }
     }
 }
@@ -59,25 +77,45 @@ pub(crate) fn copy_into_table(binding: &Binding) -> String {
 
 /// The staging table; its content goes at the end of the transaction.
 pub(crate) fn create_stage(binding: &Binding, names: &Names) -> String {
+    let find = binding.find.columns();
+    let typed = matches!(binding.find, Find::Key(_));
+    let staged_type = |_, bound| binding.column(bound).staged_type.clone();
+    let numbered = |letter: char, columns: &[Bound], of: &dyn Fn(usize, Bound) -> String| {
+        join(columns, ", ", |at, bound| {
+            format!("{letter}{at} {}", of(at, bound))
+        })
+    };
+    let mut types = String::new();
     let mut columns = "n bigint, op \"char\", mask bit varying".to_owned();
     match binding.layout {
-        Layout::Arrays => columns.push_str(", o text[], c text[]"),
+        Layout::Rows => {
+            let mut row = |name: &str, fields: String| {
+                types.push_str(&format!("CREATE TYPE {name} AS ({fields}); "));
+            };
+            row(&names.new, numbered('c', &binding.written, &staged_type));
+            let old = match typed {
+                true => {
+                    row(&names.old, numbered('o', find, &staged_type));
+                    &names.old
+                }
+                false => "text[]",
+            };
+            columns.push_str(&format!(", o {old}, c {}", names.new));
+        }
         Layout::Columns => {
-            let typed = matches!(binding.find, Find::Key(_));
-            for (at, bound) in binding.find.columns().iter().enumerate() {
-                let staged = match typed {
-                    true => &binding.column(*bound).staged_type,
-                    false => "text",
-                };
-                columns.push_str(&format!(", o{at} {staged}"));
-            }
-            for (at, bound) in binding.written.iter().enumerate() {
-                columns.push_str(&format!(", c{at} {}", binding.column(*bound).staged_type));
+            let old = match typed {
+                true => numbered('o', find, &staged_type),
+                false => numbered('o', find, &|_, _| "text".to_owned()),
+            };
+            let new = numbered('c', &binding.written, &staged_type);
+            for part in [old, new].iter().filter(|part| !part.is_empty()) {
+                columns.push_str(", ");
+                columns.push_str(part);
             }
         }
     }
     format!(
-        "CREATE TEMP TABLE {} ({columns}) ON COMMIT DELETE ROWS",
+        "{types}CREATE TEMP TABLE {} ({columns}) ON COMMIT DELETE ROWS",
         names.stage
     )
 }
@@ -88,7 +126,7 @@ pub(crate) fn copy_into_stage(names: &Names) -> String {
 
 /// The function that applies what is staged.
 pub(crate) fn create_function(binding: &Binding, names: &Names, probe: &Probe) -> String {
-    let writer = Writer { binding };
+    let writer = Writer { binding, names };
     let insert = writer.insert();
     let evidence = writer.evidence();
     let mut branches = format!("WHEN 'i' THEN {insert};\n");
@@ -100,14 +138,21 @@ pub(crate) fn create_function(binding: &Binding, names: &Names, probe: &Probe) -
             "WHEN 'u' THEN {update}\nWHEN 'v' THEN {masked}\nWHEN 'd' THEN {delete}\n"
         ));
     }
-    // Arrays go into variables: PL/pgSQL takes them apart once, not at each subscript. They are
-    // named with the block's label, so that no column can be meant.
-    let (arrays, unpack) = match binding.layout {
-        Layout::Columns => ("", ""),
-        Layout::Arrays => ("old text[]; new text[];", "old := r.o; new := r.c;"),
+    // Whole rows go into variables: PL/pgSQL takes them apart once, not at each use. They are named
+    // with the block's label, so that no column can be meant.
+    let (variables, unpack) = match (binding.layout, &binding.find) {
+        (Layout::Columns, _) => (String::new(), ""),
+        (Layout::Rows, find) => {
+            let old = match find {
+                Find::Key(_) => &names.old,
+                Find::Row(_) => "text[]",
+            };
+            let variables = format!("old {old}; new {};", names.new);
+            (variables, "old := r.o; new := r.c;")
+        }
     };
     let body = format!(
-        "<<lastgood>> DECLARE r record; hits bigint; place bigint; why text; detail text; {arrays}
+        "<<lastgood>> DECLARE r record; hits bigint; place bigint; why text; detail text; {variables}
 BEGIN
   FOR r IN SELECT * FROM {stage} ORDER BY n LOOP
     place := r.n; {unpack}
@@ -122,8 +167,18 @@ EXCEPTION WHEN OTHERS THEN
 END",
         stage = names.stage,
     );
+    let mut types = String::new();
+    for (at, bound) in binding.find.columns().iter().enumerate() {
+        if probe.columns().contains(bound) {
+            let staged_type = &binding.column(*bound).staged_type;
+            types.push_str(&format!(
+                "CREATE TYPE {}{at} AS (v {staged_type}); ",
+                names.probe
+            ));
+        }
+    }
     format!(
-        "CREATE FUNCTION {}() RETURNS void LANGUAGE plpgsql AS {}",
+        "{types}CREATE FUNCTION {}() RETURNS void LANGUAGE plpgsql AS {}",
         names.function,
         literal(&body)
     )
@@ -143,29 +198,35 @@ fn join(columns: &[Bound], separator: &str, text: impl Fn(usize, Bound) -> Strin
 
 struct Writer<'a> {
     binding: &'a Binding,
+    names: &'a Names,
 }
 
 impl Writer<'_> {
     /// The staged old value, typed for a key and text for a whole row.
-    fn staged_old(&self, at: usize, bound: Bound) -> String {
+    fn staged_old(&self, at: usize) -> String {
         match (self.binding.layout, &self.binding.find) {
             (Layout::Columns, _) => format!("r.o{at}"),
-            (Layout::Arrays, Find::Row(_)) => format!("lastgood.old[{}]", at + 1),
-            (Layout::Arrays, Find::Key(_)) => {
-                self.cast(&format!("lastgood.old[{}]", at + 1), bound)
-            }
+            (Layout::Rows, Find::Row(_)) => format!("lastgood.old[{}]", at + 1),
+            (Layout::Rows, Find::Key(_)) => format!("lastgood.old.o{at}"),
         }
     }
 
-    fn staged(&self, at: usize, bound: Bound) -> String {
+    fn staged(&self, at: usize) -> String {
         match self.binding.layout {
             Layout::Columns => format!("r.c{at}"),
-            Layout::Arrays => self.cast(&format!("lastgood.new[{}]", at + 1), bound),
+            Layout::Rows => format!("lastgood.new.c{at}"),
         }
     }
 
-    fn cast(&self, text: &str, bound: Bound) -> String {
-        format!("CAST({text} AS {})", self.binding.column(bound).staged_type)
+    /// The staged text of a whole row's column as a value. Not by a cast: where one from text exists
+    /// (`regclass`, or a user's own) it need not understand what the type prints. A composite's input
+    /// is that of its fields.
+    fn typed_old(&self, at: usize) -> String {
+        let old = self.staged_old(at);
+        format!(
+            r#"(CAST(concat('("', replace(replace({old}, '\', '\\'), '"', '""'), '")') AS {}{at})).v"#,
+            self.names.probe
+        )
     }
 
     fn insert(&self) -> String {
@@ -173,9 +234,7 @@ impl Writer<'_> {
         if self.binding.written.is_empty() {
             return format!("INSERT INTO {table} DEFAULT VALUES");
         }
-        let values = join(&self.binding.written, ", ", |at, bound| {
-            self.staged(at, bound)
-        });
+        let values = join(&self.binding.written, ", ", |at, _| self.staged(at));
         format!(
             "INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE VALUES ({values})",
             written(self.binding)
@@ -185,7 +244,7 @@ impl Writer<'_> {
     fn update(&self, rows: &str, masked: bool) -> String {
         let set = join(&self.binding.written, ", ", |at, bound| {
             let column = self.binding.column(bound);
-            let (name, new) = (column.sql(), self.staged(at, bound));
+            let (name, new) = (column.sql(), self.staged(at));
             if masked && column.toastable {
                 format!("{name} = CASE WHEN get_bit(r.mask, {at}) = 1 THEN t.{name} ELSE {new} END")
             } else {
@@ -245,7 +304,7 @@ impl Writer<'_> {
                 };
                 format!(
                     "IF {} IS NULL THEN {}; ELSE {}; END IF; {check}",
-                    self.staged_old(at, *bound),
+                    self.staged_old(at),
                     one(""),
                     one(&format!("{} AND ", self.same_key("x", at, *bound)))
                 )
@@ -253,14 +312,19 @@ impl Writer<'_> {
         }
     }
 
-    /// Equality as the identity index has it.
+    /// Equality as the index has it that the row is found by: the identity's, else a lookup index.
     fn same_key(&self, alias: &str, at: usize, bound: Bound) -> String {
         let column = self.binding.column(bound);
-        let (name, mut old) = (column.sql(), self.staged_old(at, bound));
-        if matches!(self.binding.find, Find::Row(_)) {
-            old = self.cast(&old, bound);
-        }
-        let operator = column.equality.as_deref().unwrap_or("=");
+        let name = column.sql();
+        let old = match self.binding.find {
+            Find::Key(_) => self.staged_old(at),
+            Find::Row(_) => self.typed_old(at),
+        };
+        let operator = column
+            .equality
+            .as_deref()
+            .or(column.hash_equality.as_deref());
+        let operator = operator.unwrap_or("OPERATOR(pg_catalog.=)");
         match &column.collation {
             Some(collation) => format!("{alias}.{name} {operator} {old} COLLATE {collation}"),
             None => format!("{alias}.{name} {operator} {old}"),
@@ -269,7 +333,7 @@ impl Writer<'_> {
 
     /// Equality of the text form; a null equals a null.
     fn same_text(&self, at: usize, bound: Bound) -> String {
-        let (name, old) = (self.binding.column(bound).sql(), self.staged_old(at, bound));
+        let (name, old) = (self.binding.column(bound).sql(), self.staged_old(at));
         format!(
             "CASE WHEN {old} IS NULL THEN x.{name} IS NOT DISTINCT FROM NULL \
              ELSE x.{name} IS DISTINCT FROM NULL AND concat(x.{name}) = {old} COLLATE \"C\" END"
@@ -285,9 +349,7 @@ impl Writer<'_> {
                 format!("{name}, {}", value(at, bound))
             })
         };
-        let old = shown(self.binding.find.columns(), &|at, bound| {
-            self.staged_old(at, bound)
-        });
+        let old = shown(self.binding.find.columns(), &|at, _| self.staged_old(at));
         let keys: Vec<(usize, Bound)> = self
             .binding
             .written
@@ -297,8 +359,8 @@ impl Writer<'_> {
             .map(|(at, bound)| (at, *bound))
             .collect();
         let bounds: Vec<Bound> = keys.iter().map(|(_, bound)| *bound).collect();
-        let new = shown(&bounds, &|at, bound| {
-            self.staged(keys.get(at).map_or(at, |(place, _)| *place), bound)
+        let new = shown(&bounds, &|at, _| {
+            self.staged(keys.get(at).map_or(at, |(place, _)| *place))
         });
         let concat = |parts: String| match parts.is_empty() {
             true => "''".to_owned(),

@@ -16,3 +16,4 @@ mod schema;
 mod secrets;
 mod shapes;
 mod smoke;
+mod types;
