@@ -24,13 +24,12 @@ use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
 use crate::Error;
 use crate::tool_errors::judge;
 
-/// Where archives come from and go to.
+/// Where archives come from, and what reads them.
 pub(crate) struct Archives<'a> {
     pub(crate) store: &'a SourceStore,
     pub(crate) lineage: LineageId,
     pub(crate) base: BaseId,
     pub(crate) tools: &'a PgTools,
-    pub(crate) target: &'a ConnectionConfig,
 }
 
 /// The beginning of the main archive, with its table of contents.
@@ -79,6 +78,7 @@ impl Archives<'_> {
     /// Answers what could not be brought back and does not matter to the data.
     pub(crate) async fn definitions(
         &self,
+        target: &ConnectionConfig,
         head: &Head,
         section: Section,
         only: Option<&[&TocEntry]>,
@@ -97,25 +97,29 @@ impl Archives<'_> {
             no_privileges: true,
             exit_on_error: false,
         };
-        let process = self.tools.restore(self.target, &options)?;
+        let process = self.tools.restore(target, &options)?;
         judge(process.wait().await)
     }
 
-    /// Restores the rows of one archive. `fed` is told of each piece.
+    /// Restores the rows of one archive, or only the entries given. `fed` is told of each piece.
     pub(crate) async fn data(
         &self,
+        target: &ConnectionConfig,
         archive: &Archive,
+        only: Option<&[&TocEntry]>,
         fed: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
         let mut reader = self.open(archive.name).await?;
+        let list = only.map(list_file).transpose()?;
         let options = RestoreOptions {
             input: RestoreInput::Stdin,
             sections: vec![Section::Data],
+            list_file: list.as_ref().map(|file| file.path().to_owned()),
             no_owner: true,
             no_privileges: true,
             ..RestoreOptions::default()
         };
-        let mut process = self.tools.restore(self.target, &options)?;
+        let mut process = self.tools.restore(target, &options)?;
         let mut stdin = process.stdin.take();
         let mut digest = Sha256::new();
         while let Some(chunk) = reader.next_chunk().await? {
@@ -141,6 +145,16 @@ impl Archives<'_> {
             });
         }
         Ok(())
+    }
+
+    /// The definitions of some kinds as SQL text.
+    pub(crate) async fn script_of(&self, head: &Head, kinds: &[&str]) -> Result<String, Error> {
+        let wanted = |entry: &&TocEntry| kinds.contains(&entry.kind());
+        let entries: Vec<&TocEntry> = head.entries.iter().filter(wanted).collect();
+        match entries.is_empty() {
+            true => Ok(String::new()),
+            false => self.script(head, Some(&entries), &["--no-owner"]).await,
+        }
     }
 
     /// Definitions as SQL text instead.

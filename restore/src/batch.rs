@@ -4,7 +4,7 @@
 //! source transaction that is larger than a portion goes in several, and only the last commits. So
 //! the target never shows part of a source transaction, and memory does not grow with one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use lastgood_proto::segment::{Record, RelationRecord};
@@ -46,7 +46,11 @@ pub(crate) struct Batcher {
     tables: Arc<Tables>,
     /// What the base calls each table: another OID of the same name is another table.
     base: Arc<HashMap<(String, String), Oid>>,
+    /// The only tables to be replayed, if not all.
+    only: Option<HashSet<(String, String)>>,
     relations: HashMap<Oid, Described>,
+    /// Relations of tables that are not replayed.
+    skipped: HashSet<Oid>,
     pending: BTreeMap<Oid, Rows>,
     index: Vec<Mark>,
     number: u64,
@@ -77,12 +81,15 @@ impl Batcher {
         range: Range,
         tables: Arc<Tables>,
         base: Arc<HashMap<(String, String), Oid>>,
+        only: Option<HashSet<(String, String)>>,
     ) -> Self {
         Self {
             range,
             tables,
             base,
+            only,
             relations: HashMap::new(),
+            skipped: HashSet::new(),
             pending: BTreeMap::new(),
             index: Vec::new(),
             number: 0,
@@ -164,6 +171,13 @@ impl Batcher {
 
     /// A relation that comes again as it was keeps its binding, and so its staging table.
     fn relation(&mut self, record: RelationRecord) -> Option<Batch> {
+        if let Some(only) = &self.only {
+            if !only.contains(&(record.schema.clone(), record.table.clone())) {
+                self.skipped.insert(record.rel);
+                return None;
+            }
+            self.skipped.remove(&record.rel);
+        }
         let known = self.relations.get(&record.rel);
         if known.is_some_and(|known| known.record == record) {
             return None;
@@ -215,6 +229,9 @@ impl Batcher {
         let Current::Replayed { xid, commit_lsn } = self.current else {
             return Ok(None);
         };
+        if self.skipped.contains(&rel) {
+            return Ok(None);
+        }
         if !self.pending.contains_key(&rel) {
             let binding = self.bound(rel)?;
             self.pending.insert(rel, Rows::new(binding));
@@ -249,8 +266,13 @@ impl Batcher {
         let Current::Replayed { xid, commit_lsn } = self.current else {
             return Ok(None);
         };
-        let tables: Result<Vec<_>, Error> = rels.iter().map(|rel| self.bound(*rel)).collect();
+        // All that were emptied together are named, whatever CASCADE found: each stands for itself.
+        let rels = rels.iter().filter(|rel| !self.skipped.contains(rel));
+        let tables: Result<Vec<_>, Error> = rels.map(|rel| self.bound(*rel)).collect();
         let tables = tables?;
+        if tables.is_empty() {
+            return Ok(None);
+        }
         self.index.push(Mark {
             first_number: self.number,
             xid,

@@ -130,6 +130,26 @@ pub enum Error {
         reached: Option<Lsn>,
     },
 
+    // Choosing tables.
+    #[error("\"{name}\" is no table's name: {why}")]
+    InvalidTable { name: String, why: &'static str },
+    #[error("the base has no table {name}{}", did_you_mean(near))]
+    UnknownTable { name: String, near: Vec<String> },
+    #[error("{name} may be any of {}; name its schema", list(candidates))]
+    AmbiguousTable {
+        name: String,
+        candidates: Vec<String>,
+    },
+    #[error(
+        "{object} needs a table or view that is not among those to restore; name that one too, or \
+         restore the whole database"
+    )]
+    TableNeedsOther { object: String },
+    #[error("the base holds no rows of {table}")]
+    NoRows { table: String },
+    #[error("the archive's definitions are not understood")]
+    UnexpectedDefinition,
+
     // Planning.
     #[error("there is no base to restore from yet")]
     NothingRecoverable,
@@ -185,6 +205,13 @@ fn list<T: ToString>(items: &[T]) -> String {
     texts.join(", ")
 }
 
+fn did_you_mean(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        near => format!("; it has {}", near.join(", ")),
+    }
+}
+
 fn describe(windows: &[Window]) -> String {
     let each = windows.iter().map(|window| {
         let Window { from, to, .. } = window;
@@ -216,8 +243,15 @@ impl Error {
             | Error::DatabaseExists { .. }
             | Error::NotEmpty { .. }
             | Error::LatestNotRecoverable { .. }
+            | Error::InvalidTable { .. }
+            | Error::UnknownTable { .. }
+            | Error::AmbiguousTable { .. }
+            | Error::TableNeedsOther { .. }
             | Error::Statement { .. } => Class::NeedsOperator,
-            Error::ArchiveAltered { .. } | Error::OtherEnd { .. } => Class::Corrupt,
+            Error::ArchiveAltered { .. }
+            | Error::OtherEnd { .. }
+            | Error::NoRows { .. }
+            | Error::UnexpectedDefinition => Class::Corrupt,
             Error::Segment(error) => error.class(),
             Error::Target(error) => error
                 .code()

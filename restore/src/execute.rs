@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{self, Replayed};
 use crate::archive::{Archives, Head};
 use crate::destination::{self, Destination};
-use crate::plan::Plan;
+use crate::partial::Partial;
+use crate::plan::{self, Plan};
 use crate::progress_table::{self, Stage};
+use crate::relations::Name;
 use crate::replay::{Outcome, replay};
 use crate::report::{Phase, PhaseTime, Progress, Report};
 use crate::sql::qualified;
-use crate::{Error, foreign_keys, identity, leftover, ownership, sequences};
+use crate::{Error, foreign_keys, identity, leftover, ownership, partial, prune, sequences};
 
 /// Where to.
 #[derive(Clone)]
@@ -231,7 +233,6 @@ impl Run<'_> {
             lineage: self.plan.lineage,
             base: self.plan.base.id,
             tools: &tools,
-            target: &config,
         };
         let head = archives.head().await?;
         let resumed = earlier.is_some();
@@ -239,10 +240,20 @@ impl Run<'_> {
 
         if stage <= Stage::Schema {
             self.tracker.enter(Phase::Schema);
+            // Large objects belong to no table; their definitions would make empty ones.
+            let is_wanted = |entry: &&TocEntry| !matches!(entry.kind(), "BLOB" | "BLOB METADATA");
+            let only: Option<Vec<&TocEntry>> = self
+                .plan
+                .partial
+                .as_ref()
+                .map(|_| head.entries.iter().filter(is_wanted).collect());
             let notes = archives
-                .definitions(&head, Section::PreData, None, 1)
+                .definitions(&config, &head, Section::PreData, only.as_deref(), 1)
                 .await?;
             self.notes.extend(notes);
+            if let Some(partial) = &self.plan.partial {
+                prune::check(client, partial).await?;
+            }
             progress_table::enter(client, Stage::Data).await?;
         }
         if stage <= Stage::Data {
@@ -250,7 +261,7 @@ impl Run<'_> {
             if stage == Stage::Data {
                 empty_tables(client).await?;
             }
-            self.data(&archives).await?;
+            self.data(&config, &archives, &head).await?;
             progress_table::enter(client, Stage::Keys).await?;
         }
         let (keys, rest) = self.post_data(&head);
@@ -258,7 +269,8 @@ impl Run<'_> {
             self.tracker.enter(Phase::Keys);
             let missing = leftover::missing(client, keys).await?;
             let jobs = self.options.jobs;
-            let notes = archives.definitions(&head, Section::PostData, Some(&missing), jobs);
+            let notes =
+                archives.definitions(&config, &head, Section::PostData, Some(&missing), jobs);
             self.notes.extend(notes.await?);
             identity::relax(client).await?;
             progress_table::enter(client, Stage::Replay).await?;
@@ -270,21 +282,33 @@ impl Run<'_> {
             identity::set_back(client).await?;
             progress_table::enter(client, Stage::Finish).await?;
         }
-        self.tracker.enter(Phase::Constraints);
-        let rest = match stage {
-            Stage::Finish => leftover::missing(client, rest).await?,
-            _ => rest,
-        };
-        self.constraints(client, &archives, &head, rest).await?;
-        self.tracker.enter(Phase::Finish);
-        let sequences = sequences::set(client, &outcome.samples, self.manifest).await?;
+        let mut sequences = 0;
+        if stage <= Stage::Finish {
+            self.tracker.enter(Phase::Constraints);
+            let rest = match stage {
+                Stage::Finish => leftover::missing(client, rest).await?,
+                _ => rest,
+            };
+            self.constraints(client, &config, &archives, &head, rest)
+                .await?;
+            self.tracker.enter(Phase::Finish);
+            sequences = sequences::set(client, &outcome.samples, self.manifest).await?;
+        }
+        let mut partial = self.plan.partial.clone();
+        if let Some(partial) = &mut partial {
+            progress_table::enter(client, Stage::Prune).await?;
+            let left_out = prune::prune(client, partial).await?;
+            partial.left_out.extend(left_out);
+        }
         self.notes
-            .extend(ownership::apply(client, &archives, &head).await?);
+            .extend(ownership::apply(client, &archives, &head, partial.is_some()).await?);
         progress_table::drop(client).await?;
-        // Last: from here on a user's own code may run.
-        let triggers: Vec<&TocEntry> = of_kind(&head, "EVENT TRIGGER").collect();
-        let notes = archives.definitions(&head, Section::PostData, Some(&triggers), 1);
-        self.notes.extend(notes.await?);
+        if partial.is_none() {
+            // Last: from here on a user's own code may run.
+            let triggers: Vec<&TocEntry> = of_kind(&head, "EVENT TRIGGER").collect();
+            let notes = archives.definitions(&config, &head, Section::PostData, Some(&triggers), 1);
+            self.notes.extend(notes.await?);
+        }
         let database = config.database().to_owned();
         session.close().await;
         let (phase, since) = self.tracker.phase;
@@ -304,6 +328,7 @@ impl Run<'_> {
             phases: std::mem::take(&mut self.tracker.times),
             notes: std::mem::take(&mut self.notes),
             not_covered: self.plan.not_covered.clone(),
+            partial,
         })
     }
 
@@ -314,10 +339,14 @@ impl Run<'_> {
         earlier: Option<progress_table::State>,
     ) -> Result<(Stage, Replayed), Error> {
         // Which base it is; where it stops may differ, as long as nothing is past it yet.
-        let plan = format!(
+        let mut plan = format!(
             "{}/{}/{}",
             self.plan.source, self.plan.lineage, self.plan.base.id
         );
+        if let Some(partial) = &self.plan.partial {
+            plan.push('/');
+            plan.push_str(&partial.fingerprint());
+        }
         let Some(state) = earlier else {
             progress_table::create(client, &plan).await?;
             let replayed = Replayed {
@@ -344,7 +373,7 @@ impl Run<'_> {
                 "it has already gone on to {through}, past this target"
             ));
         }
-        if state.stage == Stage::Finish && stop.unwrap_or_default() != through {
+        if state.stage >= Stage::Finish && stop.unwrap_or_default() != through {
             return refused(format!(
                 "its changes ended at {through}, this target is another"
             ));
@@ -352,9 +381,20 @@ impl Run<'_> {
         Ok((state.stage, state.replayed))
     }
 
-    async fn data(&self, archives: &Archives<'_>) -> Result<(), Error> {
+    async fn data(
+        &self,
+        target: &ConnectionConfig,
+        archives: &Archives<'_>,
+        head: &Head,
+    ) -> Result<(), Error> {
+        let chosen = self.plan.partial.as_ref().map(Partial::names);
+        let rows = chosen
+            .as_ref()
+            .map(|chosen| self.rows_of(chosen, head))
+            .transpose()?;
         let wanted = self.manifest.archives.iter();
-        let wanted = wanted.filter(|archive| archive.name != ArchiveName::Globals);
+        let wanted =
+            wanted.filter(|archive| plan::is_needed(archive, self.manifest, chosen.as_ref()));
         let total = wanted.clone().map(|archive| archive.bytes).sum();
         let done = AtomicU64::new(0);
         let tracker = &self.tracker;
@@ -368,14 +408,46 @@ impl Run<'_> {
         let mut sorted: Vec<_> = wanted.collect();
         sorted.sort_by_key(|archive| std::cmp::Reverse(archive.bytes));
         let jobs = usize::try_from(self.options.jobs.max(1)).unwrap_or(1);
-        let loads = sorted
-            .into_iter()
-            .map(|archive| archives.data(archive, &fed).boxed());
+        let loads = sorted.into_iter().map(|archive| {
+            let only = rows
+                .as_deref()
+                .filter(|_| archive.name == ArchiveName::Main);
+            archives.data(target, archive, only, &fed).boxed()
+        });
         let loads: Vec<_> = loads.collect();
         futures::stream::iter(loads)
             .buffer_unordered(jobs)
             .try_collect::<()>()
             .await
+    }
+
+    /// The chosen tables' entries in the main archive. Each has one, or an archive of its own.
+    fn rows_of<'h>(
+        &self,
+        chosen: &HashSet<Name>,
+        head: &'h Head,
+    ) -> Result<Vec<&'h TocEntry>, Error> {
+        let archives = self.manifest.archives.iter();
+        let apart: HashSet<&Name> = archives
+            .filter_map(|archive| archive.table.as_ref())
+            .collect();
+        let data: Vec<&TocEntry> = of_kind(head, "TABLE DATA").collect();
+        let mut wanted = HashSet::new();
+        for table in &self.manifest.tables {
+            let name = (table.schema.clone(), table.name.clone());
+            if table.kind != 'r' || !chosen.contains(&name) || apart.contains(&name) {
+                continue;
+            }
+            let own = |entry: &&&TocEntry| entry.is("TABLE DATA", &table.schema, &table.name);
+            let mut own = data.iter().filter(own).map(|entry| entry.dump_id());
+            wanted.insert(own.next().ok_or_else(|| Error::NoRows {
+                table: qualified(&table.schema, &table.name),
+            })?);
+            wanted.extend(own);
+        }
+        // In the order of the archive, which is read through a pipe.
+        let is_wanted = |entry: &&TocEntry| wanted.contains(&entry.dump_id());
+        Ok(data.into_iter().filter(is_wanted).collect())
     }
 
     /// The entries that replay needs, and the others but event triggers and privileges.
@@ -394,9 +466,12 @@ impl Run<'_> {
         let is_key =
             |entry: &TocEntry| leftover::beginnings(entry.rest()).any(|name| wanted.contains(name));
         let (mut keys, mut rest) = (Vec::new(), Vec::new());
+        let is_partial = self.plan.partial.is_some();
         for entry in &head.entries {
             match entry.kind() {
                 "EVENT TRIGGER" => {}
+                // They would be made of tables that are empty, and then dropped.
+                "MATERIALIZED VIEW DATA" if is_partial => {}
                 "CONSTRAINT" | "INDEX" if is_key(entry) => keys.push(entry),
                 _ => rest.push(entry),
             }
@@ -443,33 +518,49 @@ impl Run<'_> {
     async fn constraints(
         &mut self,
         client: &Client,
+        target: &ConnectionConfig,
         archives: &Archives<'_>,
         head: &Head,
         rest: Vec<&TocEntry>,
     ) -> Result<(), Error> {
-        let apart = !self.plan.not_covered.is_empty();
+        let apart = !self.plan.not_covered.is_empty() || self.plan.partial.is_some();
         let is_apart = |entry: &&TocEntry| apart && entry.kind() == "FK CONSTRAINT";
         let (keys, rest): (Vec<&TocEntry>, Vec<&TocEntry>) = rest.into_iter().partition(is_apart);
         let jobs = self.options.jobs;
-        let notes = archives.definitions(head, Section::PostData, Some(&rest), jobs);
+        let notes = archives.definitions(target, head, Section::PostData, Some(&rest), jobs);
         self.notes.extend(notes.await?);
-        if !keys.is_empty() {
-            let script = archives.script(head, Some(&keys), &["--no-owner"]).await?;
-            let notes = foreign_keys::create(client, &script).await?;
-            self.notes.extend(notes);
+        if keys.is_empty() {
+            return Ok(());
         }
+        let statements = match &self.plan.partial {
+            None => {
+                let script = archives.script(head, Some(&keys), &["--no-owner"]).await?;
+                foreign_keys::statements(&script)
+            }
+            Some(partial) => {
+                let chosen = partial.names();
+                let is_chosen = |name: &Name| chosen.contains(name);
+                let (keys, _) = partial::keys(archives, head, Some(&keys), &is_chosen).await?;
+                keys.into_iter().map(|key| key.statement).collect()
+            }
+        };
+        let notes = foreign_keys::create(client, statements).await?;
+        self.notes.extend(notes);
         Ok(())
     }
 }
 
-fn of_kind<'h>(head: &'h Head, kind: &'static str) -> impl Iterator<Item = &'h TocEntry> {
+pub(crate) fn of_kind<'h>(
+    head: &'h Head,
+    kind: &'static str,
+) -> impl Iterator<Item = &'h TocEntry> {
     head.entries
         .iter()
         .filter(move |entry| entry.kind() == kind)
 }
 
 /// `15.18 (Debian ...)` or `pg_dump (PostgreSQL) 15.18`.
-fn major(version: &str) -> u32 {
+pub(crate) fn major(version: &str) -> u32 {
     let digits = version
         .split(|c: char| !c.is_ascii_digit())
         .find(|digits| !digits.is_empty());

@@ -7,10 +7,13 @@ use tokio_postgres::error::SqlState;
 use crate::Error;
 use crate::sql::ends_statement;
 
-/// Creates the foreign keys of a script that has nothing else.
-pub(crate) async fn create(client: &Client, script: &str) -> Result<Vec<String>, Error> {
+/// Creates foreign keys, of which each statement is one.
+pub(crate) async fn create(
+    client: &Client,
+    statements: impl IntoIterator<Item = String>,
+) -> Result<Vec<String>, Error> {
     let mut notes = Vec::new();
-    for statement in statements(script) {
+    for statement in statements {
         let Err(error) = client.batch_execute(&statement).await else {
             continue;
         };
@@ -42,8 +45,8 @@ pub(crate) async fn create(client: &Client, script: &str) -> Result<Vec<String>,
     Ok(notes)
 }
 
-/// From each `ALTER TABLE` to the end that leaves no quote open.
-fn statements(script: &str) -> Vec<String> {
+/// The foreign keys of a script that has nothing else: from each `ALTER TABLE` to the end that leaves no quote open.
+pub(crate) fn statements(script: &str) -> Vec<String> {
     let mut statements = Vec::new();
     let mut statement = String::new();
     for line in script.lines() {

@@ -13,11 +13,13 @@ use crate::Error;
 use crate::archive::{Archives, Head};
 use crate::sql::ends_statement;
 
-/// Applies what can be applied; answers what could not.
+/// Applies what can be applied; answers what could not. `pruned`: some of the objects were dropped
+/// again.
 pub(crate) async fn apply(
     client: &Client,
     archives: &Archives<'_>,
     head: &Head,
+    pruned: bool,
 ) -> Result<Vec<String>, Error> {
     let plain = ["--no-privileges", "--no-owner", "--schema-only"];
     let without = archives.script(head, None, &plain).await?;
@@ -45,7 +47,18 @@ pub(crate) async fn apply(
         let Some(reported) = error.as_db_error() else {
             return Err(error.into());
         };
-        match reported.code() {
+        let code = reported.code();
+        let is_gone = [
+            &SqlState::UNDEFINED_TABLE,
+            &SqlState::UNDEFINED_FUNCTION,
+            &SqlState::UNDEFINED_OBJECT,
+            &SqlState::INVALID_SCHEMA_NAME,
+        ];
+        // Of what a partial restore has dropped again; a role that is missing is told below.
+        if pruned && is_gone.contains(&code) && !reported.message().starts_with("role ") {
+            continue;
+        }
+        match code {
             &SqlState::UNDEFINED_OBJECT | &SqlState::INSUFFICIENT_PRIVILEGE => {
                 let message = reported.message().to_owned();
                 refused.entry(message).or_insert((0, statement)).0 += 1;

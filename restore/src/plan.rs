@@ -7,13 +7,16 @@
 use std::collections::HashSet;
 
 use lastgood_proto::key::{ArchiveName, SegmentKey, SourceObject};
-use lastgood_proto::manifest::{BaseManifest, Protection, SourceFile};
+use lastgood_proto::manifest::{Archive, BaseManifest, Protection, SourceFile, TableEntry};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId, Xid};
 use lastgood_store::SourceStore;
 use serde::{Deserialize, Serialize};
 
 use crate::boundary::{self, Boundary, Transaction};
 use crate::choose::{Choice, Cut, Only, choose, outside};
+use crate::partial::{self, Partial};
+use crate::relations::Name;
+use crate::selection::TableName;
 use crate::survey::Survey;
 use crate::target::{Target, TargetKind};
 use crate::window::reaches;
@@ -24,7 +27,7 @@ use crate::{Error, sql};
 const FOLLOWING_MAX: usize = 64;
 
 /// What narrows or judges the choice.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PlanOptions {
     /// The present moment: tells a target in the future from one that is not durable yet.
     pub now: PgTimestamp,
@@ -32,6 +35,8 @@ pub struct PlanOptions {
     pub lineage: Option<LineageId>,
     /// Only this base: for a restore that is resumed after a newer base was taken.
     pub base: Option<BaseId>,
+    /// Only these tables and what belongs to them; all if none is named.
+    pub tables: Vec<TableName>,
 }
 
 /// A restore, ready to be executed.
@@ -52,6 +57,9 @@ pub struct Plan {
     pub stored_bytes: u64,
     pub stop: Stop,
     pub not_covered: Vec<NotCovered>,
+    /// Which tables, if not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<Partial>,
     /// A rough guess.
     pub expected_seconds: u64,
 }
@@ -144,8 +152,16 @@ pub async fn plan(
     let manifest: BaseManifest = store.get_json(&base_object).await?;
     let source: SourceFile = store.get_json(&SourceObject::Source).await?;
     let stored: u64 = stored_bytes(store, &choice).await?;
+    let partial = match options.tables.as_slice() {
+        [] => None,
+        tables => {
+            let (lineage, base) = (choice.lineage, choice.base.id);
+            Some(partial::select(store, lineage, base, &manifest, tables).await?)
+        }
+    };
+    let chosen = partial.as_ref().map(Partial::names);
     let archives = manifest.archives.iter();
-    let archives = archives.filter(|archive| archive.name != ArchiveName::Globals);
+    let archives = archives.filter(|archive| is_needed(archive, &manifest, chosen.as_ref()));
     let (bytes, base_stored) = archives.fold((0, 0), |(bytes, stored), archive| {
         (bytes + archive.bytes, stored + archive.stored_bytes)
     });
@@ -170,7 +186,8 @@ pub async fn plan(
         following,
         stored_bytes: base_stored + stored,
         stop: stop(cut, &choice, boundary),
-        not_covered: not_covered(&manifest),
+        not_covered: not_covered(&manifest, chosen.as_ref()),
+        partial,
         expected_seconds: expected_seconds(bytes, stored),
     })
 }
@@ -316,8 +333,35 @@ async fn stored_bytes(store: &SourceStore, choice: &Choice) -> Result<u64, Error
     Ok(stored.map(|entry| entry.bytes).sum())
 }
 
-fn not_covered(manifest: &BaseManifest) -> Vec<NotCovered> {
-    let tables = manifest.tables.iter().filter_map(|table| {
+/// Whether rows are loaded from an archive: from a table's own if the table is chosen, from the
+/// main one if one of the chosen tables has no other.
+pub(crate) fn is_needed(
+    archive: &Archive,
+    manifest: &BaseManifest,
+    chosen: Option<&HashSet<Name>>,
+) -> bool {
+    let Some(chosen) = chosen else {
+        return archive.name != ArchiveName::Globals;
+    };
+    match (archive.name, &archive.table) {
+        (ArchiveName::Globals, _) => false,
+        (ArchiveName::Table(_), table) => table.as_ref().is_some_and(|name| chosen.contains(name)),
+        (ArchiveName::Main, _) => {
+            let others = manifest.archives.iter();
+            let apart: HashSet<&Name> = others.filter_map(|other| other.table.as_ref()).collect();
+            let tables = manifest.tables.iter().filter(|table| table.kind == 'r');
+            let mut names = tables.map(|table| (table.schema.clone(), table.name.clone()));
+            names.any(|name| chosen.contains(&name) && !apart.contains(&name))
+        }
+    }
+}
+
+fn not_covered(manifest: &BaseManifest, chosen: Option<&HashSet<Name>>) -> Vec<NotCovered> {
+    let is_chosen = |table: &&TableEntry| {
+        let name = || (table.schema.clone(), table.name.clone());
+        chosen.is_none_or(|chosen| chosen.contains(&name()))
+    };
+    let tables = manifest.tables.iter().filter(is_chosen).filter_map(|table| {
         let why = match table.protection {
             Protection::Full | Protection::Derived => return None,
             Protection::NoIdentity => {
@@ -335,7 +379,7 @@ fn not_covered(manifest: &BaseManifest) -> Vec<NotCovered> {
             why: why.to_owned(),
         })
     });
-    let large_objects = (manifest.large_objects > 0).then(|| NotCovered {
+    let large_objects = (manifest.large_objects > 0 && chosen.is_none()).then(|| NotCovered {
         object: "large objects".to_owned(),
         why: format!(
             "as fresh as the base: {} of them, whose changes are not decoded",

@@ -23,6 +23,8 @@ pub(crate) enum Stage {
     Replay,
     /// Every change is in; indexes, constraints and sequences follow.
     Finish,
+    /// Of a partial restore: what was not asked for is being dropped.
+    Prune,
 }
 
 impl Stage {
@@ -33,6 +35,7 @@ impl Stage {
             Stage::Keys => "keys",
             Stage::Replay => "replay",
             Stage::Finish => "finish",
+            Stage::Prune => "prune",
         }
     }
 
@@ -43,6 +46,7 @@ impl Stage {
             Stage::Keys,
             Stage::Replay,
             Stage::Finish,
+            Stage::Prune,
         ];
         all.into_iter().find(|stage| stage.as_str() == text)
     }

@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 use crate::apply::{Applier, Batch, Replayed};
 use crate::batch::{Batcher, Range, Reached};
 use crate::catalog::Tables;
+use crate::partial::Partial;
 use crate::plan::Plan;
 use crate::segments::Segments;
 use crate::sequences::Samples;
@@ -85,6 +86,7 @@ impl Reader {
             last_kept: plan.stop.last_kept.as_ref().map(|kept| kept.commit_lsn),
             replayed,
         };
+        let only = plan.partial.as_ref().map(Partial::names);
         let segments = |planned: &[crate::PlannedSegment]| {
             let keys = planned.iter().map(|planned| (*planned).into());
             Segments::new(store.clone(), plan.lineage, keys)
@@ -92,7 +94,7 @@ impl Reader {
         Self {
             needed: segments(&plan.segments),
             following: segments(&plan.following),
-            batcher: Batcher::new(range, tables, base),
+            batcher: Batcher::new(range, tables, base, only),
             samples: Samples::new(plan.stop.sequences_at),
         }
     }

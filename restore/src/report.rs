@@ -6,6 +6,7 @@ use lastgood_proto::{BaseId, LineageId, Lsn, SourceId};
 use serde::{Deserialize, Serialize};
 
 use crate::boundary::Transaction;
+use crate::partial::Partial;
 use crate::plan::NotCovered;
 
 /// What is being done. In the order of execution.
@@ -79,6 +80,9 @@ pub struct Report {
     /// privilege that could not be given.
     pub notes: Vec<String>,
     pub not_covered: Vec<NotCovered>,
+    /// Of a partial restore: what came back, and what did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<Partial>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

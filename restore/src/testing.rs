@@ -151,7 +151,7 @@ impl Fixture {
         let tables = client
             .query(
                 "SELECT c.oid::regclass::text FROM pg_class c
-                  WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND c.relpersistence = 'p'
+                  WHERE c.relkind = 'r' AND c.relnamespace::regnamespace::text NOT LIKE 'pg\\_%' AND c.relnamespace <> 'information_schema'::regnamespace AND c.relpersistence = 'p'
                     AND (c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
                          AND (i.indisprimary AND c.relreplident = 'd' OR i.indisreplident)))",
                 &[],

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lastgood_pg::ConnectionConfig;
 use lastgood_proto::{BaseId, LineageId};
-use lastgood_restore::{Plan, PlanOptions, Progress};
+use lastgood_restore::{Plan, PlanOptions, Progress, TableName, split_list};
 use lastgood_store::SourceStore;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,9 @@ pub(super) struct PlanArgs {
     /// Only this base: to go on with a restore after a newer base was taken
     #[arg(long, value_name = "BASE", help_heading = "Target")]
     base: Option<BaseId>,
+    /// Only these tables and what belongs to them: public.users,app."Order"; may be repeated
+    #[arg(long, value_name = "TABLES")]
+    tables: Vec<String>,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -84,11 +87,22 @@ impl PlanArgs {
         json!(self.target.target(self.exclusive))
     }
 
+    /// As they are written, one by one.
+    fn tables(&self) -> Vec<&str> {
+        let lists = self.tables.iter();
+        lists.flat_map(|list| split_list(list)).collect()
+    }
+
     async fn make(&self, store: &SourceStore) -> Result<Plan, Failure> {
         let options = PlanOptions {
             now: now(),
             lineage: self.lineage,
             base: self.base,
+            tables: self
+                .tables()
+                .into_iter()
+                .map(TableName::parse)
+                .collect::<Result<_, _>>()?,
         };
         let target = self.target.target(self.exclusive);
         Ok(Box::pin(lastgood_restore::plan(store, &target, &options)).await?)
@@ -100,7 +114,12 @@ pub(super) async fn plan(args: PlanArgs, output: &Output) -> Result<(), Failure>
     let plan = match args.place.open().await? {
         Place::Service(client) => {
             let path = source_path(&client, wanted).await?;
-            let body = json!({"target": args.target(), "lineage": args.lineage, "base": args.base});
+            let body = json!({
+                "target": args.target(),
+                "lineage": args.lineage,
+                "base": args.base,
+                "tables": args.tables(),
+            });
             client.post(&format!("{path}/plan"), &body).await?
         }
         Place::Repository(repository) => {
@@ -136,6 +155,7 @@ async fn by_service(
         "target": args.plan.target(),
         "lineage": args.plan.lineage,
         "base": args.plan.base,
+        "tables": args.plan.tables(),
     });
     let plan = client.post(&format!("{path}/plan"), &planned).await?;
     announce(&plan, connection, &args, output)?;
@@ -148,6 +168,7 @@ async fn by_service(
             "allow_source": args.allow_source,
         },
         "base": args.plan.base,
+        "tables": args.plan.tables(),
         "jobs": args.jobs,
         "replay": "ordered",
         "resume": args.resume,
@@ -281,6 +302,7 @@ pub(super) fn describe_plan(plan: &Value) -> String {
             ),
         ),
     ]);
+    text.push_str(&describe_partial(&plan["partial"]));
     let not_covered = plan["not_covered"].as_array().cloned().unwrap_or_default();
     if !not_covered.is_empty() {
         text.push_str("as old as the base, whatever the target:\n");
@@ -291,6 +313,31 @@ pub(super) fn describe_plan(plan: &Value) -> String {
             show(&entry["object"]),
             show(&entry["why"])
         ));
+    }
+    text
+}
+
+/// Which tables, and what does not come with them; nothing if it is all of them.
+fn describe_partial(partial: &Value) -> String {
+    let list = |field: &str| partial[field].as_array().cloned().unwrap_or_default();
+    let mut text = String::new();
+    for (place, table) in list("tables").iter().enumerate() {
+        if place == 0 {
+            text.push_str("only these tables:\n");
+        }
+        let with = match table["child_of"].as_str() {
+            Some(parent) => format!(", as a part of {parent}"),
+            None => String::new(),
+        };
+        let name = format!("{}.{}", show(&table["schema"]), show(&table["name"]));
+        text.push_str(&format!("  {name}{with}\n"));
+    }
+    for attached in list("attached") {
+        text.push_str(&format!("  with its {}\n", show(&attached)));
+    }
+    for left in list("left_out") {
+        let (object, why) = (show(&left["object"]), show(&left["why"]));
+        text.push_str(&format!("not restored: {object}: {why}\n"));
     }
     text
 }
@@ -396,6 +443,7 @@ pub(super) fn describe_report(report: &Value) -> String {
             format!("{} ({})", human_millis(&total.into()), times.join(", ")),
         ),
     ]);
+    text.push_str(&describe_partial(&report["partial"]));
     for note in report["notes"].as_array().into_iter().flatten() {
         text.push_str(&format!("note: {}\n", show(note)));
     }

@@ -1,7 +1,9 @@
 //! A plan as it is answered.
 
 use lastgood_engine::{Uncovered, Why};
-use lastgood_restore::{NotCovered, Plan, TableChanges, Transaction};
+use lastgood_restore::{
+    LeftOut, NotCovered, Partial, PartialTable, Plan, TableChanges, Transaction,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -26,6 +28,8 @@ pub(crate) struct PlanView {
     first_discarded: Option<TransactionView>,
     /// What is as fresh as the base, whatever the target.
     not_covered: Vec<NotCoveredView>,
+    /// Which tables come back; null if all.
+    partial: Option<PartialView>,
     /// A rough guess.
     expected_seconds: u64,
 }
@@ -71,6 +75,34 @@ pub(super) struct NotCoveredView {
     why: String,
 }
 
+/// A restore of some tables.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Partial)]
+pub(super) struct PartialView {
+    tables: Vec<PartialTableView>,
+    /// Triggers, rules, policies and row security of these tables: they come back in a database of
+    /// their own, as far as what they name does, and not under another schema.
+    attached: Vec<String>,
+    /// What of these tables does not come back.
+    left_out: Vec<LeftOutView>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PartialTable)]
+struct PartialTableView {
+    schema: String,
+    name: String,
+    /// The table it comes along with as a partition or child; null if it was asked for.
+    child_of: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = LeftOut)]
+struct LeftOutView {
+    object: String,
+    why: String,
+}
+
 impl From<&Plan> for PlanView {
     fn from(plan: &Plan) -> Self {
         Self {
@@ -91,7 +123,37 @@ impl From<&Plan> for PlanView {
             last_kept: plan.stop.last_kept.as_ref().map(Into::into),
             first_discarded: plan.stop.first_discarded.as_ref().map(Into::into),
             not_covered: plan.not_covered.iter().map(Into::into).collect(),
+            partial: plan.partial.as_ref().map(Into::into),
             expected_seconds: plan.expected_seconds,
+        }
+    }
+}
+
+impl From<&Partial> for PartialView {
+    fn from(partial: &Partial) -> Self {
+        Self {
+            tables: partial.tables.iter().map(Into::into).collect(),
+            attached: partial.attached.clone(),
+            left_out: partial.left_out.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&PartialTable> for PartialTableView {
+    fn from(table: &PartialTable) -> Self {
+        Self {
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+            child_of: table.child_of.clone(),
+        }
+    }
+}
+
+impl From<&LeftOut> for LeftOutView {
+    fn from(left: &LeftOut) -> Self {
+        Self {
+            object: left.object.clone(),
+            why: left.why.clone(),
         }
     }
 }

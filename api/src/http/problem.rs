@@ -77,6 +77,7 @@ codes! {
     NothingRecoverable UNPROCESSABLE_ENTITY Target "nothing_recoverable" "There is nothing to restore yet";
     AmbiguousTarget UNPROCESSABLE_ENTITY Target "ambiguous_target" "The target fits several moments";
     UnknownTransaction UNPROCESSABLE_ENTITY Target "unknown_transaction" "There is no such transaction";
+    UnknownTable UNPROCESSABLE_ENTITY Usage "unknown_table" "There is no such table";
     UnknownPoint UNPROCESSABLE_ENTITY Target "unknown_point" "There is no such restore point";
     LatestNotRecoverable UNPROCESSABLE_ENTITY Target "latest_not_recoverable" "The latest changes cannot be restored yet";
     SegmentsMissing UNPROCESSABLE_ENTITY Target "segments_missing" "Segments are missing before the target";
@@ -302,6 +303,9 @@ impl From<lastgood_restore::Error> for Problem {
             Error::UnknownTransaction { .. } => {
                 Problem::new(Code::UnknownTransaction).detail(detail)
             }
+            Error::UnknownTable { .. }
+            | Error::InvalidTable { .. }
+            | Error::AmbiguousTable { .. } => Problem::field(Code::UnknownTable, "tables", detail),
             Error::UnknownPoint { .. } => Problem::new(Code::UnknownPoint).detail(detail),
             Error::LatestNotRecoverable { .. } => {
                 Problem::new(Code::LatestNotRecoverable).detail(detail)

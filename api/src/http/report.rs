@@ -4,7 +4,7 @@ use lastgood_restore::{Progress, Report};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::plan::{NotCoveredView, TransactionView};
+use super::plan::{NotCoveredView, PartialView, TransactionView};
 
 /// How far a restore is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -45,6 +45,8 @@ pub(crate) struct ReportView {
     /// What is not as it was and does not touch the data.
     notes: Vec<String>,
     not_covered: Vec<NotCoveredView>,
+    /// Which tables came back; null if all.
+    partial: Option<PartialView>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -86,6 +88,7 @@ impl From<&Report> for ReportView {
             phases: phases.collect(),
             notes: report.notes.clone(),
             not_covered: report.not_covered.iter().map(Into::into).collect(),
+            partial: report.partial.as_ref().map(Into::into),
         }
     }
 }

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::Stream;
 use lastgood_proto::{BaseId, LineageId, ParseIdError, PgTimestamp};
-use lastgood_restore::{Plan, PlanOptions};
+use lastgood_restore::{Plan, PlanOptions, TableName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -39,6 +39,10 @@ pub(super) struct PlanRequest {
     lineage: Option<String>,
     /// Only this base.
     base: Option<String>,
+    /// Only these tables and what belongs to them; every table if it is empty.
+    #[serde(default)]
+    #[schema(example = json!(["public.users"]))]
+    tables: Vec<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -50,6 +54,11 @@ pub(super) struct RestoreRequest {
     lineage: Option<String>,
     /// Only this base: to go on with a restore after a newer base was taken.
     base: Option<String>,
+    /// Only these tables and what belongs to them; every table if it is empty. A name is written as
+    /// in SQL, with its schema.
+    #[serde(default)]
+    #[schema(example = json!(["public.users"]))]
+    tables: Vec<String>,
     /// Parallel jobs of `pg_restore`.
     #[schema(minimum = 1, maximum = 64)]
     jobs: Option<u32>,
@@ -181,7 +190,7 @@ pub(super) async fn plan(
 ) -> Result<Json<PlanView>, Problem> {
     let row = app.source(&source).await?;
     let only = (request.lineage.as_deref(), request.base.as_deref());
-    let plan = make_plan(&app, &row, &request.target, only).await?;
+    let plan = make_plan(&app, &row, &request.target, only, &request.tables).await?;
     Ok(Json(PlanView::from(&plan)))
 }
 
@@ -190,6 +199,7 @@ async fn make_plan(
     row: &SourceRow,
     target: &TargetRequest,
     (lineage, base): (Option<&str>, Option<&str>),
+    tables: &[String],
 ) -> Result<Plan, Problem> {
     let target = target.read()?;
     let bad =
@@ -203,6 +213,10 @@ async fn make_plan(
         now: now(),
         lineage,
         base,
+        tables: tables
+            .iter()
+            .map(|name| TableName::parse(name))
+            .collect::<Result<_, _>>()?,
     };
     Ok(Box::pin(lastgood_restore::plan(&store, &target, &options)).await?)
 }
@@ -247,7 +261,7 @@ async fn begin(
         ));
     }
     let only = (request.lineage.as_deref(), request.base.as_deref());
-    let plan = make_plan(app, &row, &request.target, only).await?;
+    let plan = make_plan(app, &row, &request.target, only, &request.tables).await?;
     let shown = serde_json::json!({
         "target": plan.target,
         "into": {
@@ -257,6 +271,7 @@ async fn begin(
         },
         "lineage": request.lineage,
         "base": request.base,
+        "tables": request.tables,
         "jobs": request.jobs,
         "replay": request.replay,
         "resume": request.resume,

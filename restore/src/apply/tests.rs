@@ -108,7 +108,7 @@ impl Pair {
             },
         };
         let tables = Arc::new(catalog::tables(&client).await?);
-        let mut batcher = Batcher::new(range, tables, Arc::new(base));
+        let mut batcher = Batcher::new(range, tables, Arc::new(base), None);
         let mut applier = Applier::new(&client);
         let mut reader = SegmentReader::open(captured.segment.as_slice(), None).unwrap();
         while let Some(record) = reader.next().unwrap() {

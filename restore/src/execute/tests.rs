@@ -51,6 +51,7 @@ fn options() -> PlanOptions {
         now: PgTimestamp::from_micros(i64::MAX / 2),
         lineage: None,
         base: None,
+        tables: Vec::new(),
     }
 }
 

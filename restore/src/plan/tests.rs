@@ -120,6 +120,7 @@ async fn planned(store: &SourceStore, kind: TargetKind, inclusive: bool) -> Resu
         now: time(100),
         lineage: None,
         base: None,
+        tables: Vec::new(),
     };
     plan(store, &Target::new(kind, inclusive), &options).await
 }
