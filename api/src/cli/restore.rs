@@ -303,17 +303,7 @@ pub(super) fn describe_plan(plan: &Value) -> String {
         ),
     ]);
     text.push_str(&describe_partial(&plan["partial"]));
-    let not_covered = plan["not_covered"].as_array().cloned().unwrap_or_default();
-    if !not_covered.is_empty() {
-        text.push_str("as old as the base, whatever the target:\n");
-    }
-    for entry in not_covered {
-        text.push_str(&format!(
-            "  {}: {}\n",
-            show(&entry["object"]),
-            show(&entry["why"])
-        ));
-    }
+    text.push_str(&describe_not_covered(&plan["not_covered"]));
     text
 }
 
@@ -340,6 +330,18 @@ fn describe_partial(partial: &Value) -> String {
         text.push_str(&format!("not restored: {object}: {why}\n"));
     }
     text
+}
+
+fn describe_not_covered(entries: &Value) -> String {
+    let lines = entries.as_array().into_iter().flatten().map(|entry| {
+        let (object, why) = (show(&entry["object"]), show(&entry["why"]));
+        format!("  {object}: {why}\n")
+    });
+    let lines: String = lines.collect();
+    match lines.is_empty() {
+        true => lines,
+        false => format!("as old as the base, whatever the target:\n{lines}"),
+    }
 }
 
 pub(super) fn describe_target(target: &Value) -> String {
@@ -452,13 +454,7 @@ pub(super) fn describe_report(report: &Value) -> String {
             "      the roles are in the base's globals archive; OPERATIONS.md, \"The worst hour\", step 5\n",
         );
     }
-    for entry in report["not_covered"].as_array().into_iter().flatten() {
-        text.push_str(&format!(
-            "as old as the base: {}: {}\n",
-            show(&entry["object"]),
-            show(&entry["why"])
-        ));
-    }
+    text.push_str(&describe_not_covered(&report["not_covered"]));
     text.push_str(
         "next: look at it with psql; how to bring rows back into production: OPERATIONS.md, \"The worst \
          hour\", step 6\n",
@@ -466,8 +462,8 @@ pub(super) fn describe_report(report: &Value) -> String {
     text
 }
 
-/// How PostgreSQL ends its message about a role that is not there.
-const MISSING_ROLE: &str = "\" does not exist)";
+/// How PostgreSQL begins its message about a role that is not there.
+const MISSING_ROLE: &str = "(role \"";
 
 fn human_millis(millis: &Value) -> String {
     match millis.as_u64().unwrap_or(0) {

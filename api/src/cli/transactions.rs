@@ -71,11 +71,11 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
                 .map_err(|error| Failure::failed(error.to_string()))?
         }
     };
-    output.answer(&found, |found| describe(found, filtered));
+    output.answer(&found, |found| describe(found, filtered, wanted));
     Ok(())
 }
 
-fn describe(found: &Value, filtered: bool) -> String {
+fn describe(found: &Value, filtered: bool, source: Option<&str>) -> String {
     let items = found["items"].as_array().cloned().unwrap_or_default();
     if items.is_empty() {
         return match filtered {
@@ -101,7 +101,8 @@ fn describe(found: &Value, filtered: bool) -> String {
         .collect();
     let mut text = table(&["COMMITTED", "XID", "COMMIT LSN", "CHANGES"], &rows);
     text.push_str(&format!(
-        "\nthe state just before one of them: lastgood plan --xid {} --exclusive\n",
+        "\nthe state just before one of them: lastgood plan{} --xid {} --exclusive\n",
+        source.map_or_else(String::new, |source| format!(" {source}")),
         show(&items[0]["xid"])
     ));
     text
