@@ -44,8 +44,8 @@ pub struct Setting {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// What one session says. A COPY from STDIN has its data behind the first line. `{database}` is
-    /// the database's name, for identifiers that a whole server shares.
+    /// What one session says. `{database}` is the database's name, for identifiers that a whole server
+    /// shares.
     Sql {
         session: u32,
         sql: String,

@@ -22,7 +22,7 @@ pub struct Truth {
 pub async fn record(server: &Postgres, database: &str) -> Result<Truth> {
     loop {
         match attempt(server, database).await {
-            Err(error) if error.is::<Truncated>() => {}
+            Err(error) if error.is::<Truncated>() || is_deadlock(&error) => {}
             recorded => return recorded,
         }
     }
@@ -68,6 +68,14 @@ async fn attempt(server: &Postgres, database: &str) -> Result<Truth> {
         lsn: lsn.to_owned(),
         content,
     })
+}
+
+/// Of our look at all tables with a TRUNCATE of several: they wait for each other in turn.
+fn is_deadlock(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<tokio_postgres::Error>()
+        .and_then(tokio_postgres::Error::code)
+        .is_some_and(|code| *code == tokio_postgres::error::SqlState::T_R_DEADLOCK_DETECTED)
 }
 
 fn conninfo(server: &Postgres, database: &str) -> String {

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures::SinkExt;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -115,23 +114,6 @@ impl Schema {
     }
 }
 
-/// What one session says. A COPY from STDIN has its data behind its first line.
-///
-/// # Errors
-/// The server's.
-pub(crate) async fn say(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
-    match sql.split_once('\n') {
-        Some((command, data)) if command.ends_with(" FROM STDIN") => {
-            let sink = client.copy_in(command).await?;
-            futures::pin_mut!(sink);
-            sink.send(bytes::Bytes::copy_from_slice(data.as_bytes()))
-                .await?;
-            sink.close().await
-        }
-        _ => client.batch_execute(sql).await,
-    }
-}
-
 struct Shared {
     schema: Schema,
     url: String,
@@ -159,8 +141,8 @@ impl Workload {
         let major: i32 = client.query_one(version, &[]).await?.get(0);
         let schema = Schema::random(seed, u32::try_from(major)?);
         for sql in schema.statements() {
-            let said = say(&client, &sql).await;
-            said.with_context(|| format!("the schema: {sql}"))?;
+            let made = client.batch_execute(&sql).await;
+            made.with_context(|| format!("the schema: {sql}"))?;
         }
         let shared = Arc::new(Shared {
             schema,
@@ -267,7 +249,7 @@ async fn prepare(url: &str) -> Result<Client> {
 /// Whether it was committed.
 async fn run(client: &Client, statements: &[String]) -> bool {
     for statement in statements {
-        if let Err(error) = say(client, statement).await {
+        if let Err(error) = client.batch_execute(statement).await {
             // What this generator writes must be right; only the server's state may refuse it.
             let code = error.code().map_or("", |code| code.code());
             let is_ours = code.starts_with("42") || code.starts_with("0A");

@@ -312,7 +312,7 @@ const ALL: &[Special] = &[
                 UPDATE public.bulk SET v = v || n WHERE id = n * {b} + 5000;
                 IF n % 3 = 0 THEN RAISE 'back'; END IF;
              EXCEPTION WHEN OTHERS THEN NULL; END; END LOOP; END$$",
-            "COPY public.copied (a, b) FROM STDIN\nx\\ty\\\\\t{a}\n\\N\t{b}\n\t\\N\nzwölf\t{c}\n",
+            "COPY public.copied (a, b) FROM PROGRAM 'printf \"zwölf\\t{a}\\n\\\\\\\\N\\t{b}\\n\\t\\\\\\\\N\\n\"'",
             "UPDATE public.copied SET a = NULL WHERE b = {a}",
             "DELETE FROM public.copied WHERE b = {a}",
             "TRUNCATE public.copied",
