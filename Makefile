@@ -1,7 +1,7 @@
 # `make` says what there is. Everything installs what it needs first (tools/setup.sh).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint docker-lint bench oracle sim fuzz clean-tools
+.PHONY: help demo test check fmt lint docker-lint bench oracle matrix sim fuzz clean-tools
 
 TOOLS := $(shell tools/setup.sh root)
 # The programs of every major, for the service, the tests and the demo.
@@ -47,6 +47,11 @@ oracle: ## restores to random moments of random histories on all majors, SEEDS=n
 	tools/setup.sh test
 	cargo build --workspace --all-targets
 	LASTGOOD_ORACLE_SEEDS=$(SEEDS) tools/with-s3.sh cargo test -p lastgood-integration --test it oracle::oracle -- --exact --nocapture
+
+matrix: ## every major with every other, on each storage, with TLS or not, …: every two of these at least once
+	tools/setup.sh test
+	cargo build --workspace --all-targets
+	LASTGOOD_MATRIX=all tools/with-s3.sh cargo test -p lastgood-integration --test it matrix -- --nocapture
 
 sim: ## the capture loop against a simulated server and store, SEEDS=n crash schedules
 	LASTGOOD_SIM_SEEDS=$(SEEDS) cargo test -p lastgood-engine sim -- --nocapture

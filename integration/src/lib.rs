@@ -11,6 +11,7 @@ pub mod digest;
 mod guardian;
 pub mod hard_values;
 pub mod history;
+pub mod pairs;
 mod port;
 pub mod postgres;
 pub mod proxy;

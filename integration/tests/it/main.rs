@@ -9,6 +9,7 @@ mod crash;
 mod empty_folder;
 mod harness;
 mod lifecycle;
+mod matrix;
 mod oracle;
 mod s3;
 mod scenarios;
