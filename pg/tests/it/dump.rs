@@ -161,6 +161,48 @@ async fn an_archive_of_17_into_15() -> Result<()> {
     Ok(())
 }
 
+/// The choice of tools rests on what they really do, all with all: a `pg_dump` refuses a newer server.
+#[tokio::test]
+async fn which_pg_dump_reads_a_server() -> Result<()> {
+    let found = all().await?;
+    for server in MAJORS {
+        let database = TestDatabase::new(server).await?;
+        for tools in &found {
+            let chosen = PgTools::for_dump(std::slice::from_ref(tools), server * 10_000).is_ok();
+            let works = dump(tools, &database.url(), &DumpOptions::default())
+                .await
+                .is_ok();
+            assert_eq!(chosen, works, "pg_dump {} of {server}", tools.major());
+        }
+    }
+    Ok(())
+}
+
+/// And a `pg_restore` an archive of a newer format.
+#[tokio::test]
+async fn which_pg_restore_reads_an_archive() -> Result<()> {
+    let found = all().await?;
+    let database = TestDatabase::new(13).await?;
+    let folder = tempfile::tempdir()?;
+    for maker in &found {
+        let archive = folder.path().join(maker.major().to_string());
+        let bytes = dump(maker, &database.url(), &DumpOptions::default()).await?;
+        std::fs::write(&archive, bytes)?;
+        for reader in &found {
+            let of = ArchiveMaker(maker.major());
+            let only = std::slice::from_ref(reader);
+            let chosen = PgTools::for_restore(only, 130_000, of).is_ok();
+            let list = std::process::Command::new(reader.dir().join("pg_restore"))
+                .arg("--list")
+                .arg(&archive)
+                .output()?;
+            let (by, of) = (reader.major(), maker.major());
+            assert_eq!(chosen, list.status.success(), "an archive of {of} by {by}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn parts_of_a_database() -> Result<()> {
     let found = all().await?;
