@@ -137,7 +137,7 @@ pub(crate) async fn select(
         ),
     }));
     let mut attached = Vec::new();
-    for ((schema, name), _) in &chosen {
+    for (schema, name) in chosen.keys() {
         for entry in &head.entries {
             attached.extend(attachment(entry, schema, name));
         }
