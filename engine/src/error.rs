@@ -4,6 +4,7 @@
 use lastgood_pg::Condition;
 use lastgood_proto::listing::ListingError;
 use lastgood_proto::manifest::EndReason;
+use lastgood_proto::segment::ReadError;
 use lastgood_proto::{Class, LineageId, Lsn};
 
 use crate::settings::SettingsError;
@@ -56,6 +57,22 @@ pub enum Error {
     /// Something was missed; the lineage ends at the next start.
     #[error("the lineage cannot go on: {detail}")]
     Gap { reason: EndReason, detail: String },
+    /// What the server sends below the durable LSN is not what is stored.
+    #[error(
+        "the source's storage was set back: {detail}; its history and the stored one agree up to \
+         {agreed}, {durable} is durable"
+    )]
+    SetBack {
+        agreed: Lsn,
+        durable: Lsn,
+        detail: String,
+    },
+    #[error("the segment {path} cannot be read")]
+    Segment {
+        path: String,
+        #[source]
+        source: ReadError,
+    },
     /// The lineage ended and a new one waits to be asked for.
     #[error("the lineage ended ({reason:?}: {detail}); resume the source to begin a new one")]
     Ended { reason: EndReason, detail: String },
@@ -105,6 +122,7 @@ impl Error {
             Self::Pg(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Sql { source, .. } => source.class(),
+            Self::Segment { source, .. } => source.class(),
             Self::Listing(_) | Self::Stream(_) => Class::Corrupt,
             Self::Settings(_)
             | Self::Ended { .. }
@@ -119,6 +137,7 @@ impl Error {
             | Self::Overtaken { .. }
             | Self::Busy { .. }
             | Self::Gap { .. }
+            | Self::SetBack { .. }
             | Self::Task(_)
             | Self::StreamEnded
             | Self::CatalogMoved

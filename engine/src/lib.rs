@@ -9,6 +9,7 @@ mod events;
 mod look;
 mod marks;
 mod open_segment;
+pub mod overlap;
 mod point;
 pub mod probe;
 mod publication;

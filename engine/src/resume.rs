@@ -5,6 +5,10 @@
 //! same cluster on the same timeline, with WAL that reaches past what is durable; the same slot,
 //! not invalidated, whose confirmed position is not beyond what is durable; the same publication.
 //! Anything else ends the lineage, with the reason on record. Nothing here papers over.
+//!
+//! A slot that has confirmed less than is durable is no gap by itself: the server crashed, or the
+//! service did before it could confirm; or the source's storage was set back. The stream tells, see
+//! [`crate::overlap`].
 
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::{EndReason, LineageFile};
@@ -38,8 +42,8 @@ pub enum SlotState {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Stream from this LSN, the end of what is durable.
-    Resume { from: Lsn },
+    /// Stream from `from`: what was confirmed, or the end of what is durable if that is the same.
+    Resume { from: Lsn, durable: Lsn },
     /// The lineage ends here; a new one starts with a new base.
     Gap { reason: EndReason, detail: String },
 }
@@ -124,7 +128,12 @@ pub fn decide(listing: &LineageListing, file: &LineageFile, server: &ServerState
                 file.slot
             ),
         ),
-        SlotState::Usable { .. } => Decision::Resume { from: durable },
+        SlotState::Usable { confirmed } => {
+            // What was deleted from the head of the chain cannot be compared.
+            let stored = listing.segments.first().map_or(file.start, |it| it.start);
+            let from = confirmed.unwrap_or(durable).max(stored);
+            Decision::Resume { from, durable }
+        }
     }
 }
 
@@ -195,11 +204,11 @@ mod tests {
     fn check(
         segments: &[(u64, u64)],
         change: impl FnOnce(&mut ServerState),
-    ) -> Result<u64, EndReason> {
+    ) -> Result<(u64, u64), EndReason> {
         let (listing, file, mut server) = fixture(segments);
         change(&mut server);
         match decide(&listing, &file, &server) {
-            Decision::Resume { from } => Ok(from.as_u64()),
+            Decision::Resume { from, durable } => Ok((from.as_u64(), durable.as_u64())),
             Decision::Gap { reason, detail } => {
                 assert!(!detail.is_empty());
                 Err(reason)
@@ -215,16 +224,34 @@ mod tests {
 
     #[test]
     fn goes_on_from_the_durable_end() {
-        assert_eq!(check(&[], |_| {}), Ok(100));
-        assert_eq!(check(&[(100, 200), (200, 300)], |_| {}), Ok(300));
+        assert_eq!(check(&[], |_| {}), Ok((100, 100)));
         let segments = [(100, 300)];
-        assert_eq!(check(&segments, |s| s.slot = confirmed(300)), Ok(300));
+        let whole = Ok((300, 300));
+        assert_eq!(check(&segments, |s| s.slot = confirmed(300)), whole);
         assert_eq!(
             check(&segments, |s| s.slot =
                 SlotState::Usable { confirmed: None }),
-            Ok(300)
+            whole
         );
-        assert_eq!(check(&segments, |s| s.wal_end = Lsn::new(300)), Ok(300));
+        assert_eq!(
+            check(&segments, |s| s.wal_end = Lsn::new(300)),
+            Ok((100, 300))
+        );
+    }
+
+    #[test]
+    fn what_is_sent_again_is_compared() {
+        let segments = [(100, 200), (200, 300)];
+        assert_eq!(
+            check(&segments, |s| s.slot = confirmed(200)),
+            Ok((200, 300))
+        );
+        // A chain without its head.
+        let segments = [(200, 300)];
+        assert_eq!(
+            check(&segments, |s| s.slot = confirmed(100)),
+            Ok((200, 300))
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState, SourceStatus};
+use crate::overlap::Stored;
 use crate::remove::Removal;
 use crate::settings::SourceSettings;
 
@@ -61,6 +62,8 @@ pub(crate) struct Opened {
     pub(crate) source: Source,
     pub(crate) file: lastgood_proto::manifest::LineageFile,
     pub(crate) durable: Lsn,
+    /// Where the stream begins, and what is compared up to `durable`.
+    pub(crate) stored: Stored,
     pub(crate) observed_through: Option<PgTimestamp>,
     /// Fingerprint of the shape that was seen last.
     pub(crate) shape: Option<String>,
@@ -117,7 +120,7 @@ pub async fn run(
         };
         match Box::pin(attempt).await {
             Ok(running::Outcome::Cancelled) => return Ok(Stopped),
-            // By the budget: whether a new one begins is decided where lineages are opened.
+            // Whether a new one begins is decided where lineages are opened.
             Ok(running::Outcome::LineageEnded) => {}
             // The server has lost what the lineage needs: look again, once, and begin a new one.
             Err(error) if is_gap(&error) && lineage.is_some() && reopened != lineage => {

@@ -99,7 +99,7 @@ impl Policy {
 pub struct Start {
     pub lineage: LineageId,
     pub server_version: u32,
-    /// End of the durable run, and where the stream was asked to begin.
+    /// End of the durable run: the stream shows nothing below it.
     pub durable: Lsn,
     pub observed_through: Option<PgTimestamp>,
     /// Fingerprint of the shape that was seen last; none if the lineage has not been looked at.

@@ -10,7 +10,7 @@ use lastgood_proto::listing::{LineageListing, Listing};
 use lastgood_proto::manifest::{
     EndReason, LineageEnd, LineageFile, ShapeFile, SourceFile, Version1,
 };
-use lastgood_proto::{LineageId, PgTimestamp};
+use lastgood_proto::{LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 use tokio::time::Instant;
 
@@ -18,6 +18,7 @@ use super::{Control, FirstBase, Opened, Source, goes_on, replication_options};
 use crate::base::Snapshot;
 use crate::error::Error;
 use crate::events::{Event, Events, SourceStatus};
+use crate::overlap::Stored;
 use crate::remove::{Removal, drop_slots};
 use crate::resume::{Decision, ServerState, SlotState, decide, durable_end};
 use crate::{publication, random};
@@ -66,9 +67,20 @@ pub(super) async fn open(
         });
     };
     match decide(newest, &file, &server) {
-        Decision::Resume { from } => Ok(Opened {
+        Decision::Resume { from, durable } => Ok(Opened {
             source,
-            durable: from,
+            durable,
+            stored: Stored {
+                lineage: file.id,
+                from,
+                durable,
+                segments: newest
+                    .segments
+                    .iter()
+                    .filter(|it| it.end > from)
+                    .copied()
+                    .collect(),
+            },
             observed_through: newest.observed_through(),
             shape: newest_shape(store, newest).await?,
             // The last segment may have been cut without a look, at a shutdown.
@@ -81,7 +93,8 @@ pub(super) async fn open(
             file,
         }),
         Decision::Gap { reason, detail } => {
-            end(store, newest, &file, reason, detail, events).await?;
+            let at = durable_end(newest, &file);
+            end(store, newest, &file, at, reason, detail, events).await?;
             begin(&source, store, &session, connection, &listing, events).await
         }
     }
@@ -206,6 +219,12 @@ async fn begin(
     Ok(Opened {
         source: source.clone(),
         durable: file.start,
+        stored: Stored {
+            lineage: id,
+            from: file.start,
+            durable: file.start,
+            segments: Vec::new(),
+        },
         observed_through: None,
         shape: None,
         looked_at: file.start,
@@ -255,25 +274,43 @@ async fn drop_stale_slots(session: &Session, source: &Source) -> Result<(), Erro
         if slot.temporary {
             continue;
         }
+        free_slot(session, &slot.name).await?;
         tracing::info!(slot = slot.name, "dropping a slot of no open lineage");
         drop_slot(session, &slot.name).await?;
     }
     Ok(())
 }
 
-/// Records the end. The slot goes afterwards: a crash between the two leaves a stale slot, which
+/// The lineage cannot be gone on with from what the stream has shown.
+pub(super) async fn set_back(
+    store: &SourceStore,
+    file: &LineageFile,
+    agreed: Lsn,
+    detail: String,
+    events: &Events,
+) -> Result<(), Error> {
+    let listing = store.list().await?;
+    let Some(lineage) = listing.lineage(file.id).filter(|lineage| !lineage.ended) else {
+        return Ok(());
+    };
+    let reason = EndReason::ServerBehind;
+    end(store, lineage, file, agreed, reason, detail, events).await
+}
+
+/// Records the end, `at` which the lineage and the source part. The slot goes afterwards: a crash between the two leaves a stale slot, which
 /// the next start drops, never a lineage that seems to go on.
 pub(super) async fn end(
     store: &SourceStore,
     listing: &LineageListing,
     file: &LineageFile,
+    at: Lsn,
     reason: EndReason,
     detail: String,
     events: &Events,
 ) -> Result<(), Error> {
     let end = LineageEnd {
         v: Version1,
-        end: durable_end(listing, file),
+        end: at,
         reason,
         detail: detail.clone(),
         // Of the source, as all times here: what was last seen of its clock.
@@ -307,7 +344,8 @@ pub(super) async fn finish(
     let listing = store.list().await?;
     if let Some(newest) = listing.newest().filter(|lineage| !lineage.ended) {
         let file: LineageFile = store.get_json(&SourceObject::Lineage(newest.id)).await?;
-        end(store, newest, &file, reason, detail, events).await?;
+        let at = durable_end(newest, &file);
+        end(store, newest, &file, at, reason, detail, events).await?;
     }
     Ok(removal)
 }

@@ -19,6 +19,7 @@ use super::{FirstBase, Opened, lineage};
 use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState};
 use crate::marks::SessionMarks;
+use crate::overlap::Overlap;
 use crate::watch::{Verdict, Watch};
 use crate::worker::{self, Policy, Progress, Start, Stream};
 
@@ -31,7 +32,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// How it ended without an error.
 pub(super) enum Outcome {
     Cancelled,
-    /// The WAL budget is used up: the slot is gone and the end is on record.
+    /// By the WAL budget, or because the source's storage was set back: the end is on record.
     LineageEnded,
 }
 
@@ -49,7 +50,12 @@ pub(super) async fn run(
     // From here on the snapshot is in the keeper's hands, so this connection may stream.
     let stream = opened
         .connection
-        .start(&file.slot, durable, &file.publication, file.server_version)
+        .start(
+            &file.slot,
+            opened.stored.from,
+            &file.publication,
+            file.server_version,
+        )
         .await?;
     let mut guard = Watch::new(source, file);
     not_overtaken(store, file, durable).await?;
@@ -64,7 +70,7 @@ pub(super) async fn run(
         trouble: None,
     });
     let worker = worker::run(
-        Walsender(stream),
+        Overlap::new(Walsender(stream), store.clone(), opened.stored),
         SessionMarks::new(
             source.connection.clone(),
             file.publication.clone(),
@@ -114,8 +120,14 @@ pub(super) async fn run(
         tokio::select! {
             biased;
             ended = &mut worker => {
-                ended.map_err(|error| Error::Task(error.to_string()))??;
-                return Ok(Outcome::Cancelled);
+                let outcome = match ended.map_err(|error| Error::Task(error.to_string()))? {
+                    Err(error @ Error::SetBack { agreed, .. }) => {
+                        lineage::set_back(store, file, agreed, error.to_string(), events).await?;
+                        Outcome::LineageEnded
+                    }
+                    ended => ended.map(|()| Outcome::Cancelled)?,
+                };
+                return Ok(outcome);
             }
             _ = ticks.tick() => {
                 let progress = progress.borrow().clone();

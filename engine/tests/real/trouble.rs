@@ -319,3 +319,75 @@ async fn pausing_without_the_slot_and_removing_leave_nothing() -> Result<()> {
     );
     Ok(())
 }
+
+/// A provider restores a snapshot of the source's storage while the service is off, and the source
+/// writes on past what is durable: no position tells the two histories apart, what was sent does.
+#[tokio::test(flavor = "multi_thread")]
+async fn storage_set_back_is_a_gap_also_once_it_has_caught_up() -> Result<()> {
+    let server = std::sync::Arc::new(Postgres::start(15, &[]).await?);
+    let url = server.create_database("shop").await?;
+    let client = server.connect("shop").await?;
+    client.batch_execute(TABLE).await?;
+    let fixture = Fixture::new(&url, quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    client
+        .batch_execute("INSERT INTO t VALUES (1, 'both')")
+        .await?;
+    running.durable(wal_end(&client).await?).await?;
+    running.stop().await?;
+    server.stop(Stop::Fast).await?;
+    let copy = server.data_dir().with_extension("copy");
+    copy_folder(&server.data_dir(), &copy)?;
+
+    server.start_again().await?;
+    let client = server.connect("shop").await?;
+    let mut running = fixture.start();
+    client
+        .batch_execute("INSERT INTO t VALUES (2, 'only before')")
+        .await?;
+    let durable = wal_end(&client).await?;
+    running.durable(durable).await?;
+    running.stop().await?;
+    server.stop(Stop::Fast).await?;
+    std::fs::remove_dir_all(server.data_dir())?;
+    std::fs::rename(&copy, server.data_dir())?;
+
+    server.start_again().await?;
+    let client = server.connect("shop").await?;
+    client
+        .batch_execute("INSERT INTO t VALUES (3, 'only after')")
+        .await?;
+    let noise = "INSERT INTO t(id, v) SELECT i, repeat('x', 1000) FROM generate_series(10, 200) i";
+    client.batch_execute(noise).await?;
+    ensure!(wal_end(&client).await? > durable);
+    let mut running = fixture.start();
+    running.base().await?;
+    running.durable(wal_end(&client).await?).await?;
+    running.stop().await?;
+    let lineages = fixture.lineages().await?;
+    ensure!(
+        lineages.len() == 2 && lineages[0].ended && !lineages[1].ended,
+        "{lineages:?}"
+    );
+    let end: LineageEnd = fixture
+        .store
+        .get_json(&SourceObject::LineageEnd(lineages[0].id))
+        .await?;
+    assert_eq!(end.reason, EndReason::ServerBehind, "{}", end.detail);
+    ensure!(end.end < durable, "{end:?}");
+    // What was captured before is as it was.
+    let records = fixture.records(&lineages[0]).await?;
+    assert_eq!(crate::capture::inserted(&records), ["1", "2"]);
+    Ok(())
+}
+
+/// With owners and modes, which the server insists on.
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([from, to])
+        .status()?;
+    ensure!(copied.success(), "{} was not copied", from.display());
+    Ok(())
+}

@@ -8,10 +8,12 @@ mod server;
 mod storage;
 
 use std::io::BufReader;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use lastgood_engine::overlap::{Overlap, Stored};
 use lastgood_engine::worker::{self, Policy, Progress, Start};
 use lastgood_engine::{Error, Events};
 use lastgood_proto::key::{ShapeKey, SourceObject};
@@ -33,6 +35,11 @@ const LINEAGE: LineageId = LineageId::new(1, 7);
 
 #[test]
 fn every_transaction_exactly_once() -> Result<()> {
+    seeds(|seed| Box::pin(live(seed)))
+}
+
+/// Runs every seed on a paused clock of its own.
+fn seeds(work: impl Fn(u64) -> Pin<Box<dyn Future<Output = Result<()>>>>) -> Result<()> {
     let number = |name: &str| {
         std::env::var(name)
             .ok()
@@ -49,26 +56,113 @@ fn every_transaction_exactly_once() -> Result<()> {
             .enable_time()
             .start_paused(true)
             .build()?;
-        runtime.block_on(Box::pin(live(seed)))?;
+        runtime.block_on(work(seed))?;
+    }
+    Ok(())
+}
+
+/// A server, its storage, and how it is captured.
+struct World {
+    faulty: Arc<FaultyStore>,
+    store: SourceStore,
+    server: Server,
+    policy: Policy,
+    spool: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(rng: &mut ChaCha8Rng) -> Result<Self> {
+        let faulty = Arc::new(FaultyStore::new(rng.random()));
+        let backend = Backend::from_object_store(Arc::clone(&faulty) as _, "");
+        let repository = Repository::create_or_open_on(backend, Encryption::Off).await?;
+        let id = SourceId::from_bytes([5; 8]);
+        let store = repository.create_source(id).await?;
+        Ok(Self {
+            server: Server::new(rng.random(), store.clone()),
+            store,
+            faulty,
+            policy: Policy {
+                segment_bytes: rng.random_range(500..20_000),
+                segment_age: Duration::from_millis(rng.random_range(200..3000)),
+                idle_interval: Duration::from_millis(rng.random_range(1000..10_000)),
+                spool_bytes: rng.random_range(200..50_000),
+            },
+            spool: tempfile::tempdir()?,
+        })
+    }
+
+    async fn incarnation(&self, cancel: CancellationToken) -> std::result::Result<(), Error> {
+        incarnation(
+            &self.server,
+            &self.store,
+            &self.policy,
+            self.spool.path(),
+            cancel,
+        )
+        .await
+    }
+}
+
+/// One life, then storage that was set back: every difference below what is durable is found, before
+/// anything of the other history is stored or confirmed.
+#[test]
+fn another_history_is_told() -> Result<()> {
+    seeds(|seed| Box::pin(set_back(seed)))
+}
+
+async fn set_back(seed: u64) -> Result<()> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let world = World::new(&mut rng).await?;
+    let World { server, store, .. } = &world;
+    server.kill_after(rng.random_range(50..2000));
+    tokio::select! {
+        biased;
+        () = server.killed() => {}
+        ended = world.incarnation(CancellationToken::new()) => {
+            let error = ended.expect_err("nobody asked it to stop");
+            assert!(matches!(error, Error::NotConfirmed { .. }), "{error:?}");
+        }
+    }
+    server.reconnectable();
+    let before = store.list().await?;
+    let Some(durable) = before
+        .lineage(LINEAGE)
+        .and_then(LineageListing::durable_lsn)
+    else {
+        return Ok(());
+    };
+    let differs = server.set_back(durable);
+    let confirmed = server.confirmed();
+    server.kill_after(u64::MAX);
+    server.fall_silent();
+    let cancel = CancellationToken::new();
+    let stop = async {
+        server.all_confirmed().await;
+        cancel.cancel();
+    };
+    tokio::select! {
+        ended = world.incarnation(cancel.clone()) => match ended {
+            Err(Error::SetBack { agreed, .. }) => {
+                assert!(differs && agreed >= confirmed && agreed < durable);
+                assert_eq!(store.list().await?, before);
+                assert_eq!(server.confirmed(), confirmed);
+            }
+            other => panic!("{other:?}"),
+        },
+        () = stop => assert!(!differs, "not noticed"),
     }
     Ok(())
 }
 
 async fn live(seed: u64) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let faulty = Arc::new(FaultyStore::new(rng.random()));
-    let backend = Backend::from_object_store(Arc::clone(&faulty) as _, "");
-    let repository = Repository::create_or_open_on(backend, Encryption::Off).await?;
-    let id = SourceId::from_bytes([5; 8]);
-    let store = repository.create_source(id).await?;
-    let server = Server::new(rng.random(), store.clone());
-    let spool = tempfile::tempdir()?;
-    let policy = Policy {
-        segment_bytes: rng.random_range(500..20_000),
-        segment_age: Duration::from_millis(rng.random_range(200..3000)),
-        idle_interval: Duration::from_millis(rng.random_range(1000..10_000)),
-        spool_bytes: rng.random_range(200..50_000),
-    };
+    let world = World::new(&mut rng).await?;
+    let World {
+        faulty,
+        store,
+        server,
+        ..
+    } = &world;
     let lives = rng.random_range(1..8);
     for _ in 0..lives {
         server.kill_after(rng.random_range(1..800));
@@ -77,26 +171,29 @@ async fn live(seed: u64) -> Result<()> {
         tokio::select! {
             biased;
             () = server.killed() => {}
-            ended = incarnation(&server, &store, &policy, spool.path(), cancel) => {
+            ended = world.incarnation(cancel) => {
                 let error = ended.expect_err("nobody asked it to stop");
                 assert!(matches!(error, Error::NotConfirmed { .. }), "{error:?}");
             }
         }
         faulty.trouble(false);
         server.reconnectable();
+        if rng.random() {
+            server.crash();
+        }
     }
     // The last life: storage behaves, the server falls silent, and all of it must become durable.
     server.kill_after(u64::MAX);
     server.fall_silent();
     let cancel = CancellationToken::new();
-    let last = incarnation(&server, &store, &policy, spool.path(), cancel.clone());
+    let last = world.incarnation(cancel.clone());
     let stop = async {
         server.all_confirmed().await;
         cancel.cancel();
     };
     let (ended, ()) = tokio::join!(last, stop);
     ended?;
-    compare(&server, &store).await
+    compare(server, store).await
 }
 
 async fn incarnation(
@@ -133,8 +230,20 @@ async fn incarnation(
         shape: shape.clone(),
         trouble: None,
     });
+    let from = server.confirmed();
+    let segments = lineage.map_or(&[][..], |lineage| &lineage.segments);
+    let stored = Stored {
+        lineage: LINEAGE,
+        from,
+        durable,
+        segments: segments
+            .iter()
+            .filter(|it| it.end > from)
+            .copied()
+            .collect(),
+    };
     worker::run(
-        server.stream(durable),
+        Overlap::new(server.stream(from), store.clone(), stored),
         server.marks(),
         store.clone(),
         policy.clone(),

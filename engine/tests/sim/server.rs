@@ -52,6 +52,8 @@ struct State {
     wal_end: Lsn,
     clock: i64,
     confirmed: Lsn,
+    /// All positions that were confirmed; any of them may be the one that is saved.
+    confirmations: Vec<Lsn>,
     connected: bool,
     silent: bool,
     steps_left: u64,
@@ -72,6 +74,7 @@ impl Server {
             wal_end: START,
             clock: 1_000_000,
             confirmed: START,
+            confirmations: vec![START],
             connected: false,
             silent: false,
             steps_left: u64::MAX,
@@ -152,6 +155,51 @@ impl Server {
                 );
             }
         }
+    }
+
+    /// Where the stream begins if nothing else is asked for.
+    pub(crate) fn confirmed(&self) -> Lsn {
+        self.state().confirmed
+    }
+
+    /// A crash: the slot is as it was saved last, at some confirmation or other.
+    pub(crate) fn crash(&self) {
+        let mut state = self.state();
+        let saved = state.confirmations.len();
+        let at = state.rng.random_range(0..saved);
+        state.confirmations.truncate(at + 1);
+        state.confirmed = state.confirmations[at];
+    }
+
+    /// Storage is set back to where the slot had confirmed no more than half of what it has; what
+    /// happens from then on is another history, and goes on until it is longer than `past`.
+    /// Tells whether the two differ below `past`.
+    pub(crate) fn set_back(&self, past: Lsn) -> bool {
+        let mut state = self.state();
+        let half = state.confirmations.len().div_ceil(2);
+        let at = state.rng.random_range(0..half);
+        state.confirmations.truncate(at + 1);
+        state.confirmed = state.confirmations[at];
+        state.wal_end = state.confirmed;
+        let confirmed = state.confirmed;
+        let (kept, lost): (Vec<Item>, Vec<Item>) =
+            state.history.drain(..).partition(|item| match item {
+                Item::Transaction { end_lsn, .. } => *end_lsn <= confirmed,
+                Item::Message { lsn } => *lsn <= confirmed,
+            });
+        let begun = kept.len();
+        state.history = kept;
+        state.clock += 1_000_000_000;
+        while state.wal_end <= past {
+            state.commit();
+        }
+        let shown = |item: &Item| match item {
+            Item::Transaction {
+                rows, commit_lsn, ..
+            } => !rows.is_empty() && *commit_lsn < past,
+            Item::Message { .. } => false,
+        };
+        lost.iter().any(shown) || state.history[begun..].iter().any(shown)
     }
 
     /// Streams from `from`, or from the confirmed position if that is greater.
@@ -369,7 +417,10 @@ impl Stream for SimStream {
             "silent for too long"
         );
         state.last_confirm = Instant::now();
-        state.confirmed = state.confirmed.max(flushed);
+        if flushed > state.confirmed {
+            state.confirmed = flushed;
+            state.confirmations.push(flushed);
+        }
         if state
             .asked
             .is_some_and(|(_, position)| state.confirmed >= position)
