@@ -36,7 +36,7 @@ use crate::events::{Event, Events};
 use crate::publication;
 use crate::random;
 use crate::shape;
-use crate::source::{Source, replication_options};
+use crate::source::{Source, make_slot, replication_options};
 
 /// How often a base is begun whose tables are being altered or locked.
 const ATTEMPTS: u32 = 8;
@@ -103,7 +103,15 @@ async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, 
     let options = replication_options(&source.settings, &file.server_encoding);
     let mut connection = ReplicationConnection::connect(&source.connection, &options).await?;
     let name = format!("lastgood_{}_tmp_{:08x}", source.id, random::u32()?);
-    let slot = connection.create_slot(&name, SlotKind::Temporary).await?;
+    let slot = make_slot(
+        &session,
+        &mut connection,
+        &name,
+        SlotKind::Temporary,
+        source.settings.wal_budget_bytes,
+        |reason| tracing::warn!(reason, "a base cannot begin yet"),
+    )
+    .await?;
     let snapshot = Snapshot::keep(&source.connection, &slot).await?;
     // The temporary slot goes with its connection; the keeper has the snapshot.
     connection.close().await.ok();

@@ -1,8 +1,10 @@
 //! A cut on its way to storage: what must be there first, then the segment.
 
-use lastgood_proto::LineageId;
+use std::collections::BTreeSet;
+
 use lastgood_proto::key::{ShapeKey, SourceObject};
 use lastgood_proto::manifest::ShapeFile;
+use lastgood_proto::{LineageId, Lsn};
 use lastgood_store::SourceStore;
 
 use crate::error::Error;
@@ -14,24 +16,30 @@ pub(crate) struct Cut {
     pub(crate) changes: Vec<ShapeFile>,
 }
 
-/// Stores a segment. Before the first one, `alone` looks whether somebody else's stands in its place:
-/// the last put of a service that was killed may arrive after its successor has made its listing,
-/// and a different segment beside it would fork the lineage.
+/// Stores a segment. `since` looks first whether somebody else's has begun where one of ours does,
+/// from there on: the last put of a service that was killed may arrive after its successor has made
+/// its listing, and what follows such a fork is never restored.
 pub(crate) async fn store_cut(
     store: &SourceStore,
     lineage: LineageId,
     cut: &Cut,
-    alone: bool,
+    since: Option<Lsn>,
 ) -> Result<(), Error> {
     let sealed = &cut.sealed;
     let object = SourceObject::Segment(lineage, sealed.key);
-    if alone {
-        let there = store.segments_from(lineage, sealed.key.start).await?;
-        if there.iter().any(|entry| entry.object != object) {
-            return Err(Error::Overtaken {
-                lineage,
-                listed: sealed.key.start,
-            });
+    if let Some(since) = since {
+        let there = store.segments_from(lineage, since).await?;
+        let mut starts = BTreeSet::from([sealed.key.start]);
+        for key in there.iter().filter_map(|entry| match &entry.object {
+            other @ SourceObject::Segment(_, key) if *other != object => Some(key),
+            _ => None,
+        }) {
+            if !starts.insert(key.start) {
+                return Err(Error::Overtaken {
+                    lineage,
+                    listed: key.start,
+                });
+            }
         }
     }
     for change in &cut.changes {

@@ -2,7 +2,6 @@
 //! operator does differently.
 
 use lastgood_pg::Condition;
-use lastgood_proto::listing::ListingError;
 use lastgood_proto::manifest::EndReason;
 use lastgood_proto::segment::ReadError;
 use lastgood_proto::{Class, LineageId, Lsn};
@@ -24,9 +23,6 @@ pub enum Error {
     },
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The repository contradicts itself.
-    #[error(transparent)]
-    Listing(#[from] ListingError),
     /// The walsender sent what the protocol does not allow.
     #[error("the replication stream is not understood: {0}")]
     Stream(String),
@@ -85,6 +81,11 @@ pub enum Error {
     /// A dump gives up early, so that no transaction of the source has to.
     #[error("a table is locked by somebody else, so a base cannot begin")]
     TablesLocked,
+    /// A slot being made holds WAL back, and so long as somebody writes it is not finished.
+    #[error(
+        "no slot could be made: {held}, while {waited_for}; end that transaction, then try again"
+    )]
+    SlotWait { held: String, waited_for: String },
     #[error("the source cannot be protected as it is: {0}")]
     Unfit(String),
     #[error("\"{0}\" is no name of a restore point: 1 to 64 of A-Z a-z 0-9 . _ -")]
@@ -123,10 +124,11 @@ impl Error {
             Self::Store(error) => error.class(),
             Self::Sql { source, .. } => source.class(),
             Self::Segment { source, .. } => source.class(),
-            Self::Listing(_) | Self::Stream(_) => Class::Corrupt,
+            Self::Stream(_) => Class::Corrupt,
             Self::Settings(_)
             | Self::Ended { .. }
             | Self::Unfit(_)
+            | Self::SlotWait { .. }
             | Self::PointName(_)
             | Self::NoLineage => Class::NeedsOperator,
             Self::Spool { source, .. } => match source.kind() {

@@ -45,6 +45,13 @@ pub enum Event {
     BaseFailed {
         error: String,
     },
+    /// A source that is not captured was looked at.
+    Idle {
+        /// WAL the server keeps for its slots; none if it cannot be seen.
+        retained_bytes: Option<u64>,
+        /// What the operator has to know of it.
+        trouble: Option<String>,
+    },
     /// The slot holds back more than half of the WAL budget.
     WalBudgetHalf {
         retained_bytes: u64,

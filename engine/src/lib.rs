@@ -34,4 +34,4 @@ pub use point::create_point;
 pub use remove::{Left, Removal, remove};
 pub use settings::{NoIdentity, SettingsError, SourceSettings};
 pub use shape::Shape;
-pub use source::{Control, Source, Stopped, release_slot, run, watch_paused};
+pub use source::{Control, Source, Stopped, release_slot, run, watch_idle, watch_paused};

@@ -44,6 +44,9 @@ pub(crate) struct Remembered {
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '5s'";
 
 /// Makes the publication, or brings the one there is into step; it keeps its OID.
+///
+/// # Errors
+/// [`Error::TablesLocked`] if something has to be taken out and somebody holds it.
 pub(crate) async fn ensure(
     session: &Session,
     source: SourceId,
@@ -61,7 +64,7 @@ pub(crate) async fn ensure(
     if generated {
         // Without it, UPDATEs of such a table fail on the source once it is published.
         let sql = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)");
-        batch(client, &sql).await?;
+        insist(client, &sql).await?;
     }
     widen(client, &name, oid).await?;
     let mut members = members(client, oid).await?;
@@ -76,7 +79,7 @@ pub(crate) async fn ensure(
         .collect();
     if !unwanted.is_empty() {
         let list = unwanted.join(", ONLY ");
-        batch(
+        insist(
             client,
             &format!("ALTER PUBLICATION {name} DROP TABLE ONLY {list}"),
         )
@@ -103,7 +106,7 @@ async fn widen(client: &Client, name: &str, oid: Oid) -> Result<(), Error> {
         return Ok(());
     }
     let sql = format!("ALTER PUBLICATION {name} SET ({PUBLISHED})");
-    batch(client, &sql).await
+    insist(client, &sql).await
 }
 
 /// Tables of which somebody publishes only some rows or columns (15 and later).
@@ -122,7 +125,7 @@ const PUBLISHED: &str =
 
 async fn create(session: &Session, name: &str) -> Result<Oid, Error> {
     let sql = format!("CREATE PUBLICATION {name} WITH ({PUBLISHED})");
-    batch(session.client(), &sql).await?;
+    insist(session.client(), &sql).await?;
     lastgood_pg::publication::oid(session, name)
         .await?
         .ok_or_else(|| {
@@ -282,18 +285,22 @@ async fn attempt(client: &Client, sql: &str) -> Result<bool, Error> {
     let Err(error) = outcome else {
         return Ok(true);
     };
-    batch(client, "ROLLBACK").await?;
+    client
+        .batch_execute("ROLLBACK")
+        .await
+        .map_err(Error::sql("publishing tables"))?;
     match error.code() {
         Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE => Ok(false),
         _ => Err(Error::sql("publishing tables")(error)),
     }
 }
 
-async fn batch(client: &Client, sql: &str) -> Result<(), Error> {
-    client
-        .batch_execute(sql)
-        .await
-        .map_err(Error::sql("keeping the publication in step"))
+/// As `attempt`, where there is no going on without it.
+async fn insist(client: &Client, sql: &str) -> Result<(), Error> {
+    match attempt(client, sql).await? {
+        true => Ok(()),
+        false => Err(Error::TablesLocked),
+    }
 }
 
 /// What the comment remembers; nothing if somebody wrote another one.

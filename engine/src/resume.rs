@@ -54,6 +54,16 @@ pub fn decide(listing: &LineageListing, file: &LineageFile, server: &ServerState
     let gap = |reason, detail: String| Decision::Gap { reason, detail };
     let durable = durable_end(listing, file);
 
+    if let Some(fork) = &listing.fork {
+        return gap(
+            EndReason::Forked,
+            format!(
+                "two of its segments hold the same from {} on: two services have written here, and \
+                 what follows is never restored",
+                fork.start
+            ),
+        );
+    }
     if server.system_id != file.system_id {
         return gap(
             EndReason::SystemChanged,
@@ -150,6 +160,7 @@ pub fn durable_end(listing: &LineageListing, file: &LineageFile) -> Lsn {
 mod tests {
     use super::*;
     use lastgood_proto::key::SegmentKey;
+    use lastgood_proto::listing::Fork;
     use lastgood_proto::manifest::Version1;
     use lastgood_proto::{LineageId, PgTimestamp};
 
@@ -172,6 +183,7 @@ mod tests {
                 })
                 .collect(),
             orphans: Vec::new(),
+            fork: None,
         };
         let file = LineageFile {
             v: Version1,
@@ -264,6 +276,18 @@ mod tests {
             check(&[(100, 300)], |s| s.slot = confirmed(301)),
             Err(EndReason::SlotAhead)
         );
+    }
+
+    #[test]
+    fn a_fork_is_a_gap() {
+        let (mut listing, file, server) = fixture(&[(100, 300)]);
+        listing.fork = Some(Fork {
+            start: Lsn::new(300),
+            segments: Vec::new(),
+        });
+        let decision = decide(&listing, &file, &server);
+        let forked = EndReason::Forked;
+        assert!(matches!(decision, Decision::Gap { reason, .. } if reason == forked));
     }
 
     #[test]

@@ -7,9 +7,11 @@
 //! start needs to know nothing but the listing and the server.
 
 mod first_base;
+mod idle;
 mod lineage;
 mod paused;
 mod running;
+mod slot;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,6 +30,8 @@ use crate::events::{Event, Events, SourceState, SourceStatus};
 use crate::overlap::Stored;
 use crate::remove::Removal;
 use crate::settings::SourceSettings;
+
+pub(crate) use slot::make as make_slot;
 
 /// One protected database.
 #[derive(Clone)]
@@ -166,6 +170,19 @@ pub async fn watch_paused(
     paused::run(source, store, events, cancel).await
 }
 
+/// Watches the slots of a source that wants to be captured and cannot be: what they hold back is
+/// reported as [`Event::Idle`], and at the WAL budget they are dropped and the lineage ends, as far
+/// as the repository can be written. Needs nothing of the repository otherwise. Returns when
+/// cancelled; may be dropped at any time.
+pub async fn watch_idle(
+    source: &Source,
+    store: &SourceStore,
+    events: &Events,
+    cancel: &CancellationToken,
+) {
+    idle::run(source, store, events, cancel).await;
+}
+
 /// Ends the open lineage and drops every slot of a source whose capture has been stopped: the
 /// server keeps nothing for it any more. Its publication stays, for the next lineage.
 ///
@@ -244,6 +261,7 @@ pub(crate) fn goes_on(reason: EndReason, settings: &SourceSettings, control: Con
         | EndReason::SystemChanged
         | EndReason::TimelineChanged
         | EndReason::ServerBehind
+        | EndReason::Forked
         | EndReason::Stopped => true,
     }
 }

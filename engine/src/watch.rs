@@ -269,7 +269,7 @@ impl Watch {
 
 /// A server that does not answer must not keep a stop or a status waiting. The session goes with the
 /// query that was given up.
-async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(crate) async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let silent = |_| Err(Error::Task("the server does not answer".to_owned()));
     tokio::time::timeout(PATIENCE, work)
         .await

@@ -48,6 +48,8 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stop waits for the last upload.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long after the start a put of whoever was here before may arrive.
+const LATE_PUTS: Duration = Duration::from_secs(120);
 /// Messages taken in one turn of the loop.
 const BURST: usize = 128;
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -156,7 +158,7 @@ pub async fn run<S: Stream, M: Marks>(
         open: OpenSegment::new(place, start.durable, start.observed_through),
         upload: None,
         durable: start.durable,
-        stored_before: false,
+        first: Some((start.durable, now)),
         marks: MarkTimer {
             idle: Some(marks),
             running: None,
@@ -187,8 +189,9 @@ struct Worker<S, M> {
     upload: Option<Upload>,
     /// End of the last segment known to be stored; survives a restart as the listing's end.
     durable: Lsn,
-    /// By this worker.
-    stored_before: bool,
+    /// Where the first segment of this worker begins, and since when it works; until nobody else's
+    /// can appear there any more.
+    first: Option<(Lsn, Instant)>,
     marks: MarkTimer<M>,
     look: Look,
     store: SourceStore,
@@ -228,7 +231,26 @@ enum Woken {
 }
 
 impl<S: Stream, M: Marks> Worker<S, M> {
+    /// Turns until the end, then lets the slot go, and only then the upload.
     async fn run(mut self, cancel: CancellationToken) -> Result<(), Error> {
+        let ended = self.turns(cancel).await;
+        let Self { stream, upload, .. } = self;
+        match (&ended, upload) {
+            // Nothing is on its way, or it was waited for.
+            (Ok(()), _) => stream.close().await,
+            (Err(_), None) => drop(stream),
+            // A put that is dropped may arrive all the same, beside one of the next worker's.
+            (Err(_), Some(upload)) => {
+                drop(stream);
+                if tokio::time::timeout(STOP_PATIENCE, upload).await.is_err() {
+                    tracing::warn!("an upload was given up; it may still arrive");
+                }
+            }
+        }
+        ended
+    }
+
+    async fn turns(&mut self, cancel: CancellationToken) -> Result<(), Error> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop_by: Option<Instant> = None;
@@ -238,7 +260,6 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             if let Some(deadline) = stop_by
                 && (self.is_still() || Instant::now() >= deadline)
             {
-                self.stream.close().await;
                 return Ok(());
             }
             let reading = stop_by.is_none() && self.has_room() && !self.is_looking();
@@ -360,10 +381,11 @@ impl<S: Stream, M: Marks> Worker<S, M> {
     fn start_upload(&mut self, cut: Cut, pause: Duration) {
         let store = self.store.clone();
         let lineage = self.lineage;
-        let alone = !self.stored_before;
+        let since = self.first.map(|(start, _)| start);
+        self.first = self.first.filter(|(_, begun)| begun.elapsed() < LATE_PUTS);
         self.upload = Some(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            let result = store_cut(&store, lineage, &cut, alone).await;
+            let result = store_cut(&store, lineage, &cut, since).await;
             (cut, result)
         }));
     }
@@ -388,7 +410,6 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         let sealed = cut.sealed;
         let key: SegmentKey = sealed.key;
         self.durable = key.end;
-        self.stored_before = true;
         self.events.send(Event::Segment {
             lineage: self.lineage,
             key,

@@ -1,8 +1,8 @@
 //! What a source holds, made of nothing but its object keys. Pure.
 //!
 //! Invariant: `LineageListing::segments` is a contiguous chain from the lineage's start, each
-//! segment beginning where the one before ends. Two segments that begin at one LSN were made by two
-//! writers; a listing with such a fork is an error, never a choice.
+//! segment beginning where the one before ends. Segments that overlap were made by two
+//! writers: the chain ends before such a fork, and none of what follows is ever chosen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,50 +34,22 @@ pub struct LineageListing {
     pub segments: Vec<SegmentKey>,
     /// Segments that do not join the chain: something between is missing.
     pub orphans: Vec<SegmentKey>,
+    pub fork: Option<Fork>,
 }
 
-/// The keys contradict each other.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ListingError {
-    /// Another service writes, or wrote, into the same lineage.
-    #[error(
-        "two segments of lineage {lineage} begin at {start}: one ends at {first_end}, the other \
-         at {second_end}; two services have written here"
-    )]
-    Fork {
-        lineage: LineageId,
-        start: Lsn,
-        first_end: Lsn,
-        second_end: Lsn,
-    },
-    /// The same, seen where the segments do not begin together.
-    #[error(
-        "segments of lineage {lineage} overlap: one ends at {first_end}, the next begins at \
-         {start} and ends at {second_end}; two services have written here"
-    )]
-    Overlap {
-        lineage: LineageId,
-        start: Lsn,
-        first_end: Lsn,
-        second_end: Lsn,
-    },
-    /// No such segment is ever written.
-    #[error("a segment of lineage {lineage} ends at {end}, not after its start {start}")]
-    Backwards {
-        lineage: LineageId,
-        start: Lsn,
-        end: Lsn,
-    },
+/// Where two services wrote into one lineage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fork {
+    /// Where the first of two that overlap begins; mostly both do.
+    pub start: Lsn,
+    /// From there on, by LSN: which of them go together cannot be told.
+    pub segments: Vec<SegmentKey>,
 }
 
 impl Listing {
     /// Sorts the keys into lineages and joins the segments. The order of `objects` does not matter.
-    ///
-    /// # Errors
-    /// On a fork, an overlap, or a segment that ends before it starts.
-    pub fn from_objects(
-        objects: impl IntoIterator<Item = SourceObject>,
-    ) -> Result<Self, ListingError> {
+    #[must_use]
+    pub fn from_objects(objects: impl IntoIterator<Item = SourceObject>) -> Self {
         let mut described = false;
         let mut parts: BTreeMap<LineageId, Parts> = BTreeMap::new();
         for object in objects {
@@ -103,10 +75,10 @@ impl Listing {
             }
         }
         let lineages = parts.into_iter().map(|(id, parts)| parts.join(id));
-        Ok(Self {
+        Self {
             described,
-            lineages: lineages.collect::<Result<_, _>>()?,
-        })
+            lineages: lineages.collect(),
+        }
     }
 
     /// The newest lineage that was begun.
@@ -150,42 +122,22 @@ struct Parts {
 }
 
 impl Parts {
-    fn join(self, id: LineageId) -> Result<LineageListing, ListingError> {
+    fn join(self, id: LineageId) -> LineageListing {
         let mut chain: Vec<SegmentKey> = Vec::with_capacity(self.segments.len());
         let mut orphans: Vec<SegmentKey> = Vec::new();
-        let mut before: Option<SegmentKey> = None;
-        for segment in self.segments {
-            if segment.end <= segment.start {
-                let SegmentKey { start, end, .. } = segment;
-                return Err(ListingError::Backwards {
-                    lineage: id,
-                    start,
-                    end,
-                });
-            }
-            if let Some(before) = before.filter(|before| before.start == segment.start) {
-                return Err(ListingError::Fork {
-                    lineage: id,
-                    start: segment.start,
-                    first_end: before.end,
-                    second_end: segment.end,
-                });
-            }
-            if let Some(before) = before.filter(|before| before.end > segment.start) {
-                return Err(ListingError::Overlap {
-                    lineage: id,
-                    start: segment.start,
-                    first_end: before.end,
-                    second_end: segment.end,
-                });
-            }
-            before = Some(segment);
+        let mut segments: Vec<SegmentKey> = self.segments.into_iter().collect();
+        let forked = segments
+            .iter()
+            .zip(segments.iter().skip(1))
+            .position(|(segment, next)| next.start < segment.end);
+        let behind = segments.split_off(forked.unwrap_or(segments.len()));
+        for segment in segments {
             match chain.last() {
                 Some(last) if last.end != segment.start => orphans.push(segment),
                 Some(_) | None => chain.push(segment),
             }
         }
-        Ok(LineageListing {
+        LineageListing {
             id,
             described: self.described,
             ended: self.ended,
@@ -194,7 +146,11 @@ impl Parts {
             shapes: self.shapes.into_iter().collect(),
             segments: chain,
             orphans,
-        })
+            fork: behind.first().map(|first| Fork {
+                start: first.start,
+                segments: behind.clone(),
+            }),
+        }
     }
 }
 
@@ -212,7 +168,7 @@ mod tests {
         }
     }
 
-    fn list(segments: &[SegmentKey]) -> Result<Listing, ListingError> {
+    fn list(segments: &[SegmentKey]) -> Listing {
         let id = LineageId::new(1, 1);
         Listing::from_objects(
             segments
@@ -239,7 +195,7 @@ mod tests {
             let middle = usize::try_from(seed % shuffled.len() as u64).unwrap();
             shuffled.rotate_left(middle);
             shuffled.reverse();
-            let listing = list(&shuffled).unwrap();
+            let listing = list(&shuffled);
             prop_assert_eq!(&listing.lineages[0].segments, &chain);
             prop_assert!(listing.lineages[0].orphans.is_empty());
             prop_assert_eq!(listing.lineages[0].durable_lsn(), Some(Lsn::new(start)));
@@ -248,24 +204,30 @@ mod tests {
 
     #[test]
     fn a_hole_ends_the_run() {
-        let listing = list(&[segment(1, 2), segment(2, 3), segment(4, 5), segment(5, 6)]).unwrap();
+        let listing = list(&[segment(1, 2), segment(2, 3), segment(4, 5), segment(5, 6)]);
         assert_eq!(listing.lineages[0].durable_lsn(), Some(Lsn::new(3)));
         assert_eq!(listing.lineages[0].orphans, [segment(4, 5), segment(5, 6)]);
     }
 
     #[test]
-    fn a_fork_is_an_error() {
-        assert!(matches!(
-            list(&[segment(1, 3), segment(1, 2)]),
-            Err(ListingError::Fork { .. })
-        ));
-        assert!(matches!(
-            list(&[segment(2, 2)]),
-            Err(ListingError::Backwards { .. })
-        ));
-        assert!(matches!(
-            list(&[segment(1, 3), segment(2, 4), segment(4, 5)]),
-            Err(ListingError::Overlap { .. })
-        ));
+    fn a_fork_ends_the_chain_and_nothing_behind_it_counts() {
+        let forked = [segment(2, 3), segment(2, 4), segment(3, 5), segment(4, 6)];
+        let listing = list(&[&[segment(1, 2)], &forked[..]].concat());
+        let lineage = &listing.lineages[0];
+        assert_eq!(lineage.segments, [segment(1, 2)]);
+        assert_eq!(lineage.orphans, []);
+        let fork = Fork {
+            start: Lsn::new(2),
+            segments: forked.to_vec(),
+        };
+        assert_eq!(lineage.fork, Some(fork));
+        // Behind a hole as well, and from the first segment on.
+        let listing = list(&[segment(1, 2), segment(3, 4), segment(4, 5), segment(4, 6)]);
+        assert_eq!(listing.lineages[0].orphans, [segment(3, 4)]);
+        let listing = list(&[segment(1, 3), segment(1, 2)]);
+        assert_eq!(listing.lineages[0].durable_lsn(), None);
+        // Where they do not begin together.
+        let listing = list(&[segment(0, 1), segment(1, 3), segment(2, 4), segment(4, 5)]);
+        assert_eq!(listing.lineages[0].durable_lsn(), Some(Lsn::new(1)));
     }
 }

@@ -67,7 +67,8 @@ pub struct LineageFile {
 #[serde(deny_unknown_fields)]
 pub struct LineageEnd {
     pub v: Version1,
-    /// The durable LSN when it ended; what the source committed past it is in no segment.
+    /// The durable LSN when it ended; what the source committed past it is in no segment. If its
+    /// storage was set back and wrote on: where its history and that of the segments part.
     pub end: Lsn,
     pub reason: EndReason,
     /// One sentence for the operator.
@@ -91,10 +92,13 @@ pub enum EndReason {
     SystemChanged,
     /// The source was promoted or itself restored.
     TimelineChanged,
-    /// The server's WAL ends before what is durable: its storage was set back.
+    /// The server's WAL ends before what is durable, or is another below it: its storage was set
+    /// back.
     ServerBehind,
     /// The slot held more WAL than the budget allows and was dropped to protect the source.
     BudgetExceeded,
+    /// Two services wrote into it: two of its segments overlap.
+    Forked,
     /// An operator paused the source and let the slot go, or removed the source.
     Stopped,
 }

@@ -128,7 +128,7 @@ pub(crate) mod tests {
             .iter()
             .map(|base| SourceObject::Manifest(base.lineage, base.id));
         Survey {
-            listing: Listing::from_objects(objects.chain(manifests)).unwrap(),
+            listing: Listing::from_objects(objects.chain(manifests)),
             bases: bases.to_vec(),
             ends: BTreeMap::new(),
             shapes: BTreeMap::new(),

@@ -54,12 +54,6 @@ pub enum Error {
     },
     #[error("{key} is not of this repository's format: {reason}")]
     Format { key: String, reason: String },
-    #[error("the keys of source {source_id} contradict each other")]
-    Listing {
-        source_id: SourceId,
-        #[source]
-        source: lastgood_proto::listing::ListingError,
-    },
     #[error("the repository refuses {key}: {detail}")]
     Refused { key: String, detail: String },
     #[error("{key} is too large: {detail}")]
@@ -95,8 +89,7 @@ impl Error {
             Error::DataKeyMissing { .. }
             | Error::Conflict { .. }
             | Error::Corrupt { .. }
-            | Error::Format { .. }
-            | Error::Listing { .. } => Class::Corrupt,
+            | Error::Format { .. } => Class::Corrupt,
         }
     }
 

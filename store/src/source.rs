@@ -79,15 +79,11 @@ impl SourceStore {
     /// What the source holds, by keys alone. On local disk, all of it is durable on return.
     ///
     /// # Errors
-    /// [`Error::Listing`] if two writers were at work.
+    /// If the store fails.
     pub async fn list(&self) -> Result<Listing> {
         let objects = self.objects().await?;
-        Listing::from_objects(objects.into_iter().map(|entry| entry.object)).map_err(|source| {
-            Error::Listing {
-                source_id: self.inner.id,
-                source,
-            }
-        })
+        let objects = objects.into_iter().map(|entry| entry.object);
+        Ok(Listing::from_objects(objects))
     }
 
     /// Every object of the source, sorted by key.

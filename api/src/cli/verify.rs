@@ -86,6 +86,12 @@ async fn verify(store: &SourceStore, output: &Output) -> Result<Tally, Failure> 
                         tally.problems.push((path, problem));
                     }
                 }
+                for forked in lineage.fork.iter().flat_map(|fork| &fork.segments) {
+                    let path = store.path(&SourceObject::Segment(lineage.id, *forked));
+                    let problem = "two services wrote into this lineage: it and what follows is \
+                                   never restored";
+                    tally.problems.push((path, problem.to_owned()));
+                }
                 for orphan in &lineage.orphans {
                     let path = store.path(&SourceObject::Segment(lineage.id, *orphan));
                     let problem = "the segment before it is missing".to_owned();

@@ -105,6 +105,7 @@ pub(crate) async fn note_base(
         | Event::LineageEnded { .. }
         | Event::Segment { .. }
         | Event::WalBudgetHalf { .. }
+        | Event::Idle { .. }
         | Event::Uncovered { .. } => {}
     }
     Ok(())

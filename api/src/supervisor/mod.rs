@@ -331,7 +331,7 @@ async fn supervise(
             Class::Transient => State::Degraded,
             Class::NeedsOperator | Class::Corrupt => State::Failed,
         };
-        snapshot.send_modify(|snapshot| snapshot.stop(state, Some(reason)));
+        snapshot.send_modify(|snapshot| snapshot.stop(state, Some(reason.clone())));
         let random = u32::from_be_bytes({
             let mut bytes = [0; 4];
             // Without randomness the pause is merely not spread.
@@ -349,8 +349,74 @@ async fn supervise(
             () = cancel.cancelled() => break,
             () = wake.notify.notified() => backoff.reset(),
             () = sleep => {}
+            () = idle(&shared, id, &reason, &snapshot, &cancel) => break,
         }
     }
+}
+
+/// Between two attempts, or after the last: the slot still holds WAL back, and is watched. Ends when
+/// cancelled.
+async fn idle(
+    shared: &SharedState,
+    id: SourceId,
+    failure: &str,
+    snapshot: &watch::Sender<Snapshot>,
+    cancel: &CancellationToken,
+) {
+    let found = async {
+        let row = shared.catalog.source(&id.to_string()).await?;
+        let Some(row) = row.filter(|row| row.desired != Desired::PausedWithoutSlot) else {
+            return Ok(None);
+        };
+        Ok::<_, Error>(Some((shared.source(&row).await?, shared.store(id).await?)))
+    };
+    let (source, store) = match found.await {
+        Ok(Some(found)) => found,
+        Ok(None) => return cancel.cancelled().await,
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(error, "the slot of a source that failed is not watched");
+            return cancel.cancelled().await;
+        }
+    };
+    let (sender, mut receiver) = mpsc::channel(EVENTS_WAITING_MAX);
+    let events = Events::new(sender);
+    let note = async {
+        while let Some(event) = receiver.recv().await {
+            match event {
+                Event::Idle {
+                    retained_bytes,
+                    trouble,
+                } => snapshot.send_modify(|snapshot| {
+                    snapshot.retained_wal_bytes = retained_bytes;
+                    snapshot.reason = Some(match trouble {
+                        Some(trouble) => format!("{failure}; {trouble}"),
+                        None => failure.to_owned(),
+                    });
+                }),
+                Event::WalBudgetHalf {
+                    retained_bytes,
+                    budget_bytes,
+                } => warn_half(id, retained_bytes, budget_bytes),
+                // The engine logs them; windows are read from the repository.
+                _ => {}
+            }
+        }
+    };
+    tokio::join!(
+        async {
+            lastgood_engine::watch_idle(&source, &store, &events, cancel).await;
+            drop(events);
+        },
+        note
+    );
+}
+
+fn warn_half(id: SourceId, retained_bytes: u64, budget_bytes: u64) {
+    tracing::warn!(
+        source = %id, retained_bytes, budget_bytes,
+        "the slot holds back more than half of the WAL budget"
+    );
 }
 
 /// One run of the engine, from the catalog's row to the engine's end.
@@ -434,14 +500,13 @@ async fn consume(
                 retained_bytes,
                 budget_bytes,
             } => {
-                tracing::warn!(
-                    source = %id, retained_bytes, budget_bytes,
-                    "the slot holds back more than half of the WAL budget"
-                );
+                warn_half(id, retained_bytes, budget_bytes);
                 Ok(())
             }
             // The engine logs them; windows are read from the repository.
-            Event::LineageStarted { .. } | Event::LineageEnded { .. } => Ok(()),
+            Event::LineageStarted { .. } | Event::LineageEnded { .. } | Event::Idle { .. } => {
+                Ok(())
+            }
             Event::Segment {
                 lineage,
                 key,

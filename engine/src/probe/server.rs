@@ -61,6 +61,23 @@ pub(super) async fn facts(client: &Client, version: u32) -> Result<ServerFacts, 
     })
 }
 
+/// The first minor release in which a publication's change reaches transactions that are open
+/// (release notes of 17.5 and its siblings); none for majors that never had the fault.
+const fn fixed_minor(version: u32) -> Option<u32> {
+    match version / 10_000 {
+        13 => Some(21),
+        14 => Some(18),
+        15 => Some(13),
+        16 => Some(9),
+        17 => Some(5),
+        _ => None,
+    }
+}
+
+fn loses_rows(version: u32) -> bool {
+    fixed_minor(version).is_some_and(|minor| version % 10_000 < minor)
+}
+
 pub(super) async fn judge(
     client: &Client,
     facts: &ServerFacts,
@@ -79,6 +96,25 @@ pub(super) async fn judge(
             "server_version",
             format!("PostgreSQL {} is older than 13", facts.version_text),
             "upgrade the server to PostgreSQL 13 or newer".to_owned(),
+        ));
+    }
+    if loses_rows(facts.version) {
+        findings.push(finding(
+            "minor_version",
+            Warning,
+            "server_version",
+            format!(
+                "PostgreSQL {} may lose changes of a table that is added to a publication while a \
+                 transaction that writes to it is open: a table made after registration may be \
+                 captured incompletely",
+                facts.version_text
+            ),
+            format!(
+                "update the server to {} or newer",
+                fixed_minor(facts.version)
+                    .map(|minor| format!("{}.{minor}", facts.version / 10_000))
+                    .unwrap_or_default()
+            ),
         ));
     }
     if state.get("standby") {
@@ -297,4 +333,25 @@ pub(super) fn cannot_replicate(error: &PgError, facts: &ServerFacts) -> Finding 
         format!("a replication connection is refused: {}", chain(error)),
         fix,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minors_that_lose_rows() {
+        for (version, loses) in [
+            (130_020, true),
+            (130_021, false),
+            (140_017, true),
+            (150_013, false),
+            (160_008, true),
+            (170_004, true),
+            (170_005, false),
+            (180_000, false),
+        ] {
+            assert_eq!(loses_rows(version), loses, "{version}");
+        }
+    }
 }

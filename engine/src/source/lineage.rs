@@ -1,6 +1,5 @@
 //! Lineages: opened, begun, ended.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use lastgood_pg::slot::{SlotInfo, drop_slot, slot_info, slots_with_prefix};
@@ -14,7 +13,7 @@ use lastgood_proto::{LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 use tokio::time::Instant;
 
-use super::{Control, FirstBase, Opened, Source, goes_on, replication_options};
+use super::{Control, FirstBase, Opened, Source, goes_on, replication_options, slot};
 use crate::base::Snapshot;
 use crate::error::Error;
 use crate::events::{Event, Events, SourceStatus};
@@ -26,7 +25,6 @@ use crate::{publication, random};
 /// How long a slot is waited for that somebody still reads from.
 const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 const SLOT_POLL: Duration = Duration::from_millis(100);
-const WAITING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Goes on with the newest lineage if nothing can have been missed, else begins a new one.
 pub(super) async fn open(
@@ -190,10 +188,20 @@ async fn begin(
         .saturating_add(1);
     let id = LineageId::new(generation, random::u32()?);
     let slot = format!("lastgood_{}_{generation:08x}", source.id);
-    let created = tokio::select! {
-        created = connection.create_slot(&slot, SlotKind::Permanent) => created?,
-        never = tell_what_is_waited_for(session, events) => match never {},
-    };
+    let created = slot::make(
+        session,
+        &mut connection,
+        &slot,
+        SlotKind::Permanent,
+        source.settings.wal_budget_bytes,
+        |reason| {
+            events.send(Event::Status(SourceStatus {
+                reason: Some(reason),
+                ..SourceStatus::starting()
+            }));
+        },
+    )
+    .await?;
     let snapshot = Snapshot::keep(&source.connection, &created).await?;
     now = now.max(clock(session).await?);
     let file = LineageFile {
@@ -245,25 +253,6 @@ async fn newest_shape(
     let object = SourceObject::Shape(lineage.id, *key);
     let file: ShapeFile = store.get_json(&object).await?;
     Ok(Some(file.fingerprint))
-}
-
-/// A slot can only be made once every transaction that is writing has ended: says which they are.
-async fn tell_what_is_waited_for(session: &Session, events: &Events) -> Infallible {
-    const WRITERS: &str = "SELECT string_agg(pid::text, ', ' ORDER BY xact_start) \
-        FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()";
-    loop {
-        tokio::time::sleep(WAITING_INTERVAL).await;
-        let row = session.client().query_one(WRITERS, &[]).await;
-        let pids = row.ok().and_then(|row| row.get::<_, Option<String>>(0));
-        let reason = match pids {
-            Some(pids) => format!("waiting for writing transactions to end (pids {pids})"),
-            None => "waiting for writing or prepared transactions to end".to_owned(),
-        };
-        events.send(Event::Status(SourceStatus {
-            reason: Some(reason),
-            ..SourceStatus::starting()
-        }));
-    }
 }
 
 /// Slots of lineages that ended, or were never begun: a start that died between making its slot

@@ -138,7 +138,15 @@ pub(super) async fn run(
                 if first_base.is_none() && rebase.is_due(&progress, store, file).await {
                     *first_base = Some(Task::begin(source, store, file, None, events, cancel));
                 }
-                let mut verdict = guard.look(&progress, events).await?;
+                let mut verdict = match guard.look(&progress, events).await {
+                    Ok(verdict) => verdict,
+                    Err(error) => {
+                        // A put that is dropped may arrive all the same.
+                        stop.cancel();
+                        (&mut worker).await.ok();
+                        return Err(error);
+                    }
+                };
                 let failure = first_base.as_ref().and_then(Task::failure);
                 if let (Verdict::Well, Some(failure)) = (&verdict, failure) {
                     verdict = Verdict::Degraded(format!("there is no base yet: {failure}"));

@@ -3,10 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lastgood_engine::{Control, Error, Event, NoIdentity, SourceSettings, release_slot, remove};
-use lastgood_integration::{Postgres, Stop, TestDatabase};
-use lastgood_proto::key::SourceObject;
+use lastgood_integration::{Postgres, Stop, TestDatabase, wait};
+use lastgood_proto::Lsn;
+use lastgood_proto::key::{SegmentKey, SourceObject};
 use lastgood_proto::manifest::{EndReason, LineageEnd};
 
 use crate::majors;
@@ -390,4 +391,121 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
         .status()?;
     ensure!(copied.success(), "{} was not copied", from.display());
     Ok(())
+}
+
+/// Two segments begin at one LSN: their lineage ends there, and nothing else does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_ends_its_lineage_alone() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    client.batch_execute(TABLE).await?;
+    let fixture = Fixture::new(&database.url(), quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    client
+        .batch_execute("INSERT INTO t VALUES (1, 'a')")
+        .await?;
+    running.durable(wal_end(&client).await?).await?;
+    running.stop().await?;
+    let before = fixture.newest().await?;
+    let last = *before.segments.last().context("a segment")?;
+    let other = SegmentKey {
+        end: Lsn::new(last.end.as_u64() + 8),
+        ..last
+    };
+    let object = SourceObject::Segment(before.id, other);
+    fixture.store.put_json(&object, &"by another").await?;
+    let mut running = fixture.start();
+    let base = running.base().await?;
+    running.stop().await?;
+    let lineages = fixture.lineages().await?;
+    ensure!(lineages.len() == 2 && lineages[1].bases == [base.id]);
+    ensure!(lineages[0].segments == before.segments[..before.segments.len() - 1]);
+    let end: LineageEnd = fixture
+        .store
+        .get_json(&SourceObject::LineageEnd(before.id))
+        .await?;
+    assert_eq!(
+        (end.reason, end.end),
+        (EndReason::Forked, last.start),
+        "{}",
+        end.detail
+    );
+    Ok(())
+}
+
+/// It appears while a worker is at work: the last put of a service that was killed came late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_is_noticed_by_who_goes_on() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    client.batch_execute(TABLE).await?;
+    let fixture = Fixture::new(&database.url(), quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    let first = running
+        .wait("a segment", |event| match event {
+            Event::Segment { key, .. } => Some(key),
+            _ => None,
+        })
+        .await?;
+    let other = SegmentKey {
+        end: Lsn::new(first.end.as_u64() + 8),
+        ..first
+    };
+    let id = fixture.newest().await?.id;
+    let object = SourceObject::Segment(id, other);
+    fixture.store.put_json(&object, &"by another").await?;
+    client
+        .batch_execute("INSERT INTO t VALUES (1, 'a')")
+        .await?;
+    let ended = running.ended().await?;
+    ensure!(matches!(ended, Err(Error::Overtaken { .. })), "{ended:?}");
+    let mut running = fixture.start();
+    running.base().await?;
+    running.stop().await
+}
+
+/// A slot waits for whoever is writing, and holds WAL back meanwhile: within the budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_cannot_be_made_is_given_up_at_the_budget() -> Result<()> {
+    let server = Postgres::start(18, &[]).await?;
+    let url = server.create_database("shop").await?;
+    let client = server.connect("shop").await?;
+    client.batch_execute(TABLE).await?;
+    let settings = SourceSettings {
+        wal_budget_bytes: 64 << 20,
+        ..quick()
+    };
+    let fixture = Fixture::new(&url, settings).await?;
+    let writer = server.connect("shop").await?;
+    writer
+        .batch_execute("SET application_name = 'nightly'; BEGIN; INSERT INTO t(v) VALUES ('open')")
+        .await?;
+    let mut running = fixture.start();
+    let waits = |reason: &str| reason.contains("(nightly)") && reason.contains("began");
+    running
+        .wait("what it waits for", |event| match event {
+            Event::Status(status) => status.reason.filter(|reason| waits(reason)),
+            _ => None,
+        })
+        .await?;
+    let noise = "INSERT INTO t(v) SELECT repeat(md5(i::text), 30) FROM generate_series(1, 90000) i";
+    client.batch_execute(noise).await?;
+    let ended = running.ended().await?;
+    let Err(error @ Error::SlotWait { .. }) = ended else {
+        anyhow::bail!("{ended:?}");
+    };
+    ensure!(waits(&error.to_string()), "{error}");
+    // It is gone while the writer is still there.
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    wait::until("the slot to be gone", async || {
+        let left: i64 = client.query_one(slots, &[]).await?.get(0);
+        Ok((left == 0).then_some(()))
+    })
+    .await?;
+    writer.batch_execute("COMMIT").await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    running.stop().await
 }

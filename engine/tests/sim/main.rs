@@ -51,7 +51,7 @@ fn seeds(work: impl Fn(u64) -> Pin<Box<dyn Future<Output = Result<()>>>>) -> Res
     };
     for seed in seeds {
         // Shown only if the test fails, and then the last one is the culprit.
-        println!("LASTGOOD_SIM_SEED={seed}");
+        eprintln!("LASTGOOD_SIM_SEED={seed}");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -113,11 +113,16 @@ fn another_history_is_told() -> Result<()> {
 async fn set_back(seed: u64) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let world = World::new(&mut rng).await?;
-    let World { server, store, .. } = &world;
+    let World {
+        faulty,
+        server,
+        store,
+        ..
+    } = &world;
     server.kill_after(rng.random_range(50..2000));
     tokio::select! {
         biased;
-        () = server.killed() => {}
+        () = server.killed() => faulty.kill(),
         ended = world.incarnation(CancellationToken::new()) => {
             let error = ended.expect_err("nobody asked it to stop");
             assert!(matches!(error, Error::NotConfirmed { .. }), "{error:?}");
@@ -170,7 +175,7 @@ async fn live(seed: u64) -> Result<()> {
         faulty.trouble(true);
         tokio::select! {
             biased;
-            () = server.killed() => {}
+            () = server.killed() => faulty.kill(),
             ended = world.incarnation(cancel) => {
                 let error = ended.expect_err("nobody asked it to stop");
                 assert!(matches!(error, Error::NotConfirmed { .. }), "{error:?}");

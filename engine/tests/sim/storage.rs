@@ -1,8 +1,8 @@
 //! Object storage that is slow, fails, and sometimes stores what it says it did not.
 
 use std::fmt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,12 +15,15 @@ use object_store::{
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tokio::task::AbortHandle;
 
 #[derive(Debug)]
 pub(crate) struct FaultyStore {
-    inner: InMemory,
+    inner: Arc<InMemory>,
     rng: Mutex<ChaCha8Rng>,
     trouble: AtomicBool,
+    /// Puts that were begun arrive, also if nobody waits for them any more.
+    on_the_way: Mutex<Vec<AbortHandle>>,
 }
 
 /// What happens to one put.
@@ -35,10 +38,22 @@ enum Fate {
 impl FaultyStore {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
-            inner: InMemory::new(),
+            inner: Arc::default(),
             rng: Mutex::new(ChaCha8Rng::seed_from_u64(seed)),
             trouble: AtomicBool::new(false),
+            on_the_way: Mutex::default(),
         }
+    }
+
+    /// The process is gone, and what it was sending with it.
+    pub(crate) fn kill(&self) {
+        for put in self.on_the_way().drain(..) {
+            put.abort();
+        }
+    }
+
+    fn on_the_way(&self) -> MutexGuard<'_, Vec<AbortHandle>> {
+        self.on_the_way.lock().expect("nobody panics with it")
     }
 
     /// Whether puts of segments go wrong.
@@ -87,16 +102,21 @@ impl ObjectStore for FaultyStore {
         opts: PutOptions,
     ) -> Result<PutResult> {
         let (fate, delay) = self.fate(location);
-        tokio::time::sleep(delay / 2).await;
-        if fate == Fate::Refused {
-            return Err(Self::error());
-        }
-        let result = self.inner.put_opts(location, payload, opts).await;
-        tokio::time::sleep(delay / 2).await;
-        match fate {
-            Fate::Unanswered => Err(Self::error()),
-            Fate::Stored | Fate::Refused => result,
-        }
+        let (inner, location) = (Arc::clone(&self.inner), location.clone());
+        let put = tokio::spawn(async move {
+            tokio::time::sleep(delay / 2).await;
+            if fate == Fate::Refused {
+                return Err(Self::error());
+            }
+            let result = inner.put_opts(&location, payload, opts).await;
+            tokio::time::sleep(delay / 2).await;
+            match fate {
+                Fate::Unanswered => Err(Self::error()),
+                Fate::Stored | Fate::Refused => result,
+            }
+        });
+        self.on_the_way().push(put.abort_handle());
+        put.await.unwrap_or_else(|_| Err(Self::error()))
     }
 
     async fn put_multipart_opts(

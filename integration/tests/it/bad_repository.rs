@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::history::{self, History};
-use lastgood_integration::{Service, Storage, TestDatabase, seed, service, truth, wait};
+use lastgood_integration::{Postgres, Service, Storage, TestDatabase, seed, service, truth, wait};
 use serde_json::json;
 
 async fn cli(storage: &Storage, key: &str, arguments: &[&str]) -> Result<(bool, String)> {
@@ -282,4 +282,54 @@ async fn the_catalog_is_lost() -> Result<()> {
         .wait_durable(&history.name, &truth::wal_position(&client).await?)
         .await?;
     history.finish(&second).await?.check(&second).await
+}
+
+/// A source that cannot be captured, for whatever reason, still has its slot on its own disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slot_of_a_failed_source_is_watched() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let server = Postgres::start(15, &[]).await?;
+    let url = server.create_database("shop").await?;
+    let client = server.connect("shop").await?;
+    client
+        .batch_execute("CREATE TABLE t (id serial PRIMARY KEY, a text)")
+        .await?;
+    let settings = json!({"wal_budget_bytes": 64 << 20, "segment_seconds": 1});
+    service.add_source("shop", &url, settings).await?;
+    service.wait_protected("shop").await?;
+    ensure!(service.terminate().await?.success(), "{}", service.log());
+    let lineages = storage.files(|path| path.contains("/lineage.json"))?;
+    let [lineage] = &lineages[..] else {
+        anyhow::bail!("{lineages:?}");
+    };
+    let mut content = fs::read(lineage)?;
+    let last = content.last_mut().context("a byte")?;
+    *last ^= 1;
+    fs::remove_file(lineage)?;
+    fs::write(lineage, content)?;
+
+    service.start_again().await?;
+    let shown = |source: &serde_json::Value| {
+        source["status"] == "failed" && source["retained_wal_bytes"].is_u64()
+    };
+    wait::until_value("the slot to be measured", || service.source("shop"), shown).await?;
+    client
+        .batch_execute(
+            "INSERT INTO t (a) SELECT repeat(md5(n::text), 30) FROM generate_series(1, 90000) n",
+        )
+        .await?;
+    let told = |source: &serde_json::Value| {
+        let reason = source["reason"].as_str().unwrap_or_default();
+        source["status"] == "failed"
+            && reason.contains("lineage.json")
+            && reason.contains("the budget is 67108864")
+    };
+    wait::until_value("the budget to be told", || service.source("shop"), told).await?;
+    let slots: i64 = client
+        .query_one("SELECT count(*) FROM pg_replication_slots", &[])
+        .await?
+        .get(0);
+    ensure!(slots == 0, "the slot is still there");
+    Ok(())
 }

@@ -257,6 +257,27 @@ fn latest_does_not_hide_a_hole() {
     assert_eq!(bridged.base.id.consistent_point(), Lsn::new(35));
 }
 
+/// Two services wrote: everything before it is as good as ever, nothing behind it is chosen.
+#[test]
+fn a_fork_ends_what_can_be_restored() {
+    let segments = [
+        segment(1, 10, 20),
+        segment(1, 20, 30),
+        segment(1, 20, 35),
+        segment(1, 35, 40),
+    ];
+    let bases = [base(1, 10)];
+    let choice = chosen(at(20), &segments, &bases).unwrap();
+    assert_eq!(choice.needed.last().unwrap().end, Lsn::new(20));
+    assert!(chosen(at(38), &segments, &bases).is_err());
+    assert!(matches!(
+        chosen(Cut::Latest, &segments, &bases),
+        Err(Error::LatestNotRecoverable { at, .. }) if at == Lsn::new(20)
+    ));
+    // A later base does not know what the fork left out behind it.
+    assert!(chosen(Cut::Latest, &segments, &[base(1, 10), base(1, 36)]).is_err());
+}
+
 #[test]
 fn one_lsn_in_two_lineages_is_ambiguous() {
     let segments = [segment(1, 10, 20), segment(2, 10, 20)];
