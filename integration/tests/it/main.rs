@@ -11,6 +11,7 @@ mod harness;
 mod lifecycle;
 mod matrix;
 mod oracle;
+mod partial;
 mod s3;
 mod scenarios;
 mod schema;
