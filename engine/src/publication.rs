@@ -154,21 +154,19 @@ pub(crate) async fn reconcile(
     let client = session.client();
     let tables = tables::list(client, session.server_version()).await?;
     let members = members(client, oid).await?;
-    let wanted = published(&tables, settings);
-    let is_wanted = |table: &Table| wanted.iter().any(|wanted| wanted.oid == table.oid);
     let names = |tables: &[&Table]| -> Vec<(String, String)> {
         let each = tables.iter();
         each.map(|table| (table.schema.clone(), table.name.clone()))
             .collect()
     };
-    // A partition is published through its root as well: while that stays, taking out the partition
-    // alone leaves its UPDATEs failing. All in one command.
+    // A root that somebody put in publishes its partitions as well: while it stays, taking out a
+    // partition alone leaves its UPDATEs failing. All in one command.
     let harmful: Vec<&Table> = tables
         .iter()
         .filter(|table| members.contains(&table.oid))
         .filter(|table| match table.kind {
             'r' => matches!(table.identity, Identity::None | Identity::Impossible),
-            'p' => !is_wanted(table),
+            'p' => true,
             _ => false,
         })
         .collect();
@@ -185,11 +183,7 @@ pub(crate) async fn reconcile(
         }
     }
     let why = |table: &Table| match table.protection(settings) {
-        Protection::Full => {
-            let through_root = table.root.is_some_and(|root| members.contains(&root));
-            let captured = members.contains(&table.oid) || through_root;
-            (!captured).then_some(Why::NextBase)
-        }
+        Protection::Full => (!members.contains(&table.oid)).then_some(Why::NextBase),
         Protection::NoIdentity => Some(Why::NoIdentity),
         Protection::Unlogged => Some(Why::Unlogged),
         Protection::NotOwned => Some(Why::NotOwned),

@@ -21,8 +21,6 @@ pub(crate) struct Table {
     pub(crate) quoted: String,
     pub(crate) kind: char,
     pub(crate) unlogged: bool,
-    /// The partitioned table at the top, for a partition.
-    pub(crate) root: Option<Oid>,
     pub(crate) identity: Identity,
     /// `pg_class.relreplident`.
     pub(crate) replica_identity: char,
@@ -52,7 +50,6 @@ pub(crate) enum Identity {
 const TABLES: &str = r"
 SELECT c.oid, n.nspname, c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS quoted,
        c.relkind::text AS kind, c.relpersistence = 'u' AS unlogged,
-       CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid END AS root,
        c.relreplident::text AS replident, i.name AS identity_index,
        coalesce(i.generated, false) AS generated_key,
        pg_get_userbyid(c.relowner)::text AS owner,
@@ -122,7 +119,6 @@ impl Table {
                 Identity::Full | Identity::None | Identity::Impossible => stored,
             };
         let oid: u32 = row.get("oid");
-        let root: Option<u32> = row.get("root");
         Self {
             oid: Oid::new(oid),
             schema: text("nspname"),
@@ -130,7 +126,6 @@ impl Table {
             quoted: text("quoted"),
             kind: letter("kind"),
             unlogged: flag("unlogged"),
-            root: root.map(Oid::new),
             identity,
             replica_identity: letter("replident"),
             identity_index,
@@ -172,34 +167,20 @@ impl Table {
     }
 }
 
-/// What to publish: every protected table, and with them the partitioned tables of which all
-/// partitions are protected and that hand a primary key down, so that partitions made later are
-/// published from their first row.
+/// What to publish: every protected table, and no partitioned one. With a root in the publication each
+/// partition is in it from its first moment, so one that is made or attached without a replica identity
+/// of its own would make the source's UPDATEs fail before anybody could look; and no restore replays
+/// into a partition that is not in its base.
 pub(crate) fn published<'a>(tables: &'a [Table], settings: &SourceSettings) -> Vec<&'a Table> {
-    let protected = |table: &Table| table.protection(settings) == Protection::Full;
-    let whole = |root: &Table| {
-        root.owned
-            && root.identity == Identity::Index
-            && settings.wants(&root.schema, &root.name)
-            && tables
-                .iter()
-                .filter(|table| table.root == Some(root.oid) && table.kind != 'p')
-                .all(protected)
-    };
-    tables
-        .iter()
-        .filter(|table| match table.kind {
-            'p' => table.root.is_none() && whole(table),
-            _ => protected(table),
-        })
-        .collect()
+    let protected = |table: &&Table| table.protection(settings) == Protection::Full;
+    tables.iter().filter(protected).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn table(oid: u32, kind: char, root: Option<u32>) -> Table {
+    fn table(oid: u32, kind: char) -> Table {
         Table {
             oid: Oid::new(oid),
             schema: "public".to_owned(),
@@ -207,7 +188,6 @@ mod tests {
             quoted: format!("public.t{oid}"),
             kind,
             unlogged: false,
-            root: root.map(Oid::new),
             identity: Identity::Index,
             replica_identity: 'd',
             identity_index: Some(format!("t{oid}_pkey")),
@@ -231,49 +211,31 @@ mod tests {
             ..SourceSettings::default()
         };
         let check = |table: &Table, expect| assert_eq!(table.protection(&settings), expect);
-        check(&table(1, 'r', None), Protection::Full);
-        check(&table(1, 'f', None), Protection::Foreign);
-        check(&table(1, 'p', None), Protection::Derived);
-        check(&table(9, 'r', None), Protection::Excluded);
+        check(&table(1, 'r'), Protection::Full);
+        check(&table(1, 'f'), Protection::Foreign);
+        check(&table(1, 'p'), Protection::Derived);
+        check(&table(9, 'r'), Protection::Excluded);
         let unlogged = Table {
             unlogged: true,
-            ..table(1, 'r', None)
+            ..table(1, 'r')
         };
         check(&unlogged, Protection::Unlogged);
         let other = Table {
             owned: false,
-            ..table(1, 'r', None)
+            ..table(1, 'r')
         };
         check(&other, Protection::NotOwned);
         let bare = Table {
             identity: Identity::None,
-            ..table(1, 'r', None)
+            ..table(1, 'r')
         };
         check(&bare, Protection::NoIdentity);
         assert_eq!(bare.protection(&full), Protection::Full);
         assert!(bare.needs_full(&full) && !bare.needs_full(&settings));
         let never = Table {
             identity: Identity::Impossible,
-            ..table(1, 'r', None)
+            ..table(1, 'r')
         };
         assert_eq!(never.protection(&full), Protection::NoIdentity);
-    }
-
-    #[test]
-    fn a_root_is_published_only_if_all_its_partitions_are() {
-        let settings = SourceSettings::default();
-        let names = |tables: &[Table]| -> Vec<u32> {
-            let published = published(tables, &settings);
-            published.iter().map(|table| table.oid.get()).collect()
-        };
-        let mut tables = vec![
-            table(1, 'p', None),
-            table(2, 'r', Some(1)),
-            table(3, 'p', Some(1)),
-            table(4, 'r', Some(1)),
-        ];
-        assert_eq!(names(&tables), [1, 2, 4]);
-        tables[3].identity = Identity::None;
-        assert_eq!(names(&tables), [2]);
     }
 }

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use crate::error::Error;
 use crate::publication;
 use crate::settings::SourceSettings;
-use crate::tables::{self, Table};
+use crate::tables;
 
 /// The database as the snapshot has it.
 pub(super) struct Contents {
@@ -64,14 +64,10 @@ pub(super) async fn read(
 ) -> Result<Contents, Error> {
     let members = publication::members(client, publication).await?;
     let listed = tables::list(client, server_version).await?;
-    let published = |table: &Table| {
-        let root = table.root.is_some_and(|root| members.contains(&root));
-        root || members.contains(&table.oid)
-    };
     let mut entries = Vec::with_capacity(listed.len());
     for table in listed {
         let protection = match table.protection(settings) {
-            Protection::Full if !published(&table) => {
+            Protection::Full if !members.contains(&table.oid) => {
                 if !table.needs_full(settings) {
                     return Err(Error::CatalogMoved);
                 }
