@@ -64,6 +64,10 @@ WHERE c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'informati
   AND NOT EXISTS (SELECT FROM pg_depend d
                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
+/// Whether there are large objects at all: a base says that they are as fresh as itself only if it
+/// has some.
+const LARGE_OBJECTS: &str = "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)::text";
+
 /// Whole rows, so that an option of a version to come counts as well.
 const PUBLICATION: &str = r"
 SELECT md5(concat_ws(' ', to_jsonb(p), (SELECT string_agg(to_jsonb(r)::text, ',' ORDER BY r.prrelid)
@@ -97,6 +101,8 @@ pub(crate) async fn read(
     for row in client.query(TYPES, &[]).await.map_err(failed)? {
         parts.insert(format!("type {}", row.get::<_, &str>(0)), row.get(1));
     }
+    let row = client.query_one(LARGE_OBJECTS, &[]).await.map_err(failed)?;
+    parts.insert("large objects".to_owned(), row.get(0));
     let row = client
         .query_opt(PUBLICATION, &[&publication])
         .await
@@ -213,6 +219,7 @@ mod tests {
         "DROP PUBLICATION pub",
         "ALTER PUBLICATION pub RENAME TO other",
         "DROP PUBLICATION pub; CREATE PUBLICATION pub FOR TABLE t",
+        "SELECT lo_create(0)",
     ];
 
     const NO_CHANGES: &str = "INSERT INTO t VALUES (1, 2, 3); SELECT nextval('counter'); UPDATE t SET a = 5; TRUNCATE t; \
