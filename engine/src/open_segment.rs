@@ -39,6 +39,8 @@ pub(crate) struct OpenSegment {
     /// sends transactions of which nothing is published.
     pending: Option<Begin>,
     in_transaction: bool,
+    /// The open transaction came from another server; what stands for its commit time.
+    replicated: Option<PgTimestamp>,
     /// Carried from segment to segment: it only grows.
     observed_through: Option<PgTimestamp>,
     marks: VecDeque<(Lsn, PgTimestamp)>,
@@ -85,6 +87,7 @@ impl OpenSegment {
             writing: None,
             pending: None,
             in_transaction: false,
+            replicated: None,
             observed_through,
             marks: VecDeque::new(),
             held_sequences: None,
@@ -168,11 +171,14 @@ impl OpenSegment {
                 self.pending = Some(begin);
                 Ok(())
             }
-            Message::Commit(commit) => {
+            Message::Commit(mut commit) => {
                 if !self.in_transaction {
                     return Err(Error::Stream("COMMIT outside a transaction".to_owned()));
                 }
                 self.in_transaction = false;
+                if let Some(time) = self.replicated.take() {
+                    commit.commit_time = time;
+                }
                 let time = commit.commit_time.as_micros();
                 let observed = PgTimestamp::from_micros(time.saturating_sub(CLOCK_SLACK_MICROS));
                 let observed = Some(observed);
@@ -187,8 +193,22 @@ impl OpenSegment {
                     None => Ok(()),
                 }
             }
-            // Where a transaction came from changes nothing about what it did.
-            Message::Origin(_) => Ok(()),
+            Message::Origin(_) => {
+                // The commit time of such a transaction is that of the server it came from, by
+                // that server's clock, and no other is sent. So the last moment that is known to
+                // lie before it stands for it: past or future, the other one would mislead.
+                if let Some(begin) = &mut self.pending {
+                    let before = self
+                        .marks
+                        .iter()
+                        .filter(|(lsn, _)| *lsn <= begin.commit_lsn);
+                    let known = before.map(|(_, clock)| *clock).max();
+                    let known = known.max(self.observed_through);
+                    begin.commit_time = known.unwrap_or(begin.commit_time);
+                    self.replicated = Some(begin.commit_time);
+                }
+                Ok(())
+            }
             Message::Type(named) => {
                 let name = format!("{}.{}", named.schema, named.name);
                 self.types.insert(named.oid, name);
