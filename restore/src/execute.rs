@@ -277,12 +277,13 @@ impl Run<'_> {
         }
         self.tracker.enter(Phase::Replay);
         let outcome = self.replay(client, replayed).await?;
+        let mut sequences = 0;
         if stage <= Stage::Replay {
             apply::drop_lookup_indexes(client).await?;
             identity::set_back(client).await?;
+            sequences = sequences::set(client, &outcome.samples, self.manifest).await?;
             progress_table::enter(client, Stage::Finish).await?;
         }
-        let mut sequences = 0;
         if stage <= Stage::Finish {
             self.tracker.enter(Phase::Constraints);
             let rest = match stage {
@@ -292,7 +293,6 @@ impl Run<'_> {
             self.constraints(client, &config, &archives, &head, rest)
                 .await?;
             self.tracker.enter(Phase::Finish);
-            sequences = sequences::set(client, &outcome.samples, self.manifest).await?;
         }
         let mut partial = self.plan.partial.clone();
         if let Some(partial) = &mut partial {
@@ -526,26 +526,32 @@ impl Run<'_> {
         let apart = !self.plan.not_covered.is_empty() || self.plan.partial.is_some();
         let is_apart = |entry: &&TocEntry| apart && entry.kind() == "FK CONSTRAINT";
         let (keys, rest): (Vec<&TocEntry>, Vec<&TocEntry>) = rest.into_iter().partition(is_apart);
+        // Enabled at the very end: where it is forced on the restoring role, neither a foreign key
+        // could be checked nor a view refreshed.
+        let is_row_security = |entry: &&TocEntry| entry.kind() == "ROW SECURITY";
+        let (row_security, rest): (Vec<&TocEntry>, Vec<&TocEntry>) =
+            rest.into_iter().partition(is_row_security);
         let jobs = self.options.jobs;
         let notes = archives.definitions(target, head, Section::PostData, Some(&rest), jobs);
         self.notes.extend(notes.await?);
-        if keys.is_empty() {
-            return Ok(());
+        if !keys.is_empty() {
+            let statements = match &self.plan.partial {
+                None => {
+                    let script = archives.script(head, Some(&keys), &["--no-owner"]).await?;
+                    foreign_keys::statements(&script)
+                }
+                Some(partial) => {
+                    let chosen = partial.names();
+                    let is_chosen = |name: &Name| chosen.contains(name);
+                    let (keys, _) = partial::keys(archives, head, Some(&keys), &is_chosen).await?;
+                    keys.into_iter().map(|key| key.statement).collect()
+                }
+            };
+            let notes = foreign_keys::create(client, statements).await?;
+            self.notes.extend(notes);
         }
-        let statements = match &self.plan.partial {
-            None => {
-                let script = archives.script(head, Some(&keys), &["--no-owner"]).await?;
-                foreign_keys::statements(&script)
-            }
-            Some(partial) => {
-                let chosen = partial.names();
-                let is_chosen = |name: &Name| chosen.contains(name);
-                let (keys, _) = partial::keys(archives, head, Some(&keys), &is_chosen).await?;
-                keys.into_iter().map(|key| key.statement).collect()
-            }
-        };
-        let notes = foreign_keys::create(client, statements).await?;
-        self.notes.extend(notes);
+        let notes = archives.definitions(target, head, Section::PostData, Some(&row_security), 1);
+        self.notes.extend(notes.await?);
         Ok(())
     }
 }

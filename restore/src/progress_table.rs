@@ -21,7 +21,7 @@ pub(crate) enum Stage {
     Keys,
     /// Transactions are being replayed.
     Replay,
-    /// Every change is in; indexes, constraints and sequences follow.
+    /// Every change is in and the sequences are set; other indexes and constraints follow.
     Finish,
     /// Of a partial restore: what was not asked for is being dropped.
     Prune,

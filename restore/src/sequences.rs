@@ -2,7 +2,8 @@
 //!
 //! A sequence may come back further than it stood, never short of it: the further of the last sample
 //! before the target and the first one at or after it. Where they cannot tell (none is after, or
-//! somebody set the sequence back between), the columns it fills decide as well.
+//! somebody set the sequence back between), the columns it fills decide as well. They are read while no
+//! row security is enabled yet: forced on the restoring role, it would hide rows.
 
 use lastgood_proto::Lsn;
 use lastgood_proto::manifest::BaseManifest;
@@ -44,6 +45,12 @@ impl Samples {
     /// One at or after the target was seen: no later one is needed.
     pub(crate) const fn found(&self) -> bool {
         self.after.is_some()
+    }
+
+    /// One sequence was seen at or after the target. One that the capturing role may not read never is.
+    fn seen_after(&self, schema: &str, name: &str) -> bool {
+        let mut after = self.after.iter().flat_map(|(_, samples)| samples);
+        after.any(|sample| sample.schema == schema && sample.name == name)
     }
 
     /// What is known of one sequence, as of `base` or later.
@@ -105,7 +112,7 @@ pub(crate) async fn set(
             count += 1;
         }
         // What it has filled in may be further than any sample says.
-        if cycles || (samples.found() && !choice.went_back) {
+        if cycles || (samples.seen_after(&schema, &name) && !choice.went_back) {
             continue;
         }
         let (least, most): (i64, i64) = (row.try_get(4)?, row.try_get(5)?);
