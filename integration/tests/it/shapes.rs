@@ -85,7 +85,7 @@ async fn check(service: &Service, number: usize, change: &str) -> Result<()> {
 }
 
 /// Until a window begins behind `changed`: a base was taken since. No window may hold `changed`.
-async fn wait_beyond(service: &Service, name: &str, changed: &str) -> Result<()> {
+pub(crate) async fn wait_beyond(service: &Service, name: &str, changed: &str) -> Result<()> {
     let changed = lastgood_integration::service::parse_lsn(changed)?;
     wait::until_within(
         std::time::Duration::from_secs(90),

@@ -195,12 +195,19 @@ async fn all_on(service: &Service, major: u32) -> Result<()> {
     stage.run(3).await?;
     let (_, at_third) = stage.moment(service, &source).await?;
 
-    check(service, &stage, &source, &json!({"lsn": first}), &at_first).await?;
     check(
         service,
         &stage,
         &source,
-        &json!({"lsn": second}),
+        &json!({"lsn": first, "inclusive": false}),
+        &at_first,
+    )
+    .await?;
+    check(
+        service,
+        &stage,
+        &source,
+        &json!({"lsn": second, "inclusive": false}),
         &at_second,
     )
     .await?;
