@@ -4,6 +4,7 @@
 //! inside BEGIN … ROLLBACK. The one thing that cannot be tried that way, a slot, is judged by what
 //! it needs: the replication connection itself, `wal_level`, a free slot, a free sender.
 
+mod names;
 mod rights;
 mod role;
 mod server;
@@ -121,6 +122,9 @@ async fn look(
     server::judge(client, &facts, findings).await?;
     replication(config, &facts, findings).await;
     tools(&mut facts, findings).await;
+    if facts.encoding == "SQL_ASCII" && names::judge(client, findings).await? {
+        return Ok(Some(facts));
+    }
     let tables = crate::tables::list(client, facts.version).await?;
     tables::judge(client, &tables, settings, &mut facts, findings).await?;
     rights::attempt(client, &tables, settings, &facts, findings).await?;

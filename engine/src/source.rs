@@ -208,14 +208,19 @@ fn is_gap(error: &Error) -> bool {
     gone || matches!(error, Error::Gap { .. })
 }
 
-/// What our walsenders are told. The bytes of a SQL_ASCII database may be anything, so they are
-/// asked for as they are.
+/// What the stream is sent in and archives are written in. The bytes of a SQL_ASCII database may be
+/// anything, so they are asked for as they are.
+pub(crate) fn client_encoding(server_encoding: &str) -> &'static str {
+    match server_encoding {
+        "SQL_ASCII" => "SQL_ASCII",
+        _ => "UTF8",
+    }
+}
+
+/// What our walsenders are told.
 pub(crate) fn replication_options(settings: &SourceSettings, encoding: &str) -> ReplicationOptions {
     ReplicationOptions {
-        client_encoding: match encoding {
-            "SQL_ASCII" => "SQL_ASCII".to_owned(),
-            _ => "UTF8".to_owned(),
-        },
+        client_encoding: client_encoding(encoding).to_owned(),
         logical_decoding_work_mem_kb: Some(settings.logical_decoding_work_mem_kb),
         wal_sender_timeout: Some(WAL_SENDER_TIMEOUT),
         application_name: None,

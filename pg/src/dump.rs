@@ -38,6 +38,9 @@ pub enum DumpContent {
 /// One run of `pg_dump`, always in the custom format and uncompressed: compression is ours.
 #[derive(Debug, Clone, Default)]
 pub struct DumpOptions {
+    /// The archive's encoding; if `None`, what the database or the role sets for its clients, else
+    /// the database's own.
+    pub encoding: Option<String>,
     /// An exported snapshot to read under.
     pub snapshot: Option<String>,
     pub content: DumpContent,
@@ -141,6 +144,9 @@ impl PgTools {
         let mut command = self.command("pg_dump", config);
         command.args(["--format=custom", "--compress=0", "--no-password"]);
         command.args(["--no-publications", "--no-subscriptions"]);
+        if let Some(encoding) = &options.encoding {
+            command.arg(format!("--encoding={encoding}"));
+        }
         if let Some(snapshot) = &options.snapshot {
             command.arg(format!("--snapshot={snapshot}"));
         }

@@ -14,8 +14,6 @@ pub enum DecodeError {
     TrailingBytes { left: usize },
     #[error("a string has no terminating zero byte")]
     Unterminated,
-    #[error("the {what} is not UTF-8")]
-    NotUtf8 { what: &'static str },
     #[error("unknown {what} 0x{value:02x}")]
     Unknown { what: &'static str, value: u8 },
     #[error("{what} is out of range")]
@@ -30,7 +28,6 @@ impl DecodeError {
             Self::Truncated { .. }
             | Self::TrailingBytes { .. }
             | Self::Unterminated
-            | Self::NotUtf8 { .. }
             | Self::Unknown { .. }
             | Self::OutOfRange { .. } => Class::Corrupt,
         }
@@ -75,11 +72,6 @@ impl<'a> Cursor<'a> {
         let text = self.bytes(length)?;
         self.u8()?;
         Ok(text)
-    }
-
-    /// As [`Cursor::cstr`], and UTF-8; `what` names the field in the error.
-    pub fn cstr_utf8(&mut self, what: &'static str) -> Result<&'a str, DecodeError> {
-        std::str::from_utf8(self.cstr()?).map_err(|_| DecodeError::NotUtf8 { what })
     }
 
     pub fn u8(&mut self) -> Result<u8, DecodeError> {
@@ -144,7 +136,7 @@ mod tests {
         assert_eq!(cursor.u8(), Ok(1));
         assert_eq!(cursor.u16(), Ok(2));
         assert_eq!(cursor.i16(), Ok(-1));
-        assert_eq!(cursor.cstr_utf8("name"), Ok("a"));
+        assert_eq!(cursor.cstr(), Ok(&b"a"[..]));
         assert_eq!(cursor.finish(), Err(DecodeError::TrailingBytes { left: 1 }));
         assert_eq!(cursor.cstr(), Err(DecodeError::Unterminated));
         assert_eq!(cursor.u64(), Err(DecodeError::Truncated { missing: 7 }));
@@ -156,15 +148,5 @@ mod tests {
         );
         assert_eq!(cursor.bytes(1), Ok(&[9][..]));
         assert_eq!(cursor.finish(), Ok(()));
-    }
-
-    #[test]
-    fn names_what_is_no_utf8() {
-        assert_eq!(
-            Cursor::new(&[0xFF, 0]).cstr_utf8("column name"),
-            Err(DecodeError::NotUtf8 {
-                what: "column name"
-            })
-        );
     }
 }

@@ -19,6 +19,7 @@ mod lsn;
 pub mod manifest;
 pub mod pgoutput;
 pub mod segment;
+pub mod text;
 mod time;
 
 pub use class::Class;

@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::catalog::{self, Contents};
 use crate::error::{Error, chain};
 use crate::settings::SourceSettings;
+use crate::source::client_encoding;
 
 const CHUNK_BYTES: usize = 256 << 10;
 /// Shorter than the server's usual `deadlock_timeout`: where a transaction that locks several tables
@@ -58,7 +59,11 @@ pub(super) async fn all(place: &Place, settings: &SourceSettings) -> Result<Vec<
     big.sort_by_key(|entry| std::cmp::Reverse(entry.bytes));
 
     let name = |entry: &TableEntry| TableName::new(&entry.schema, &entry.name);
+    // As the stream is sent. A setting of the database or the role must not choose, and names are
+    // given to the tool, and read from its lists, in UTF-8.
+    let encoding = Some(client_encoding(place.fresh.server_encoding()).to_owned());
     let main = DumpOptions {
+        encoding: encoding.clone(),
         snapshot: Some(place.snapshot.clone()),
         exclude_table_data: big.iter().map(|entry| name(entry)).collect(),
         lock_wait_timeout: Some(LOCK_PATIENCE),
@@ -71,6 +76,7 @@ pub(super) async fn all(place: &Place, settings: &SourceSettings) -> Result<Vec<
     running.push_back(spawn(place, &slots, ArchiveName::Main, None, main));
     for entry in big {
         let options = DumpOptions {
+            encoding: encoding.clone(),
             snapshot: Some(place.snapshot.clone()),
             content: DumpContent::DataOnly,
             tables: vec![name(entry)],

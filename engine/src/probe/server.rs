@@ -35,6 +35,29 @@ SELECT pg_is_in_recovery() AS standby,
              FROM pg_replication_slots WHERE database = current_database()
              AND slot_name ~ '^lastgood_[0-9a-f]{16}_') AS sources";
 
+/// Encodings in which not every text that the server takes has a form in UTF-8, as tried out on
+/// PostgreSQL 18; the other ones convert there and back byte for byte.
+const PARTIAL_ENCODINGS: &[&str] = &[
+    "EUC_CN",
+    "EUC_JIS_2004",
+    "EUC_JP",
+    "EUC_KR",
+    "EUC_TW",
+    "ISO_8859_6",
+    "ISO_8859_7",
+    "ISO_8859_8",
+    "LATIN3",
+    "WIN1250",
+    "WIN1251",
+    "WIN1252",
+    "WIN1253",
+    "WIN1254",
+    "WIN1255",
+    "WIN1257",
+    "WIN1258",
+    "WIN874",
+];
+
 pub(super) async fn facts(client: &Client, version: u32) -> Result<ServerFacts, Error> {
     let row = client
         .query_one(FACTS, &[])
@@ -184,6 +207,28 @@ pub(super) async fn judge(
             "the database is SQL_ASCII: its bytes are kept as they are, and a restore needs a \
              SQL_ASCII database too",
             None,
+        ));
+    }
+    if PARTIAL_ENCODINGS.contains(&facts.encoding.as_str()) {
+        let twice = match facts.encoding.as_str() {
+            "EUC_JP" => {
+                "; and of characters that EUC_JP has two codes for, a restore writes the first"
+            }
+            _ => "",
+        };
+        findings.push(finding(
+            "encoding_partial",
+            Warning,
+            facts.database.clone(),
+            format!(
+                "the database is {}: PostgreSQL stores bytes in it that mean no character and that \
+                 it cannot send as UTF-8; a change to a row that holds any cannot be captured, and \
+                 capture stops there{twice}",
+                facts.encoding
+            ),
+            "find such rows before: SELECT convert_to(t::text, 'UTF8') FROM each table t; -- fails \
+             on them"
+                .to_owned(),
         ));
     }
     let keep_size: String = state.get("keep_size");

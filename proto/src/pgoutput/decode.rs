@@ -6,6 +6,7 @@ use super::message::{
     ReplicaIdentity, Truncate, Tuple, Type, Update, Value,
 };
 use crate::cursor::{Cursor, DecodeError};
+use crate::text::escaped;
 use crate::{Lsn, Oid, PgTimestamp, Xid};
 
 /// One message: the data of one XLogData.
@@ -57,7 +58,7 @@ fn origin<'a>(cursor: &mut Cursor<'a>) -> Result<Origin<'a>, DecodeError> {
 fn relation(cursor: &mut Cursor<'_>) -> Result<Relation, DecodeError> {
     let oid = Oid::new(cursor.u32()?);
     let schema = schema(cursor)?;
-    let table = cursor.cstr_utf8("table name")?.to_owned();
+    let table = escaped(cursor.cstr()?);
     let identity = match cursor.u8()? {
         b'd' => ReplicaIdentity::Default,
         b'n' => ReplicaIdentity::Nothing,
@@ -85,7 +86,7 @@ fn column(cursor: &mut Cursor<'_>) -> Result<Column, DecodeError> {
     };
     Ok(Column {
         key,
-        name: cursor.cstr_utf8("column name")?.to_owned(),
+        name: escaped(cursor.cstr()?),
         type_oid: Oid::new(cursor.u32()?),
         type_modifier: cursor.i32()?,
     })
@@ -95,7 +96,7 @@ fn custom_type(cursor: &mut Cursor<'_>) -> Result<Type, DecodeError> {
     Ok(Type {
         oid: Oid::new(cursor.u32()?),
         schema: schema(cursor)?,
-        name: cursor.cstr_utf8("type name")?.to_owned(),
+        name: escaped(cursor.cstr()?),
     })
 }
 
@@ -208,7 +209,7 @@ pub(super) const CASCADE: u8 = 1;
 pub(super) const RESTART_IDENTITY: u8 = 2;
 
 fn schema(cursor: &mut Cursor<'_>) -> Result<String, DecodeError> {
-    Ok(match cursor.cstr_utf8("schema name")? {
+    Ok(match escaped(cursor.cstr()?).as_str() {
         "" => "pg_catalog".to_owned(),
         name => name.to_owned(),
     })
