@@ -259,7 +259,7 @@ async fn live(
         .add_source(name, &connection(server, row, name), history::settings())
         .await?;
     service.wait_protected(name).await?;
-    let as_of_base = digest::of(&mut database.connect().await?, None).await?;
+    let as_of_base = truth::record(server, name).await?.content;
 
     let expected = |mut content: Content| {
         if row.identity == Identity::Nothing {
