@@ -118,11 +118,9 @@ async fn matrix() -> Result<()> {
             done.with_context(|| what).err()
         }
     });
-    let failed: Vec<_> = stream::iter(runs)
-        .buffer_unordered(AT_ONCE)
-        .filter_map(async |failure| failure.map(|error| format!("{error:#}")))
-        .collect()
-        .await;
+    let ended: Vec<_> = stream::iter(runs).buffer_unordered(AT_ONCE).collect().await;
+    let failed = ended.into_iter().flatten();
+    let failed: Vec<_> = failed.map(|error| format!("{error:#}")).collect();
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
 }

@@ -91,12 +91,18 @@ async fn check(case: Case) -> Result<()> {
 async fn check_all(cases: impl IntoIterator<Item = Case>) -> Result<()> {
     let jobs = number("LASTGOOD_ORACLE_JOBS").unwrap_or(2);
     let jobs = usize::try_from(jobs)?.max(1);
-    let failures: Vec<String> = futures::stream::iter(cases.into_iter().map(check))
+    let said = |checked: &Result<()>| {
+        if let Err(error) = checked {
+            eprintln!("{error:#}");
+        }
+    };
+    let checked: Vec<Result<()>> = futures::stream::iter(cases.into_iter().map(check))
         .buffer_unordered(jobs)
-        .filter_map(async |checked| checked.err().map(|error| format!("{error:#}")))
-        .inspect(|failure| eprintln!("{failure}"))
+        .inspect(said)
         .collect()
         .await;
+    let failures = checked.into_iter().filter_map(Result::err);
+    let failures: Vec<String> = failures.map(|error| format!("{error:#}")).collect();
     match failures.is_empty() {
         true => Ok(()),
         false => bail!("{} failed:\n{}", failures.len(), failures.join("\n\n")),
