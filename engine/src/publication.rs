@@ -187,8 +187,11 @@ pub(crate) async fn reconcile(
         Protection::NoIdentity => Some(Why::NoIdentity),
         Protection::Unlogged => Some(Why::Unlogged),
         Protection::NotOwned => Some(Why::NotOwned),
-        // Left out on purpose, or without rows of its own.
-        Protection::Excluded | Protection::Foreign | Protection::Derived => None,
+        // Left out on purpose, not the database's own, or without rows of its own.
+        Protection::Excluded
+        | Protection::Extension
+        | Protection::Foreign
+        | Protection::Derived => None,
     };
     let uncovered = tables.iter().filter_map(|table| {
         Some(Uncovered {

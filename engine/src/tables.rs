@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row};
 use crate::error::Error;
 use crate::settings::{NoIdentity, SourceSettings};
 
-/// A table, partitioned table, foreign table or materialized view that belongs to no extension.
+/// A table, partitioned table, foreign table or materialized view; of extensions their tables only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) oid: Oid,
@@ -21,6 +21,9 @@ pub(crate) struct Table {
     pub(crate) quoted: String,
     pub(crate) kind: char,
     pub(crate) unlogged: bool,
+    /// It came with an extension: `pg_dump` keeps its rows only if the extension marks it as
+    /// configuration (`pg_extension_config_dump`), and `CREATE EXTENSION` may fill it differently.
+    pub(crate) extension: bool,
     pub(crate) identity: Identity,
     /// `pg_class.relreplident`.
     pub(crate) replica_identity: char,
@@ -50,7 +53,7 @@ pub(crate) enum Identity {
 const TABLES: &str = r"
 SELECT c.oid, n.nspname, c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS quoted,
        c.relkind::text AS kind, c.relpersistence = 'u' AS unlogged,
-       c.relreplident::text AS replident, i.name AS identity_index,
+       x.member AS extension, c.relreplident::text AS replident, i.name AS identity_index,
        coalesce(i.generated, false) AS generated_key,
        pg_get_userbyid(c.relowner)::text AS owner,
        pg_has_role(c.relowner, 'USAGE') AS owned,
@@ -73,10 +76,12 @@ LEFT JOIN LATERAL (
     FROM pg_attribute a
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '') g
     ON true
+CROSS JOIN LATERAL (
+    SELECT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                   AND d.objid = c.oid AND d.deptype = 'e') AS member) x
 WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't'
   AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-  AND NOT EXISTS (SELECT FROM pg_depend d
-                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+  AND (c.relkind = 'r' OR NOT x.member)
 ORDER BY n.nspname, c.relname";
 
 /// All of them, by schema and name. Looks at catalogs only, so it waits for nobody's lock.
@@ -126,6 +131,7 @@ impl Table {
             quoted: text("quoted"),
             kind: letter("kind"),
             unlogged: flag("unlogged"),
+            extension: flag("extension"),
             identity,
             replica_identity: letter("replident"),
             identity_index,
@@ -140,6 +146,9 @@ impl Table {
 
     /// How far it is protected under these settings.
     pub(crate) fn protection(&self, settings: &SourceSettings) -> Protection {
+        if self.extension {
+            return Protection::Extension;
+        }
         match self.kind {
             'f' => return Protection::Foreign,
             'p' | 'm' => return Protection::Derived,
@@ -188,6 +197,7 @@ mod tests {
             quoted: format!("public.t{oid}"),
             kind,
             unlogged: false,
+            extension: false,
             identity: Identity::Index,
             replica_identity: 'd',
             identity_index: Some(format!("t{oid}_pkey")),
@@ -220,6 +230,11 @@ mod tests {
             ..table(1, 'r')
         };
         check(&unlogged, Protection::Unlogged);
+        let member = Table {
+            extension: true,
+            ..table(1, 'r')
+        };
+        check(&member, Protection::Extension);
         let other = Table {
             owned: false,
             ..table(1, 'r')

@@ -205,6 +205,9 @@ pub enum Protection {
     Unlogged,
     /// As fresh as the base: the role does not own it, so it could not be published.
     NotOwned,
+    /// It came with an extension: as fresh as the base if the extension marks it as configuration,
+    /// else its rows are not kept.
+    Extension,
     /// Only its definition is kept: its rows live elsewhere.
     Foreign,
     /// It has no rows of its own: a partitioned table, a materialized view.

@@ -372,6 +372,9 @@ fn not_covered(manifest: &BaseManifest, chosen: Option<&HashSet<Name>>) -> Vec<N
             Protection::NotOwned => {
                 "as fresh as the base: the capturing role does not own it, so it is not published"
             }
+            Protection::Extension => {
+                "as fresh as the base if its extension marks it as configuration, else as CREATE EXTENSION makes it"
+            }
             Protection::Foreign => "only its definition: its rows live on another server",
         };
         Some(NotCovered {

@@ -53,7 +53,12 @@ pub(super) async fn all(place: &Place, settings: &SourceSettings) -> Result<Vec<
         .iter()
         .map(|(entry, _)| entry)
         .filter(|entry| entry.kind == 'r' && entry.bytes > settings.big_table_bytes)
-        .filter(|entry| !matches!(entry.protection, Protection::Foreign))
+        .filter(|entry| {
+            !matches!(
+                entry.protection,
+                Protection::Foreign | Protection::Extension
+            )
+        })
         .collect();
     // The largest first: it decides when the base is done.
     big.sort_by_key(|entry| std::cmp::Reverse(entry.bytes));

@@ -108,7 +108,7 @@ async fn reading(
     let read = |table: &Table| format!("SELECT FROM ONLY {} LIMIT 0", table.quoted);
     let dumped: Vec<&Table> = tables
         .iter()
-        .filter(|table| matches!(table.kind, 'r' | 'p'))
+        .filter(|table| matches!(table.kind, 'r' | 'p') && !table.extension)
         .collect();
     for chunk in dumped.chunks(100) {
         let all: Vec<String> = chunk.iter().map(|table| read(table)).collect();

@@ -28,15 +28,16 @@ pub(super) async fn judge(
         .map_err(Error::sql("listing schemas"))?;
     facts.schemas = rows.iter().map(|row| row.get(0)).collect();
     facts.schemas.dedup();
-    facts.owners = tables
-        .iter()
+    // What an extension made is its owner's business, and the role needs no part in it.
+    let own = || tables.iter().filter(|table| !table.extension);
+    facts.owners = own()
         .filter(|table| settings.wants(&table.schema, &table.name))
         .map(|table| table.owner.clone())
         .collect();
     facts.owners.sort();
     facts.owners.dedup();
-    facts.row_security = tables.iter().any(|table| table.row_security);
-    facts.tables = tables.iter().filter(|table| table.kind == 'r').count();
+    facts.row_security = own().any(|table| table.row_security);
+    facts.tables = own().filter(|table| table.kind == 'r').count();
     facts.tables_protected = tables
         .iter()
         .filter(|table| table.protection(settings) == Protection::Full)
@@ -118,6 +119,14 @@ fn one(table: &Table, settings: &SourceSettings) -> Option<Finding> {
                 table.owner
             ),
             format!("GRANT {} TO CURRENT_USER;", quoted(&table.owner)),
+        ),
+        Protection::Extension => finding(
+            "extension_table",
+            Info,
+            name,
+            "the table came with an extension: its rows are as fresh as the newest base if the \
+             extension marks it as configuration, else they are not kept",
+            None,
         ),
         Protection::Foreign => finding(
             "foreign_table",

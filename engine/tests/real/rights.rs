@@ -137,3 +137,40 @@ async fn what_the_server_lacks_is_named() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_extensions_are_named() -> Result<()> {
+    for major in majors() {
+        let database = TestDatabase::new(major).await?;
+        let client = database.connect().await?;
+        client
+            .batch_execute(
+                "CREATE EXTENSION hstore; CREATE TABLE own(id int PRIMARY KEY);
+                 CREATE TABLE theirs(id int PRIMARY KEY); ALTER EXTENSION hstore ADD TABLE theirs",
+            )
+            .await?;
+        let report = look(&database.url()).await?;
+        let named = codes(&report, Severity::Info);
+        ensure!(
+            named.contains(&("extension_table", "public.theirs")),
+            "{named:?}"
+        );
+        let facts = report.server.expect("reachable");
+        assert_eq!((facts.tables, facts.tables_protected), (1, 1));
+
+        let fixture = Fixture::new(&database.url(), quick()).await?;
+        let mut running = fixture.start();
+        let base = running.base().await?;
+        running.stop().await?;
+        let tables = base.tables.iter();
+        let protection: Vec<_> = tables
+            .map(|table| (&*table.name, table.protection))
+            .collect();
+        assert_eq!(
+            protection,
+            [("own", Protection::Full), ("theirs", Protection::Extension)]
+        );
+        lastgood_engine::remove(&fixture.source).await?;
+    }
+    Ok(())
+}
