@@ -15,6 +15,7 @@ use crate::digest::{self, Content};
 use crate::postgres::{self, TestDatabase};
 use crate::service::Service;
 use crate::storage::Storage;
+use crate::workload::KEYLESS;
 use crate::{history, truth, wait};
 
 /// What is wrong with the product; trouble with the case or the machine is an error instead.
@@ -45,9 +46,6 @@ pub enum Nonsense {
     /// In a case that is being shortened, the table may have been left out.
     IsRefused,
 }
-
-/// Tables named so are base-only where the settings leave tables without identity alone.
-const KEYLESS: &str = "public.keyless";
 
 /// A state of the source.
 struct Moment {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, stream};
 use lastgood_integration::digest::{self, Content};
 use lastgood_integration::history::{self, Moment};
-use lastgood_integration::workload::Workload;
+use lastgood_integration::workload::{KEYLESS, Workload};
 use lastgood_integration::{Postgres, Service, Storage, TestDatabase, pairs, seed, tools, truth};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -330,9 +330,6 @@ async fn live(
 }
 
 const SUBJECT: &str = "public.subject";
-
-/// Tables of the workload that have no usable replica identity begin so.
-const KEYLESS: &str = "public.keyless";
 
 /// The table whose replica identity is the row's, with rows, and one for marks.
 fn subject(identity: Identity) -> String {
