@@ -49,8 +49,8 @@ async fn the_service_is_killed_while_it_takes_a_base() -> Result<()> {
     let service = Service::start(&storage).await?;
     // Large enough for a base to take a while.
     let database = TestDatabase::new(15).await?;
-    let bulk = "CREATE TABLE bulk (id int PRIMARY KEY, a text); INSERT INTO bulk SELECT n, repeat(md5(n::text), 4) FROM generate_series(1, 100000) n";
-    database.execute(bulk).await?;
+    let ballast = "CREATE TABLE ballast (id int PRIMARY KEY, a text); INSERT INTO ballast SELECT n, repeat(md5(n::text), 4) FROM generate_series(1, 100000) n";
+    database.execute(ballast).await?;
     let mut history = History::start(&service, database, seed).await?;
     let path = format!("/api/v1/sources/{}/bases", history.name);
     for _ in 0..2 {
