@@ -114,7 +114,8 @@ async fn oracle() -> Result<()> {
     if let Some(file) = std::env::var_os("LASTGOOD_CASE") {
         return check(std::fs::read_to_string(file)?.parse()?).await;
     }
-    let first = seed::choose("oracle");
+    // Six seeds in a row are six majors: the share of every run is 15 to 18, and no seed is below.
+    let first = seed::choose("oracle") / 6 * 6 + 2;
     let more = number("LASTGOOD_ORACLE_SEEDS").unwrap_or(4);
     let seeds = match seed::given() {
         Some(seed) => seed..seed + 1,
