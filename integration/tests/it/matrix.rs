@@ -251,7 +251,7 @@ async fn live(
     let mut rng = seed::rng(seed, "matrix");
     let writer = server.url_as(WRITER, "", name);
     let client = lastgood_integration::postgres::connect(&writer).await?;
-    let mut workload = Workload::start(&writer, seed, 2).await?;
+    let mut workload = Workload::start_for(&writer, seed, 2, row.target).await?;
     client.batch_execute(&subject(row.identity)).await?;
     // Bases under writers, TRUNCATE among them, are the oracle's; here they would only take long.
     let quiet = workload.quiet().await;
