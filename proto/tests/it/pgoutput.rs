@@ -56,10 +56,15 @@ proptest! {
         bytes[at] = byte;
         // What still decodes is told apart by its bytes.
         if let Ok(message) = decode(&bytes) {
-            // "pg_catalog" spelt out is the one thing that has two forms.
-            if !bytes.windows(11).any(|part| part == b"pg_catalog\0") {
-                prop_assert_eq!(encoded(&message), bytes);
+            let again = encoded(&message);
+            // "pg_catalog" spelt out and names that are not UTF-8 are what has two forms.
+            let spelt_out = bytes.windows(11).any(|part| part == b"pg_catalog\0");
+            let names = matches!(message, Message::Relation(_) | Message::Type(_));
+            let escaped = names && std::str::from_utf8(&bytes).is_err();
+            if !spelt_out && !escaped {
+                prop_assert_eq!(&again, &bytes);
             }
+            prop_assert_eq!(decode(&again), Ok(message));
         }
     }
 }
@@ -85,7 +90,7 @@ fn what_is_announced_is_not_allocated() {
 
 #[test]
 fn fails_closed() {
-    let cases: [(&[u8], &str); 14] = [
+    let cases: [(&[u8], &str); 13] = [
         (b"", "the message ends 1 bytes too early"),
         (b"S", "unknown pgoutput message 0x53"),
         (
@@ -95,7 +100,6 @@ fn fails_closed() {
         (b"C\x01", "unknown commit flags 0x01"),
         (b"R\0\0\0\x01s\0t\0x", "unknown replica identity 0x78"),
         (b"R\0\0\0\x01s\0t\0d\0\x01\x02", "unknown column flags 0x02"),
-        (b"R\0\0\0\x01\xFF\0", "the schema name is not UTF-8"),
         (b"I\0\0\0\x01K", "unknown tuple of an Insert 0x4b"),
         (b"I\0\0\0\x01N\0\x01b", "unknown kind of value 0x62"),
         (
