@@ -267,7 +267,7 @@ fn a_fork_ends_what_can_be_restored() {
         segment(1, 35, 40),
     ];
     let bases = [base(1, 10)];
-    let choice = chosen(at(20), &segments, &bases).unwrap();
+    let choice = chosen(at(19), &segments, &bases).unwrap();
     assert_eq!(choice.needed.last().unwrap().end, Lsn::new(20));
     assert!(chosen(at(38), &segments, &bases).is_err());
     assert!(matches!(
