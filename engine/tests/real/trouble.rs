@@ -1,6 +1,7 @@
 //! What a server can do to a lineage: nothing may be papered over, and the server never waits for
 //! us.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,15 @@ use crate::majors;
 use crate::running::{Fixture, quick, wal_end};
 
 const TABLE: &str = "CREATE TABLE t(id bigserial PRIMARY KEY, v text)";
+
+/// A server of its own with a database and a table.
+async fn shop(major: u32) -> Result<(Arc<Postgres>, String, tokio_postgres::Client)> {
+    let server = Arc::new(Postgres::start(major, &[]).await?);
+    let url = server.create_database("shop").await?;
+    let client = server.connect("shop").await?;
+    client.batch_execute(TABLE).await?;
+    Ok((server, url, client))
+}
 
 async fn slot(client: &tokio_postgres::Client) -> Result<String> {
     let row = client
@@ -131,10 +141,7 @@ async fn a_slot_lost_while_streaming_begins_a_new_lineage() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_stops_at_once_and_its_crash_loses_nothing() -> Result<()> {
     for major in majors() {
-        let server = std::sync::Arc::new(Postgres::start(major, &[]).await?);
-        let url = server.create_database("shop").await?;
-        let client = server.connect("shop").await?;
-        client.batch_execute(TABLE).await?;
+        let (server, url, client) = shop(major).await?;
         // Segments would be cut late by themselves: it is the server's wish that has to do it.
         let settings = SourceSettings {
             segment_seconds: 600,
@@ -187,11 +194,8 @@ async fn a_server_stops_at_once_and_its_crash_loses_nothing() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wal_of_other_databases_is_let_go() -> Result<()> {
-    let server = Postgres::start(15, &[]).await?;
-    let url = server.create_database("shop").await?;
+    let (server, url, client) = shop(15).await?;
     server.create_database("other").await?;
-    let client = server.connect("shop").await?;
-    client.batch_execute(TABLE).await?;
     let fixture = Fixture::new(&url, quick()).await?;
     let mut running = fixture.start();
     running.base().await?;
@@ -219,10 +223,7 @@ async fn wal_of_other_databases_is_let_go() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_budget_takes_the_slot_and_the_source_waits_to_be_asked() -> Result<()> {
-    let server = Postgres::start(15, &[]).await?;
-    let url = server.create_database("shop").await?;
-    let client = server.connect("shop").await?;
-    client.batch_execute(TABLE).await?;
+    let (server, url, client) = shop(15).await?;
     let settings = SourceSettings {
         wal_budget_bytes: 64 << 20,
         ..quick()
@@ -325,10 +326,7 @@ async fn pausing_without_the_slot_and_removing_leave_nothing() -> Result<()> {
 /// writes on past what is durable: no position tells the two histories apart, what was sent does.
 #[tokio::test(flavor = "multi_thread")]
 async fn storage_set_back_is_a_gap_also_once_it_has_caught_up() -> Result<()> {
-    let server = std::sync::Arc::new(Postgres::start(15, &[]).await?);
-    let url = server.create_database("shop").await?;
-    let client = server.connect("shop").await?;
-    client.batch_execute(TABLE).await?;
+    let (server, url, client) = shop(15).await?;
     let fixture = Fixture::new(&url, quick()).await?;
     let mut running = fixture.start();
     running.base().await?;
@@ -469,10 +467,7 @@ async fn a_fork_is_noticed_by_who_goes_on() -> Result<()> {
 /// A slot waits for whoever is writing, and holds WAL back meanwhile: within the budget.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_cannot_be_made_is_given_up_at_the_budget() -> Result<()> {
-    let server = Postgres::start(18, &[]).await?;
-    let url = server.create_database("shop").await?;
-    let client = server.connect("shop").await?;
-    client.batch_execute(TABLE).await?;
+    let (server, url, client) = shop(18).await?;
     let settings = SourceSettings {
         wal_budget_bytes: 64 << 20,
         ..quick()
