@@ -43,6 +43,8 @@ pub(crate) struct Schema {
     tables: Vec<Table>,
     specials: Vec<&'static Special>,
     restarts: bool,
+    /// Writers that wait for nobody would otherwise truncate faster than a base can begin.
+    rare_truncates: bool,
 }
 
 impl Schema {
@@ -55,6 +57,7 @@ impl Schema {
             tables: Table::random_set(&mut rng, restarts),
             specials: Special::some(major, &mut rng),
             restarts,
+            rare_truncates: false,
         }
     }
 
@@ -81,7 +84,10 @@ impl Schema {
         {
             let change = special.change(self.major, rng);
             // A base cannot begin while a table is truncated between its snapshot and its locks.
-            if !change.contains("TRUNCATE") || rng.random_ratio(1, TRUNCATES_KEPT) {
+            let refused = self.rare_truncates
+                && change.contains("TRUNCATE")
+                && !rng.random_ratio(1, TRUNCATES_KEPT);
+            if !refused {
                 return change;
             }
         }
@@ -160,6 +166,7 @@ impl Workload {
         let version = "SELECT current_setting('server_version_num')::int / 10000";
         let major: i32 = client.query_one(version, &[]).await?.get(0);
         let mut schema = Schema::random(seed, u32::try_from(major)?);
+        schema.rare_truncates = true;
         if target < schema.major {
             schema.specials.clear();
         }
