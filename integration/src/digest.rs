@@ -208,6 +208,21 @@ impl Content {
         found
     }
 
+    /// These tables and sequences alone.
+    ///
+    /// # Panics
+    /// If a table is not there.
+    #[must_use]
+    pub fn part(&self, tables: &[&str], sequences: &[&str]) -> Content {
+        let mut part = self.clone();
+        part.tables
+            .retain(|name, _| tables.contains(&name.as_str()));
+        part.sequences
+            .retain(|name, _| sequences.contains(&name.as_str()));
+        assert_eq!(part.tables.len(), tables.len(), "{:?}", self.tables.keys());
+        part
+    }
+
     /// # Panics
     /// With the differences, if there are any.
     pub fn assert_restored(&self, restored: &Content, what: &str) {

@@ -43,53 +43,44 @@ const fn escape(byte: u8) -> &'static [u8] {
 
 /// A `text[]` field; unchanged values are null in it.
 pub(crate) fn array<'a>(cells: impl Iterator<Item = &'a Cell>, out: &mut Vec<u8>) {
-    out.push(b'{');
-    for (at, cell) in cells.enumerate() {
-        if at > 0 {
-            out.push(b',');
-        }
-        let Some(bytes) = cell.as_bytes() else {
-            out.extend_from_slice(b"NULL");
-            continue;
-        };
-        out.push(b'"');
-        for byte in bytes {
-            match byte {
-                // Once for the array, and each of the two once for COPY.
-                b'\\' => out.extend_from_slice(b"\\\\\\\\"),
-                b'"' => out.extend_from_slice(b"\\\\\""),
-                _ if special(*byte) => out.extend_from_slice(escape(*byte)),
-                _ => out.push(*byte),
-            }
-        }
-        out.push(b'"');
-    }
-    out.push(b'}');
+    elements(cells, *b"{}", b"NULL", b"\\\\\"", out);
 }
 
 /// A composite field; unchanged values are null in it.
 pub(crate) fn composite<'a>(cells: impl Iterator<Item = &'a Cell>, out: &mut Vec<u8>) {
-    out.push(b'(');
+    elements(cells, *b"()", b"", b"\"\"", out);
+}
+
+/// Elements in double quotes; `quote` stands for one inside, in COPY's form.
+fn elements<'a>(
+    cells: impl Iterator<Item = &'a Cell>,
+    [open, close]: [u8; 2],
+    null: &[u8],
+    quote: &[u8],
+    out: &mut Vec<u8>,
+) {
+    out.push(open);
     for (at, cell) in cells.enumerate() {
         if at > 0 {
             out.push(b',');
         }
         let Some(bytes) = cell.as_bytes() else {
+            out.extend_from_slice(null);
             continue;
         };
         out.push(b'"');
         for byte in bytes {
             match byte {
-                // Once for the composite, and each of the two once for COPY.
+                // Once for the literal, and each of the two once for COPY.
                 b'\\' => out.extend_from_slice(b"\\\\\\\\"),
-                b'"' => out.extend_from_slice(b"\"\""),
+                b'"' => out.extend_from_slice(quote),
                 _ if special(*byte) => out.extend_from_slice(escape(*byte)),
                 _ => out.push(*byte),
             }
         }
         out.push(b'"');
     }
-    out.push(b')');
+    out.push(close);
 }
 
 #[cfg(test)]

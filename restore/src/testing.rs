@@ -23,6 +23,14 @@ use tokio::io::AsyncReadExt as _;
 pub(crate) const PINNED: &str = "SET DateStyle='ISO'; SET IntervalStyle='postgres'; SET TimeZone='UTC'; \
      SET extra_float_digits=3; SET bytea_output='hex'; SET lc_monetary='C'; SET search_path='pg_catalog'";
 
+/// With its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
 /// A source, its slot and its repository.
 pub(crate) struct Fixture {
     pub(crate) source: TestDatabase,

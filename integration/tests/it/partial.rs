@@ -2,7 +2,6 @@
 //! nothing but repository and key.
 
 use anyhow::{Context, Result, ensure};
-use lastgood_integration::digest::Content;
 use lastgood_integration::{Service, Storage, TestDatabase, digest, history, service, truth};
 use serde_json::{Value, json};
 
@@ -73,7 +72,8 @@ async fn a_dropped_table_comes_back_alone() -> Result<()> {
         "{ended:#}"
     );
     let restored = digest::of(&mut server.connect(&name).await?, None).await?;
-    part(&truth, &["public.users"], &["public.users_id_seq"])
+    truth
+        .part(&["public.users"], &["public.users_id_seq"])
         .assert_restored(&restored, "users by the service");
 
     let unknown = json!({"target": target, "tables": ["public.user"]});
@@ -111,12 +111,11 @@ async fn a_dropped_table_comes_back_alone() -> Result<()> {
     );
     let mut copy = server.connect(&name).await?;
     let restored = digest::of(&mut copy, None).await?;
-    part(
-        &truth,
+    let expected = truth.part(
         &["public.users", "app.\"Order, old\""],
         &["public.users_id_seq", "app.\"Order, old_id_seq\""],
-    )
-    .assert_restored(&restored, "two tables by repository and key");
+    );
+    expected.assert_restored(&restored, "two tables by repository and key");
     let keys = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND convalidated";
     assert_eq!(copy.query_one(keys, &[]).await?.get::<_, i64>(0), 1);
 
@@ -136,15 +135,6 @@ async fn a_dropped_table_comes_back_alone() -> Result<()> {
         output.status
     );
     Ok(())
-}
-
-fn part(content: &Content, tables: &[&str], sequences: &[&str]) -> Content {
-    let mut part = content.clone();
-    part.tables
-        .retain(|name, _| tables.contains(&name.as_str()));
-    part.sequences
-        .retain(|name, _| sequences.contains(&name.as_str()));
-    part
 }
 
 async fn by_itself(

@@ -6,7 +6,7 @@ use lastgood_integration::TestDatabase;
 use lastgood_proto::PgTimestamp;
 
 use super::*;
-use crate::testing::{Fixture, content, majors, tables};
+use crate::testing::{Fixture, chain, content, majors, tables};
 use crate::{PlanOptions, Target, TargetKind, plan};
 
 const SHOP: &str = "
@@ -89,13 +89,6 @@ fn into(database: &TestDatabase) -> Into {
         connection: database.url().parse().unwrap(),
         create_database: None,
         allow_source: false,
-    }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }
 

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 
 use lastgood_integration::TestDatabase;
-use lastgood_integration::digest::Content;
 use lastgood_proto::{Lsn, PgTimestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::testing::{Fixture, content, majors};
+use crate::testing::{Fixture, chain, content, majors};
 use crate::{
     Error, Into, Options, Plan, PlanOptions, Replay, Report, TableName, Target, TargetKind,
     execute, plan, split_list,
@@ -98,29 +97,6 @@ async fn run(fixture: &Fixture, plan: &Plan, copy: &TestDatabase) -> Result<Repo
     execute(plan, &fixture.store, into, &options, |_| {}, cancel).await
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
-}
-
-/// What of a database's content is in these tables; sequences as they are named.
-fn part(content: &Content, tables: &[&str], sequences: &[&str]) -> Content {
-    let mut part = content.clone();
-    part.tables
-        .retain(|name, _| tables.contains(&name.as_str()));
-    part.sequences
-        .retain(|name, _| sequences.contains(&name.as_str()));
-    assert_eq!(
-        part.tables.len(),
-        tables.len(),
-        "{:?}",
-        content.tables.keys()
-    );
-    part
-}
-
 async fn relations(database: &TestDatabase) -> BTreeSet<String> {
     let client = database.connect().await.unwrap();
     let sql = "SELECT format('%s %I.%I', c.relkind, n.nspname, c.relname) FROM pg_class c
@@ -204,7 +180,7 @@ async fn tables_with_what_they_need() {
             let copy = fixture.source.sibling().await.unwrap();
             let report = run(&fixture, &plan, &copy).await;
             let report = report.unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
-            let expected = part(truth, case.rows, case.sequences);
+            let expected = truth.part(case.rows, case.sequences);
             expected.assert_restored(&content(&copy).await, &what);
             let rows = case.rows.iter().map(|name| format!("r {name}"));
             let sequences = case.sequences.iter().map(|name| format!("S {name}"));
