@@ -173,6 +173,23 @@ pub async fn of(client: &mut Client, snapshot: Option<&str>) -> Result<Content> 
 }
 
 impl Content {
+    /// With the tables and sequences of one schema named as if they were in another.
+    #[must_use]
+    pub fn renamed(&self, from: &str, to: &str) -> Content {
+        let rename = |name: &String| match name.strip_prefix(&format!("{from}.")) {
+            Some(rest) => format!("{to}.{rest}"),
+            None => name.clone(),
+        };
+        let tables = self.tables.iter();
+        let sequences = self.sequences.iter();
+        Content {
+            tables: tables
+                .map(|(name, it)| (rename(name), it.clone()))
+                .collect(),
+            sequences: sequences.map(|(name, it)| (rename(name), *it)).collect(),
+        }
+    }
+
     /// Says what differs, one line each; empty if `restored` has exactly these tables with these rows
     /// and every sequence stands where it stood or beyond.
     pub fn differences(&self, restored: &Content) -> Vec<String> {

@@ -71,6 +71,16 @@ pub enum Section {
     PostData,
 }
 
+impl Section {
+    const fn argument(self) -> &'static str {
+        match self {
+            Section::PreData => "--section=pre-data",
+            Section::Data => "--section=data",
+            Section::PostData => "--section=post-data",
+        }
+    }
+}
+
 /// One run of `pg_restore` into the connection's database. Publications and subscriptions are
 /// never restored: a publication brought back would impose its rules on the restored database.
 #[derive(Debug, Clone, Default)]
@@ -182,6 +192,31 @@ impl PgTools {
         spawn_reading(command, "pg_dump")
     }
 
+    /// One section of a schema's definitions as SQL text, without owners and privileges.
+    pub async fn script(
+        &self,
+        config: &ConnectionConfig,
+        schema: &str,
+        section: Section,
+    ) -> Result<String, ToolError> {
+        let mut command = self.command("pg_dump", config);
+        command.args(["--format=plain", "--no-password", "--encoding=UTF8"]);
+        command.args(["--no-owner", "--no-privileges", "--strict-names"]);
+        command.args(["--no-publications", "--no-subscriptions"]);
+        command.arg(format!("--schema={}", quote::identifier(schema)));
+        command.arg(section.argument());
+        command.arg(environment::database_argument(config.database()));
+        let mut dump = spawn_reading(command, "pg_dump")?;
+        let mut text = String::new();
+        let read = dump.stdout.read_to_string(&mut text).await;
+        dump.wait().await?;
+        read.map_err(|source| ToolError::Io {
+            tool: "pg_dump",
+            source,
+        })?;
+        Ok(text)
+    }
+
     /// Starts `pg_dumpall` for what belongs to no database: roles without their passwords,
     /// memberships, tablespaces. SQL text; a best effort, many providers refuse parts of it.
     pub fn dumpall_globals(&self, config: &ConnectionConfig) -> Result<DumpProcess, ToolError> {
@@ -201,11 +236,7 @@ impl PgTools {
         command.args(["--format=custom", "--no-password"]);
         command.args(["--no-publications", "--no-subscriptions"]);
         for section in &options.sections {
-            command.arg(match section {
-                Section::PreData => "--section=pre-data",
-                Section::Data => "--section=data",
-                Section::PostData => "--section=post-data",
-            });
+            command.arg(section.argument());
         }
         if let Some(list) = &options.list_file {
             command.arg("--use-list").arg(list);

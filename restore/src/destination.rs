@@ -112,7 +112,7 @@ pub(crate) async fn open(
 
 /// Whether this database is the one that was captured: by the cluster's system identifier, or by
 /// a slot of this source, which also a newer lineage may have.
-async fn is_source(
+pub(crate) async fn is_source(
     session: &Session,
     source: SourceId,
     lineage: &LineageFile,

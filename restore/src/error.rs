@@ -145,6 +145,53 @@ pub enum Error {
          restore the whole database"
     )]
     TableNeedsOther { object: String },
+    #[error("schema \"{name}\" cannot be made: {why}")]
+    InvalidSchema { name: String, why: &'static str },
+    #[error(
+        "{first} and {second} cannot both be in schema \"{schema}\"; restore one of them, then the other \
+         into another schema"
+    )]
+    SameName {
+        first: String,
+        second: String,
+        schema: String,
+    },
+    #[error(
+        "schema \"{schema}\" exists already in database \"{database}\"{}",
+        and_scratch(scratch)
+    )]
+    SchemaExists {
+        schema: String,
+        database: String,
+        /// A scratch database of an earlier attempt that is still there.
+        scratch: Option<String>,
+    },
+    #[error(
+        "database \"{scratch}\" holds an unfinished restore into schema \"{schema}\" of database \
+         \"{database}\": resume it, or drop it with DROP DATABASE \"{scratch}\""
+    )]
+    ScratchExists {
+        scratch: String,
+        schema: String,
+        database: String,
+    },
+    #[error(
+        "role \"{role}\" may not create a schema in database \"{database}\": GRANT CREATE ON DATABASE \
+         \"{database}\" TO \"{role}\""
+    )]
+    MayNotCreateSchema { role: String, database: String },
+    #[error("database \"{database}\" needs extension {extension} as the source had it: {remedy}")]
+    MissingExtension {
+        extension: String,
+        database: String,
+        /// The statement that gives it.
+        remedy: String,
+    },
+    #[error(
+        "the tables need {object}, which cannot be moved into another schema; restore them into a database \
+         of their own"
+    )]
+    CannotMove { object: String },
     #[error("the base holds no rows of {table}")]
     NoRows { table: String },
     #[error("the archive's definitions are not understood")]
@@ -205,6 +252,12 @@ fn list<T: ToString>(items: &[T]) -> String {
     texts.join(", ")
 }
 
+fn and_scratch(scratch: &Option<String>) -> String {
+    scratch.as_ref().map_or_else(String::new, |scratch| {
+        format!(", and an earlier restore into it left database \"{scratch}\": DROP DATABASE \"{scratch}\"")
+    })
+}
+
 fn did_you_mean(near: &[String]) -> String {
     match near {
         [] => String::new(),
@@ -247,6 +300,13 @@ impl Error {
             | Error::UnknownTable { .. }
             | Error::AmbiguousTable { .. }
             | Error::TableNeedsOther { .. }
+            | Error::InvalidSchema { .. }
+            | Error::SameName { .. }
+            | Error::SchemaExists { .. }
+            | Error::ScratchExists { .. }
+            | Error::MayNotCreateSchema { .. }
+            | Error::MissingExtension { .. }
+            | Error::CannotMove { .. }
             | Error::Statement { .. } => Class::NeedsOperator,
             Error::ArchiveAltered { .. }
             | Error::OtherEnd { .. }

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use lastgood_pg::dump::{ArchiveMaker, Section, TocEntry};
-use lastgood_pg::{ConnectionConfig, PgTools, Purpose, Session};
+use lastgood_pg::{Canceller, ConnectionConfig, PgTools, Purpose, Session};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{BaseManifest, LineageFile, Protection};
 use lastgood_proto::{BaseId, LineageId, Lsn, Oid};
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{self, Replayed};
 use crate::archive::{Archives, Head};
 use crate::destination::{self, Destination};
+use crate::existing::Existing;
 use crate::partial::Partial;
 use crate::plan::{self, Plan};
 use crate::progress_table::{self, Stage};
@@ -30,13 +31,16 @@ use crate::relations::Name;
 use crate::replay::{Outcome, replay};
 use crate::report::{Phase, PhaseTime, Progress, Report};
 use crate::sql::qualified;
-use crate::{Error, foreign_keys, identity, leftover, ownership, partial, prune, sequences};
+use crate::{
+    Error, foreign_keys, gather, identity, leftover, ownership, partial, prune, sequences,
+};
 
 /// Where to.
 #[derive(Clone)]
 pub struct Into {
     pub connection: ConnectionConfig,
-    /// A new database, made through `connection`; else the connection's own, which must be empty.
+    /// A new database, made through `connection`; else the connection's own, which must be empty
+    /// unless the plan is of some tables under a new schema.
     pub create_database: Option<String>,
     /// Also into the cluster and database that was captured.
     pub allow_source: bool,
@@ -92,13 +96,18 @@ pub async fn execute(
         phase: (Phase::Prepare, Instant::now()),
     };
     tracker.now(0, 0, None);
-    let open = destination::open(
-        &into,
-        plan.source,
-        &lineage,
-        &manifest.encoding,
-        options.resume,
-    );
+    let existing = plan.schema().map(|schema| Existing::new(&into, schema));
+    let open = async {
+        let into = match &existing {
+            None => into,
+            Some(existing) => {
+                let (source, resume) = (plan.source, options.resume);
+                existing.check(&into, source, &lineage, resume).await?
+            }
+        };
+        let (encoding, resume) = (&manifest.encoding, options.resume);
+        destination::open(&into, plan.source, &lineage, encoding, resume).await
+    };
     let destination = tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(Error::Cancelled),
@@ -112,6 +121,8 @@ pub async fn execute(
         options,
         tracker,
         notes: Vec::new(),
+        existing: existing.as_ref(),
+        transferring: None,
     };
     let outcome = tokio::select! {
         biased;
@@ -122,11 +133,20 @@ pub async fn execute(
         Ok(report) => Ok(report),
         Err(error) => {
             let phase = run.tracker.phase.0;
+            let transferring = run.transferring.take();
             drop(run);
+            if let Some(transferring) = transferring {
+                // A best effort: without its client the transaction ends unfinished anyway.
+                let _asked = transferring.cancel().await;
+            }
             destination::end_sessions(&config).await;
+            let left_behind = match &existing {
+                None => left_behind(&config, created),
+                Some(existing) => existing.left_behind(&error).await,
+            };
             Err(Error::Failed {
                 phase,
-                left_behind: left_behind(&config, created),
+                left_behind,
                 source: Box::new(error),
             })
         }
@@ -144,6 +164,15 @@ pub async fn check(
     resume: bool,
 ) -> Result<(), Error> {
     let lineage: LineageFile = store.get_json(&SourceObject::Lineage(plan.lineage)).await?;
+    let scratch;
+    let into = match plan.schema() {
+        None => into,
+        Some(schema) => {
+            let existing = Existing::new(into, schema);
+            scratch = existing.check(into, plan.source, &lineage, resume).await?;
+            &scratch
+        }
+    };
     match destination::look(into, plan.source, &lineage, resume).await? {
         destination::Found::Ready { session, .. } | destination::Found::Missing(session) => {
             session.close().await;
@@ -214,6 +243,10 @@ struct Run<'a> {
     options: &'a Options,
     tracker: Tracker<'a>,
     notes: Vec<String>,
+    /// Where the tables go from the scratch database that is restored into.
+    existing: Option<&'a Existing>,
+    /// Ends what the existing database does for us.
+    transferring: Option<Canceller>,
 }
 
 impl Run<'_> {
@@ -225,6 +258,9 @@ impl Run<'_> {
             ..
         } = destination;
         let client = session.client();
+        if let Some(existing) = self.existing {
+            existing.label(client).await?;
+        }
         let tools = PgTools::discover().await;
         let maker = ArchiveMaker(major(&self.manifest.pg_dump_version));
         let tools = PgTools::for_restore(&tools, session.server_version(), maker)?;
@@ -252,7 +288,10 @@ impl Run<'_> {
                 .await?;
             self.notes.extend(notes);
             if let Some(partial) = &self.plan.partial {
-                prune::check(client, partial).await?;
+                let extensions = prune::check(client, partial).await?;
+                if let Some(existing) = self.existing {
+                    existing.has_extensions(client, &extensions).await?;
+                }
             }
             progress_table::enter(client, Stage::Data).await?;
         }
@@ -296,21 +335,33 @@ impl Run<'_> {
         }
         let mut partial = self.plan.partial.clone();
         if let Some(partial) = &mut partial {
-            progress_table::enter(client, Stage::Prune).await?;
-            let left_out = prune::prune(client, partial).await?;
-            partial.left_out.extend(left_out);
+            if stage <= Stage::Prune {
+                progress_table::enter(client, Stage::Prune).await?;
+                prune::prune(client, partial).await?;
+            }
+            partial.left_out.extend(prune::left_out(client).await?);
         }
-        self.notes
-            .extend(ownership::apply(client, &archives, &head, partial.is_some()).await?);
-        progress_table::drop(client).await?;
-        if partial.is_none() {
-            // Last: from here on a user's own code may run.
-            let triggers: Vec<&TocEntry> = of_kind(&head, "EVENT TRIGGER").collect();
-            let notes = archives.definitions(&config, &head, Section::PostData, Some(&triggers), 1);
-            self.notes.extend(notes.await?);
+        if let Some(existing) = self.existing {
+            if stage <= Stage::Prune {
+                gather::for_good(client, existing.schema()).await?;
+            }
+            self.transfer(existing, session).await?;
+        } else {
+            let is_partial = partial.is_some();
+            let notes = ownership::apply(client, &archives, &head, is_partial).await?;
+            self.notes.extend(notes);
+            progress_table::drop(client).await?;
+            if !is_partial {
+                // Last: from here on a user's own code may run.
+                let triggers: Vec<&TocEntry> = of_kind(&head, "EVENT TRIGGER").collect();
+                let notes =
+                    archives.definitions(&config, &head, Section::PostData, Some(&triggers), 1);
+                self.notes.extend(notes.await?);
+            }
+            session.close().await;
         }
-        let database = config.database().to_owned();
-        session.close().await;
+        let database = self.existing.map_or(config.database(), Existing::database);
+        let database = database.to_owned();
         let (phase, since) = self.tracker.phase;
         self.tracker
             .times
@@ -330,6 +381,31 @@ impl Run<'_> {
             not_covered: self.plan.not_covered.clone(),
             partial,
         })
+    }
+
+    /// From the scratch database to the existing one; then nothing is left of the first.
+    async fn transfer(&mut self, existing: &Existing, scratch: Session) -> Result<(), Error> {
+        self.tracker.enter(Phase::Transfer);
+        let (session, canceller) = existing.connect().await?;
+        self.transferring = Some(canceller);
+        let (done, tracker) = (AtomicU64::new(0), &self.tracker);
+        let fed = |bytes| {
+            let before = done.fetch_add(bytes, Ordering::Relaxed);
+            if before >> 22 != (before + bytes) >> 22 {
+                tracker.now(before + bytes, 0, None);
+            }
+        };
+        let encoding = &self.manifest.encoding;
+        let transferred = existing.transfer(&scratch, &session, encoding, &fed);
+        transferred.await?;
+        self.transferring = None;
+        session.close().await;
+        scratch.close().await;
+        // The tables are there: this is no reason to call it failed.
+        if let Err(error) = existing.drop_scratch().await {
+            self.notes.push(existing.scratch_stays(&error));
+        }
+        Ok(())
     }
 
     /// The stage to go on with, and how far an earlier attempt came.
@@ -467,9 +543,12 @@ impl Run<'_> {
             |entry: &TocEntry| leftover::beginnings(entry.rest()).any(|name| wanted.contains(name));
         let (mut keys, mut rest) = (Vec::new(), Vec::new());
         let is_partial = self.plan.partial.is_some();
+        let under_a_schema = self.plan.schema().is_some();
         for entry in &head.entries {
             match entry.kind() {
                 "EVENT TRIGGER" => {}
+                // The plan has named them.
+                kind if under_a_schema && partial::ATTACHED.contains(&kind) => {}
                 // They would be made of tables that are empty, and then dropped.
                 "MATERIALIZED VIEW DATA" if is_partial => {}
                 "CONSTRAINT" | "INDEX" if is_key(entry) => keys.push(entry),

@@ -7,7 +7,8 @@
 //! its catalog.
 //!
 //! Invariants: a restore equals the source at the target or fails; nothing is ever skipped to get
-//! on; the target database is new or empty, and never the source itself.
+//! on; the target database is new or empty, and never the source itself; or one that exists gets a new
+//! schema with some tables, whole or not at all.
 //!
 //! Absent: schema changes inside a window (a relation that no longer fits its table is an error),
 //! and net-change replay.
@@ -23,7 +24,9 @@ mod copy_text;
 mod destination;
 mod error;
 mod execute;
+mod existing;
 mod foreign_keys;
+mod gather;
 mod identity;
 mod leftover;
 mod ownership;

@@ -24,8 +24,12 @@ use crate::selection::{TableName, written};
 pub struct Partial {
     /// By schema and name.
     pub tables: Vec<PartialTable>,
+    /// The new schema of an existing database that all of them come back under; else each comes back
+    /// under its own, in a database of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
     /// Triggers, rules, policies and row security of these tables: they come back in a database of
-    /// their own, as far as what they name does, and not under another schema.
+    /// their own, as far as what they name does. Not under a new schema: there they are left out.
     pub attached: Vec<String>,
     pub left_out: Vec<LeftOut>,
 }
@@ -81,7 +85,9 @@ pub(crate) async fn select(
     base: BaseId,
     manifest: &BaseManifest,
     wanted: &[TableName],
+    schema: Option<&str>,
 ) -> Result<Partial, Error> {
+    schema.map(check_schema).transpose()?;
     let mut chosen: BTreeMap<Name, Option<String>> = BTreeMap::new();
     for name in wanted {
         let table = name.find(&manifest.tables)?;
@@ -142,6 +148,17 @@ pub(crate) async fn select(
             attached.extend(attachment(entry, schema, name));
         }
     }
+    if let Some(schema) = schema {
+        one_of_each_name(chosen.keys(), schema)?;
+        left_out.extend(attached.drain(..).map(|object| LeftOut {
+            object,
+            why: "it would act beside the one that is there".to_owned(),
+        }));
+        left_out.push(LeftOut {
+            object: "owners and privileges".to_owned(),
+            why: "the schema and all in it belong to the role that restores".to_owned(),
+        });
+    }
     if head
         .entries
         .iter()
@@ -166,10 +183,45 @@ pub(crate) async fn select(
     });
     Ok(Partial {
         tables: tables.collect(),
+        schema: schema.map(ToOwned::to_owned),
         attached,
         left_out,
     })
 }
+
+/// Whether a schema of this name can be made by us, and told from ours and PostgreSQL's.
+fn check_schema(name: &str) -> Result<(), Error> {
+    const BYTES_MAX: usize = 63;
+    let why = match name {
+        "" => "it is empty",
+        "public" | "information_schema" | "lastgood" | "lastgood_restore" => "it is taken",
+        _ if name.starts_with("pg_") => "PostgreSQL keeps names with pg_ to itself",
+        _ if name.len() > BYTES_MAX => "it is longer than 63 bytes",
+        _ if name.contains('\0') => "it has a zero byte",
+        _ => return Ok(()),
+    };
+    Err(Error::InvalidSchema {
+        name: name.to_owned(),
+        why,
+    })
+}
+
+fn one_of_each_name<'n>(tables: impl Iterator<Item = &'n Name>, schema: &str) -> Result<(), Error> {
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    for (own, name) in tables {
+        if let Some(other) = seen.insert(name, own) {
+            return Err(Error::SameName {
+                first: written(other, name),
+                second: written(own, name),
+                schema: schema.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The kinds of entries that act on a table.
+pub(crate) const ATTACHED: [&str; 4] = ["TRIGGER", "RULE", "POLICY", "ROW SECURITY"];
 
 /// What acts on a table: `trigger shout on public.customer`.
 fn attachment(entry: &TocEntry, schema: &str, name: &str) -> Option<String> {

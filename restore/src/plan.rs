@@ -37,6 +37,8 @@ pub struct PlanOptions {
     pub base: Option<BaseId>,
     /// Only these tables and what belongs to them; all if none is named.
     pub tables: Vec<TableName>,
+    /// The tables come back under this schema, which is made in a database that exists.
+    pub into_schema: Option<String>,
 }
 
 /// A restore, ready to be executed.
@@ -62,6 +64,14 @@ pub struct Plan {
     pub partial: Option<Partial>,
     /// A rough guess.
     pub expected_seconds: u64,
+}
+
+impl Plan {
+    /// The new schema of an existing database, if that is where the tables go.
+    #[must_use]
+    pub fn schema(&self) -> Option<&str> {
+        self.partial.as_ref()?.schema.as_deref()
+    }
 }
 
 /// The base a plan starts from.
@@ -152,11 +162,18 @@ pub async fn plan(
     let manifest: BaseManifest = store.get_json(&base_object).await?;
     let source: SourceFile = store.get_json(&SourceObject::Source).await?;
     let stored: u64 = stored_bytes(store, &choice).await?;
-    let partial = match options.tables.as_slice() {
-        [] => None,
-        tables => {
+    let schema = options.into_schema.as_deref();
+    let partial = match (options.tables.as_slice(), schema) {
+        ([], None) => None,
+        ([], Some(schema)) => {
+            return Err(Error::InvalidSchema {
+                name: schema.to_owned(),
+                why: "only tables that are named come back under a schema",
+            });
+        }
+        (tables, _) => {
             let (lineage, base) = (choice.lineage, choice.base.id);
-            Some(partial::select(store, lineage, base, &manifest, tables).await?)
+            Some(partial::select(store, lineage, base, &manifest, tables, schema).await?)
         }
     };
     let chosen = partial.as_ref().map(Partial::names);

@@ -25,6 +25,8 @@ pub(crate) enum Stage {
     Finish,
     /// Of a partial restore: what was not asked for is being dropped.
     Prune,
+    /// Under a schema of an existing database: the tables stand ready in one schema.
+    Transfer,
 }
 
 impl Stage {
@@ -36,6 +38,7 @@ impl Stage {
             Stage::Replay => "replay",
             Stage::Finish => "finish",
             Stage::Prune => "prune",
+            Stage::Transfer => "transfer",
         }
     }
 
@@ -47,6 +50,7 @@ impl Stage {
             Stage::Replay,
             Stage::Finish,
             Stage::Prune,
+            Stage::Transfer,
         ];
         all.into_iter().find(|stage| stage.as_str() == text)
     }

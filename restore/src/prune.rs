@@ -8,12 +8,14 @@
 use tokio_postgres::Client;
 
 use crate::Error;
+use crate::gather::gather;
 use crate::partial::{LeftOut, Partial};
 use crate::sql::qualified;
 
 const CHOSEN: &str = "
 CREATE TABLE IF NOT EXISTS lastgood_restore.chosen (oid oid PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS lastgood_restore.doomed (oid oid PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS lastgood_restore.left_out (object text PRIMARY KEY);
 TRUNCATE lastgood_restore.chosen, lastgood_restore.doomed";
 
 const PARENTS: &str = "
@@ -93,8 +95,8 @@ SELECT format('DROP %s IF EXISTS %I.%I CASCADE',
   FROM lastgood_restore.doomed JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
  ORDER BY c.relkind = 'S', c.oid";
 
-/// Marks the chosen tables and all that is to go; answers what goes of theirs.
-async fn mark(client: &Client, partial: &Partial) -> Result<Vec<LeftOut>, Error> {
+/// Marks the chosen tables and all that is to go, and what goes of theirs.
+async fn mark(client: &Client, partial: &Partial) -> Result<(), Error> {
     client.batch_execute(CHOSEN).await?;
     for table in &partial.tables {
         let marked = client
@@ -139,32 +141,51 @@ async fn mark(client: &Client, partial: &Partial) -> Result<Vec<LeftOut>, Error>
             .batch_execute(&format!("ALTER SEQUENCE {sequence} OWNED BY NONE"))
             .await?;
     }
-    let mut left_out = Vec::new();
     for row in client.query(AFFECTED, &[]).await? {
         let object: String = row.try_get(0)?;
         let (may_go, is_chosen): (bool, bool) = (row.try_get(1)?, row.try_get(2)?);
         if is_chosen && !may_go {
             return Err(Error::TableNeedsOther { object });
         }
+        // Kept, for an attempt that goes on from here finds them gone.
+        let keep = "INSERT INTO lastgood_restore.left_out VALUES ($1) ON CONFLICT DO NOTHING";
+        client.execute(keep, &[&object]).await?;
+    }
+    Ok(())
+}
+
+/// What of the chosen tables went with others.
+pub(crate) async fn left_out(client: &Client) -> Result<Vec<LeftOut>, Error> {
+    let sql = "SELECT object FROM lastgood_restore.left_out ORDER BY 1";
+    let mut left_out = Vec::new();
+    for row in client.query(sql, &[]).await? {
         left_out.push(LeftOut {
-            object,
+            object: row.try_get(0)?,
             why: "it depends on a table or view that is not restored".to_owned(),
         });
     }
     Ok(left_out)
 }
 
-/// Fails early, before any row is loaded, if the chosen tables cannot stand alone.
-pub(crate) async fn check(client: &Client, partial: &Partial) -> Result<(), Error> {
+/// Fails early, before any row is loaded, if the chosen tables cannot stand alone, or not under their
+/// schema. Answers the extensions that they need there.
+pub(crate) async fn check(client: &Client, partial: &Partial) -> Result<Vec<String>, Error> {
     client.batch_execute("BEGIN").await?;
-    let marked = mark(client, partial).await;
+    let checked = async {
+        mark(client, partial).await?;
+        match &partial.schema {
+            None => Ok(Vec::new()),
+            Some(schema) => gather(client, schema).await,
+        }
+    };
+    let checked = checked.await;
     client.batch_execute("ROLLBACK").await?;
-    marked.map(drop)
+    checked
 }
 
-/// Drops what was not asked for; answers what of the chosen tables went with it.
-pub(crate) async fn prune(client: &Client, partial: &Partial) -> Result<Vec<LeftOut>, Error> {
-    let left_out = mark(client, partial).await?;
+/// Drops what was not asked for.
+pub(crate) async fn prune(client: &Client, partial: &Partial) -> Result<(), Error> {
+    mark(client, partial).await?;
     client
         .batch_execute("SET client_min_messages = error")
         .await?;
@@ -180,5 +201,5 @@ pub(crate) async fn prune(client: &Client, partial: &Partial) -> Result<Vec<Left
             })?;
     }
     client.batch_execute("RESET client_min_messages").await?;
-    Ok(left_out)
+    Ok(())
 }

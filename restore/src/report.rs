@@ -27,6 +27,8 @@ pub enum Phase {
     Constraints,
     /// Sequences, owners, privileges.
     Finish,
+    /// From the scratch database into a schema of the existing one.
+    Transfer,
 }
 
 impl Phase {
@@ -40,6 +42,7 @@ impl Phase {
             Phase::Replay => "replay",
             Phase::Constraints => "constraints",
             Phase::Finish => "finish",
+            Phase::Transfer => "transfer",
         }
     }
 }
@@ -48,7 +51,7 @@ impl Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     pub phase: Phase,
-    /// Bytes of archives in `data`; bytes of WAL in `replay`; else zero.
+    /// Bytes of archives in `data`, of WAL in `replay`, of rows in `transfer`; else zero.
     pub done: u64,
     /// As much as `done` will be; zero if the phase cannot tell.
     pub total: u64,

@@ -46,9 +46,14 @@ pub(crate) struct Fixture {
 
 /// The majors whose tools can be found; `make test` has them all.
 pub(crate) async fn majors() -> Vec<u32> {
+    majors_of(&[15, 18]).await
+}
+
+/// Those of `wanted` whose tools can be found.
+pub(crate) async fn majors_of(wanted: &[u32]) -> Vec<u32> {
     let found = PgTools::discover().await;
     let has = |major: &u32| found.iter().any(|tools| tools.major() >= *major);
-    [15, 18].into_iter().filter(has).collect()
+    wanted.iter().copied().filter(has).collect()
 }
 
 /// Writes everything the slot has as a segment, with a sample of the sequences at its end.
@@ -96,14 +101,18 @@ pub(crate) async fn capture<W: std::io::Write>(
             is_called: row.get(3),
         })
         .collect();
-    let messages = client
-        .query(
-            "SELECT data FROM pg_logical_slot_get_binary_changes($1, NULL, NULL,
-                 'proto_version', '1', 'publication_names', 'everything', 'messages', 'true')",
-            &[&slot],
-        )
-        .await
-        .unwrap();
+    // 13 does not know logical messages yet.
+    let knows_messages = source.server.major() >= 14;
+    let sql = format!(
+        "SELECT data FROM pg_logical_slot_get_binary_changes($1, NULL, NULL,
+             'proto_version', '1', 'publication_names', 'everything'{})",
+        if knows_messages {
+            ", 'messages', 'true'"
+        } else {
+            ""
+        }
+    );
+    let messages = client.query(&sql, &[&slot]).await.unwrap();
     let mut writer = SegmentWriter::new(sink, &header).unwrap();
     let mut commits = Vec::new();
     for row in messages {

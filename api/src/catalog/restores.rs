@@ -236,18 +236,21 @@ impl Catalog {
     /// A restore that ran when the service ended does not go on by itself; says what it left.
     pub(crate) async fn fail_interrupted_restores(&self, now: PgTimestamp) -> Result<Vec<String>> {
         self.transact(move |transaction| {
-            let running: Vec<(String, RestoreStatus)> = all(
+            let running: Vec<(String, RestoreStatus, Value)> = all(
                 transaction,
-                "SELECT id, status FROM restore WHERE status IN ('planned', 'running')",
+                "SELECT id, status, request FROM restore WHERE status IN ('planned', 'running')",
                 [],
-                |row| Ok((row.get("id")?, parsed(row, "status")?)),
+                |row| Ok((row.get("id")?, parsed(row, "status")?, parsed(row, "request")?)),
             )?;
-            for (id, status) in &running {
-                let left_behind = (*status == RestoreStatus::Running).then(|| {
-                    "the target database, partly restored: drop it, or ask for the same restore \
-                     with \"resume\": true"
-                        .to_owned()
-                });
+            for (id, status, request) in &running {
+                let left = match request["into_schema"].as_str() {
+                    None => "the target database, partly restored: drop it, or ask for the same \
+                             restore with \"resume\": true",
+                    Some(_) => "a scratch database lastgood_scratch_… on the target's server; the schema is \
+                                complete or not there: ask for the same restore with \"resume\": true, and \
+                                it goes on with it or names it",
+                };
+                let left_behind = (*status == RestoreStatus::Running).then(|| left.to_owned());
                 let ending = Ending::Failed {
                     error: "the service ended while this restore ran".to_owned(),
                     class: ErrorClass::Transient,
@@ -255,7 +258,7 @@ impl Catalog {
                 };
                 end(transaction, id, &ending, now)?;
             }
-            Ok(running.into_iter().map(|(id, _)| id).collect())
+            Ok(running.into_iter().map(|(id, ..)| id).collect())
         })
         .await
     }

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::output::{Output, human_bytes, human_count};
 
-/// Phases in their order, in words for people.
-const PHASES: [(&str, &str); 7] = [
+/// Phases in their order, in words for people; the last one only under a schema of an existing database.
+const PHASES: [(&str, &str); 8] = [
     ("prepare", "checking the target"),
     ("schema", "creating tables"),
     ("data", "loading the base"),
@@ -17,6 +17,7 @@ const PHASES: [(&str, &str); 7] = [
     ("replay", "replaying changes"),
     ("constraints", "building indexes and constraints"),
     ("finish", "setting sequences and owners"),
+    ("transfer", "copying into the existing database"),
 ];
 
 pub(super) struct Bar {
@@ -47,7 +48,8 @@ impl Bar {
             return;
         };
         let (_, words) = PHASES[number];
-        let title = format!("[{}/{}] {words}", number + 1, PHASES.len());
+        let last = (number + 1).max(PHASES.len() - 1);
+        let title = format!("[{}/{last}] {words}", number + 1);
         let (done, total) = (
             step["done"].as_u64().unwrap_or(0),
             step["total"].as_u64().unwrap_or(0),
@@ -90,7 +92,7 @@ impl Bar {
 
 fn detail(step: &Value, done: u64) -> String {
     match step["phase"].as_str() {
-        Some("data") => format!(" ({})", human_bytes(done)),
+        Some("data" | "transfer") => format!(" ({})", human_bytes(done)),
         Some("replay") => format!(
             " ({} transactions, {} rows)",
             human_count(step["transactions"].as_u64().unwrap_or(0)),

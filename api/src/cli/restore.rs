@@ -39,6 +39,10 @@ pub(super) struct PlanArgs {
     /// Only these tables and what belongs to them: public.users,app."Order"; may be repeated
     #[arg(long, value_name = "TABLES")]
     tables: Vec<String>,
+    /// Those tables, under this new schema of a database that exists, whatever else it has; a
+    /// scratch database on its server serves to make them
+    #[arg(long, value_name = "SCHEMA", requires = "tables")]
+    into_schema: Option<String>,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -48,7 +52,7 @@ pub(super) struct RestoreArgs {
     #[command(flatten)]
     plan: PlanArgs,
     /// Where to, as a connection string: without --create-database its own database, which must be
-    /// empty; - reads it from standard input. Others on this machine see arguments: LASTGOOD_INTO may
+    /// empty unless --into-schema is given; - reads it from standard input. Others on this machine see arguments: LASTGOOD_INTO may
     /// hold it instead
     #[arg(
         long,
@@ -58,7 +62,7 @@ pub(super) struct RestoreArgs {
     )]
     into: String,
     /// Create this database there and restore into it
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "into_schema")]
     create_database: Option<String>,
     /// How changes are brought in: commit by commit
     #[arg(long, value_enum, default_value = "ordered")]
@@ -103,6 +107,7 @@ impl PlanArgs {
                 .into_iter()
                 .map(TableName::parse)
                 .collect::<Result<_, _>>()?,
+            into_schema: self.into_schema.clone(),
         };
         let target = self.target.target(self.exclusive);
         Ok(Box::pin(lastgood_restore::plan(store, &target, &options)).await?)
@@ -119,6 +124,7 @@ pub(super) async fn plan(args: PlanArgs, output: &Output) -> Result<(), Failure>
                 "lineage": args.lineage,
                 "base": args.base,
                 "tables": args.tables(),
+                "into_schema": args.into_schema,
             });
             client.post(&format!("{path}/plan"), &body).await?
         }
@@ -156,6 +162,7 @@ async fn by_service(
         "lineage": args.plan.lineage,
         "base": args.plan.base,
         "tables": args.plan.tables(),
+        "into_schema": args.plan.into_schema,
     });
     let plan = client.post(&format!("{path}/plan"), &planned).await?;
     announce(&plan, connection, &args, output)?;
@@ -169,6 +176,7 @@ async fn by_service(
         },
         "base": args.plan.base,
         "tables": args.plan.tables(),
+        "into_schema": args.plan.into_schema,
         "jobs": args.jobs,
         "replay": "ordered",
         "resume": args.resume,
@@ -238,9 +246,15 @@ fn announce(
     args: &RestoreArgs,
     output: &Output,
 ) -> Result<(), Failure> {
-    let into = match &args.create_database {
-        Some(name) => format!("a new database \"{name}\" on {}", connection.redacted()),
-        None => format!("the empty database {}", connection.redacted()),
+    let connection = connection.redacted();
+    let into = match (&args.create_database, &args.plan.into_schema) {
+        (Some(name), _) => format!("a new database \"{name}\" on {connection}"),
+        (None, Some(schema)) => {
+            format!(
+                "a new schema \"{schema}\" of {connection}, by a scratch database on that server"
+            )
+        }
+        (None, None) => format!("the empty database {connection}"),
     };
     output.note(describe_plan(plan));
     output.note(format!("restoring into {into}"));
@@ -313,7 +327,10 @@ fn describe_partial(partial: &Value) -> String {
     let mut text = String::new();
     for (place, table) in list("tables").iter().enumerate() {
         if place == 0 {
-            text.push_str("only these tables:\n");
+            text.push_str(&match partial["schema"].as_str() {
+                Some(schema) => format!("only these tables, all under schema {schema}:\n"),
+                None => "only these tables:\n".to_owned(),
+            });
         }
         let with = match table["child_of"].as_str() {
             Some(parent) => format!(", as a part of {parent}"),

@@ -80,8 +80,11 @@ pub(super) struct NotCoveredView {
 #[schema(as = Partial)]
 pub(super) struct PartialView {
     tables: Vec<PartialTableView>,
+    /// The new schema of an existing database that all of them come back under; null if each comes
+    /// back under its own, in a database of their own.
+    schema: Option<String>,
     /// Triggers, rules, policies and row security of these tables: they come back in a database of
-    /// their own, as far as what they name does, and not under another schema.
+    /// their own, as far as what they name does. Not under a new schema: there they are left out.
     attached: Vec<String>,
     /// What of these tables does not come back.
     left_out: Vec<LeftOutView>,
@@ -133,6 +136,7 @@ impl From<&Partial> for PartialView {
     fn from(partial: &Partial) -> Self {
         Self {
             tables: partial.tables.iter().map(Into::into).collect(),
+            schema: partial.schema.clone(),
             attached: partial.attached.clone(),
             left_out: partial.left_out.iter().map(Into::into).collect(),
         }

@@ -306,6 +306,10 @@ impl From<lastgood_restore::Error> for Problem {
             Error::UnknownTable { .. }
             | Error::InvalidTable { .. }
             | Error::AmbiguousTable { .. } => Problem::field(Code::UnknownTable, "tables", detail),
+            Error::InvalidSchema { .. } => {
+                Problem::field(Code::InvalidValue, "into_schema", detail)
+            }
+            Error::SameName { .. } => Problem::field(Code::InvalidValue, "tables", detail),
             Error::UnknownPoint { .. } => Problem::new(Code::UnknownPoint).detail(detail),
             Error::LatestNotRecoverable { .. } => {
                 Problem::new(Code::LatestNotRecoverable).detail(detail)

@@ -43,6 +43,10 @@ pub(super) struct PlanRequest {
     #[serde(default)]
     #[schema(example = json!(["public.users"]))]
     tables: Vec<String>,
+    /// Those tables come back under this new schema of a database that exists, whatever else it has:
+    /// `into.connection`'s own. A scratch database on its server serves to make them.
+    #[schema(example = "recovered")]
+    into_schema: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -59,6 +63,10 @@ pub(super) struct RestoreRequest {
     #[serde(default)]
     #[schema(example = json!(["public.users"]))]
     tables: Vec<String>,
+    /// Those tables come back under this new schema of a database that exists, whatever else it has:
+    /// `into.connection`'s own. A scratch database on its server serves to make them.
+    #[schema(example = "recovered")]
+    into_schema: Option<String>,
     /// Parallel jobs of `pg_restore`.
     #[schema(minimum = 1, maximum = 64)]
     jobs: Option<u32>,
@@ -73,7 +81,8 @@ pub(super) struct RestoreRequest {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct IntoRequest {
-    /// Where to restore; without `create_database`, its own database, which must be empty.
+    /// Where to restore; without `create_database`, its own database, which must be empty unless the
+    /// request has `into_schema`.
     #[schema(example = "postgresql://app:secret@db2.example.org/postgres")]
     connection: String,
     /// Create this database and restore into it.
@@ -190,7 +199,8 @@ pub(super) async fn plan(
 ) -> Result<Json<PlanView>, Problem> {
     let row = app.source(&source).await?;
     let only = (request.lineage.as_deref(), request.base.as_deref());
-    let plan = make_plan(&app, &row, &request.target, only, &request.tables).await?;
+    let tables = (request.tables.as_slice(), request.into_schema);
+    let plan = make_plan(&app, &row, &request.target, only, tables).await?;
     Ok(Json(PlanView::from(&plan)))
 }
 
@@ -199,7 +209,7 @@ async fn make_plan(
     row: &SourceRow,
     target: &TargetRequest,
     (lineage, base): (Option<&str>, Option<&str>),
-    tables: &[String],
+    (tables, into_schema): (&[String], Option<String>),
 ) -> Result<Plan, Problem> {
     let target = target.read()?;
     let bad =
@@ -217,6 +227,7 @@ async fn make_plan(
             .iter()
             .map(|name| TableName::parse(name))
             .collect::<Result<_, _>>()?,
+        into_schema,
     };
     Ok(Box::pin(lastgood_restore::plan(&store, &target, &options)).await?)
 }
@@ -248,6 +259,13 @@ async fn begin(
     request: RestoreRequest,
 ) -> Result<RestoreView, Problem> {
     let row = app.source(source).await?;
+    if request.into_schema.is_some() && request.into.create_database.is_some() {
+        return Err(Problem::field(
+            Code::InvalidValue,
+            "into.create_database",
+            "into_schema is for a database that exists",
+        ));
+    }
     let into = connection(&request.into.connection)
         .map_err(|problem| problem.with("field", "into.connection"))?;
     if request
@@ -261,7 +279,8 @@ async fn begin(
         ));
     }
     let only = (request.lineage.as_deref(), request.base.as_deref());
-    let plan = make_plan(app, &row, &request.target, only, &request.tables).await?;
+    let tables = (request.tables.as_slice(), request.into_schema.clone());
+    let plan = make_plan(app, &row, &request.target, only, tables).await?;
     let shown = serde_json::json!({
         "target": plan.target,
         "into": {
@@ -272,6 +291,7 @@ async fn begin(
         "lineage": request.lineage,
         "base": request.base,
         "tables": request.tables,
+        "into_schema": request.into_schema,
         "jobs": request.jobs,
         "replay": request.replay,
         "resume": request.resume,

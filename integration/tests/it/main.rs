@@ -9,6 +9,7 @@ mod crash;
 mod empty_folder;
 mod encodings;
 mod harness;
+mod into_schema;
 mod lifecycle;
 mod matrix;
 mod oracle;

@@ -52,6 +52,7 @@ fn options() -> PlanOptions {
         lineage: None,
         base: None,
         tables: Vec::new(),
+        into_schema: None,
     }
 }
 

@@ -121,6 +121,7 @@ async fn planned(store: &SourceStore, kind: TargetKind, inclusive: bool) -> Resu
         lineage: None,
         base: None,
         tables: Vec::new(),
+        into_schema: None,
     };
     plan(store, &Target::new(kind, inclusive), &options).await
 }

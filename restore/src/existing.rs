@@ -1,0 +1,310 @@
+//! Some tables under a new schema of a database that exists and has other things in it.
+//!
+//! They are restored into a scratch database on the same server, as into any new one, and gathered
+//! there under one schema (see `gather`). Then one transaction makes that schema in the existing
+//! database: definitions from `pg_dump`, rows by COPY from one server session to the other. So the
+//! existing database sees all of it or nothing, and nothing but the one schema.
+
+use std::fmt::Write as _;
+
+use futures::{SinkExt as _, StreamExt as _};
+use lastgood_pg::dump::Section;
+use lastgood_pg::{Canceller, ConnectionConfig, PgTools, Purpose, Session};
+use lastgood_proto::manifest::LineageFile;
+use lastgood_proto::{Class, SourceId};
+use sha2::{Digest as _, Sha256};
+use tokio_postgres::Client;
+
+use crate::destination::is_source;
+use crate::sql::{literal, qualified, quoted};
+use crate::{Error, Into};
+
+/// The schema that is to be made, and where.
+pub(crate) struct Existing {
+    config: ConnectionConfig,
+    schema: String,
+    /// The scratch database: the same for the same schema of the same database, so that a second
+    /// attempt finds it and two at a time cannot be.
+    scratch: String,
+}
+
+impl Existing {
+    pub(crate) fn new(into: &Into, schema: &str) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(into.connection.database());
+        digest.update([0]);
+        digest.update(schema);
+        let mut scratch = "lastgood_scratch_".to_owned();
+        for byte in digest.finalize().iter().take(8) {
+            let _ = write!(scratch, "{byte:02x}");
+        }
+        Self {
+            config: into.connection.clone(),
+            schema: schema.to_owned(),
+            scratch,
+        }
+    }
+
+    pub(crate) fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    pub(crate) fn database(&self) -> &str {
+        self.config.database()
+    }
+
+    /// Whether the schema may be made; answers where the scratch database goes.
+    pub(crate) async fn check(
+        &self,
+        into: &Into,
+        source: SourceId,
+        lineage: &LineageFile,
+        resume: bool,
+    ) -> Result<Into, Error> {
+        let session = Session::connect(&self.config, Purpose::Restore).await?;
+        let database = self.database().to_owned();
+        if into.create_database.is_some() {
+            return Err(Error::InvalidSchema {
+                name: self.schema.clone(),
+                why: "it is made in a database that exists, so none can be created for it",
+            });
+        }
+        if !into.allow_source && is_source(&session, source, lineage, &database).await? {
+            return Err(Error::IsSource { database });
+        }
+        let found = session
+            .client()
+            .query_one(
+                "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1),
+                        EXISTS (SELECT FROM pg_database WHERE datname = $2),
+                        has_database_privilege(current_database(), 'CREATE'), current_user::text",
+                &[&self.schema, &self.scratch],
+            )
+            .await?;
+        session.close().await;
+        let (has_schema, has_scratch): (bool, bool) = (found.try_get(0)?, found.try_get(1)?);
+        if has_schema {
+            return Err(Error::SchemaExists {
+                schema: self.schema.clone(),
+                database,
+                scratch: has_scratch.then(|| self.scratch.clone()),
+            });
+        }
+        if has_scratch && !resume {
+            return Err(Error::ScratchExists {
+                scratch: self.scratch.clone(),
+                schema: self.schema.clone(),
+                database,
+            });
+        }
+        if !found.try_get::<_, bool>(2)? {
+            return Err(Error::MayNotCreateSchema {
+                role: found.try_get(3)?,
+                database,
+            });
+        }
+        Ok(Into {
+            connection: self.config.clone(),
+            create_database: Some(self.scratch.clone()),
+            allow_source: true,
+        })
+    }
+
+    /// Says in the server's own list what the scratch database is.
+    pub(crate) async fn label(&self, client: &Client) -> Result<(), Error> {
+        let text = format!(
+            "lastgood restores tables here that go to schema {} of database {}; it is dropped when they are there",
+            quoted(&self.schema),
+            quoted(self.database())
+        );
+        let sql = format!(
+            "COMMENT ON DATABASE {} IS {}",
+            quoted(&self.scratch),
+            literal(&text)
+        );
+        Ok(client.batch_execute(&sql).await?)
+    }
+
+    /// Refuses if the existing database has not these extensions where the tables look for them.
+    pub(crate) async fn has_extensions(
+        &self,
+        scratch: &Client,
+        needed: &[String],
+    ) -> Result<(), Error> {
+        let session = Session::connect(&self.config, Purpose::Restore).await?;
+        let sql = "SELECT n.nspname::text FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+                    WHERE quote_ident(e.extname) = $1";
+        for extension in needed {
+            let wanted: String = scratch.query_one(sql, &[extension]).await?.try_get(0)?;
+            let found = session.client().query_opt(sql, &[extension]).await?;
+            let found: Option<String> = found.map(|row| row.try_get(0)).transpose()?;
+            if found.as_ref() != Some(&wanted) {
+                let schema = quoted(&wanted);
+                return Err(Error::MissingExtension {
+                    extension: extension.clone(),
+                    database: self.database().to_owned(),
+                    remedy: match found {
+                        None => format!("CREATE EXTENSION {extension} SCHEMA {schema}"),
+                        Some(_) => format!("ALTER EXTENSION {extension} SET SCHEMA {schema}"),
+                    },
+                });
+            }
+        }
+        session.close().await;
+        Ok(())
+    }
+
+    /// A session for [`Existing::transfer`], and what ends its statement.
+    pub(crate) async fn connect(&self) -> Result<(Session, Canceller), Error> {
+        let session = Session::connect(&self.config, Purpose::Restore).await?;
+        let canceller = session.canceller();
+        Ok((session, canceller))
+    }
+
+    /// Makes the schema, in one transaction. `fed` is told of each piece of rows.
+    pub(crate) async fn transfer(
+        &self,
+        scratch: &Session,
+        session: &Session,
+        encoding: &str,
+        fed: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Error> {
+        let tools = PgTools::for_dump(&PgTools::discover().await, scratch.server_version())?;
+        let config = self.config.with_database(&self.scratch);
+        let script = async |section| {
+            let script = tools.script(&config, &self.schema, section).await?;
+            Ok::<_, Error>(for_a_session(&script, session.server_version()))
+        };
+        let before = script(Section::PreData).await?;
+        let after = script(Section::PostData).await?;
+        let (from, client) = (scratch.client(), session.client());
+        from.batch_execute(SAME_TEXT).await?;
+        client.batch_execute("BEGIN").await?;
+        client.batch_execute(&before).await?;
+        client.batch_execute(SAME_TEXT).await?;
+        if encoding == "SQL_ASCII" {
+            // Values are bytes then, and no conversion may look at them.
+            for client in [from, client] {
+                let bytes = "SET client_encoding = 'SQL_ASCII'";
+                client.batch_execute(bytes).await?;
+            }
+        }
+        for row in from.query(TABLES, &[&self.schema]).await? {
+            let (name, columns): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+            let columns = columns.map_or_else(String::new, |columns| format!(" ({columns})"));
+            let table = format!("{}{columns}", qualified(&self.schema, &name));
+            let mut rows = Box::pin(from.copy_out(&format!("COPY {table} TO STDOUT")).await?);
+            let copy = format!("COPY {table} FROM STDIN");
+            let mut sink = Box::pin(client.copy_in(&copy).await?);
+            while let Some(chunk) = rows.next().await {
+                let chunk = chunk?;
+                fed(chunk.len() as u64);
+                sink.feed(chunk).await?;
+            }
+            sink.as_mut().finish().await?;
+        }
+        for row in from.query(SEQUENCES, &[&self.schema]).await? {
+            let name: String = row.try_get(0)?;
+            let sequence = qualified(&self.schema, &name);
+            let sql = format!("SELECT last_value, is_called FROM {sequence}");
+            let state = from.query_one(&sql, &[]).await?;
+            let (last, called): (i64, bool) = (state.try_get(0)?, state.try_get(1)?);
+            let set = format!(
+                "SELECT pg_catalog.setval({}, {last}, {called})",
+                literal(&sequence)
+            );
+            client.batch_execute(&set).await?;
+        }
+        client.batch_execute(&after).await?;
+        client.batch_execute("COMMIT").await?;
+        Ok(())
+    }
+
+    /// Drops the scratch database. Nobody of ours may be connected to it.
+    pub(crate) async fn drop_scratch(&self) -> Result<(), Error> {
+        let session = Session::connect(&self.config, Purpose::Restore).await?;
+        let drop = format!(
+            "DROP DATABASE IF EXISTS {} WITH (FORCE)",
+            quoted(&self.scratch)
+        );
+        session.client().batch_execute(&drop).await?;
+        session.close().await;
+        Ok(())
+    }
+
+    /// What is left after a failure, in one sentence. The scratch database stays if another attempt
+    /// may go on with it, else it goes.
+    pub(crate) async fn left_behind(&self, error: &Error) -> String {
+        let (schema, database) = (quoted(&self.schema), quoted(self.database()));
+        let may_go_on =
+            matches!(error, Error::NotResumable { .. }) || error.class() == Class::Transient;
+        if !may_go_on && self.drop_scratch().await.is_ok() {
+            return format!(
+                "nothing: schema {schema} of database {database} was not made, and the scratch database was dropped"
+            );
+        }
+        let scratch = quoted(&self.scratch);
+        format!(
+            "scratch database {scratch} of an unfinished restore; schema {schema} of database {database} is \
+             complete or not there: resume the restore, or drop the scratch database with DROP DATABASE {scratch}"
+        )
+    }
+
+    /// Of a restore that succeeded otherwise.
+    pub(crate) fn scratch_stays(&self, error: &Error) -> String {
+        let scratch = quoted(&self.scratch);
+        let cause = std::error::Error::source(error).map_or(String::new(), |it| format!(": {it}"));
+        format!("not dropped: the scratch database; DROP DATABASE {scratch} ({error}{cause})")
+    }
+}
+
+/// How values look as text must not depend on a database's or role's own settings.
+const SAME_TEXT: &str =
+    "SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 3;
+    SET TimeZone = 'UTC'; SET search_path = ''; SET row_security = off; SET statement_timeout = 0;
+    SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0";
+
+const TABLES: &str = "
+SELECT c.relname::text, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ WHERE n.nspname = $1 AND c.relkind = 'r'
+ GROUP BY c.oid, c.relname ORDER BY c.oid";
+
+const SEQUENCES: &str = "
+SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = $1 AND c.relkind = 'S'";
+
+/// A script of `pg_dump` without what only `psql` knows, and without the setting that only 17 knows.
+/// Only before the first and after the last definition: a function may have such a line.
+fn for_a_session(script: &str, server_version: u32) -> String {
+    let first = script.find("\n-- Name: ").unwrap_or(script.len());
+    let (head, body) = script.split_at(first);
+    let body = match body.rfind("\n\\unrestrict ") {
+        Some(at) if !body[at + 1..].trim_end().contains('\n') => &body[..at],
+        _ => body,
+    };
+    let is_known = |line: &&str| {
+        !line.starts_with('\\')
+            && (server_version >= 170_000 || !line.starts_with("SET transaction_timeout "))
+    };
+    let head: Vec<&str> = head.lines().filter(is_known).collect();
+    format!("{}{body}", head.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_without_the_words_of_psql() {
+        let script = "--\n\\restrict abc\n\nSET statement_timeout = 0;\nSET transaction_timeout = 0;\n\n--\n-- Name: f; Type: FUNCTION\n--\n\nCREATE FUNCTION f() AS $$\n\\unrestrict x\nSET transaction_timeout = 0;\n$$;\n\n--\n-- done\n--\n\n\\unrestrict abc\n\n";
+        let expected = "--\n\nSET statement_timeout = 0;\n\n--\n-- Name: f; Type: FUNCTION\n--\n\nCREATE FUNCTION f() AS $$\n\\unrestrict x\nSET transaction_timeout = 0;\n$$;\n\n--\n-- done\n--\n";
+        assert_eq!(for_a_session(script, 130_000), expected);
+        assert!(for_a_session(script, 170_000).contains("0;\nSET transaction_timeout"));
+        assert_eq!(
+            for_a_session("--\n\\restrict a\n\\unrestrict a\n", 180_000),
+            "--"
+        );
+    }
+}
