@@ -24,6 +24,8 @@ pub(crate) struct App {
     pub(crate) supervisor: Supervisor,
     pub(crate) bases: BaseJobs,
     pub(crate) restores: RestoreJobs,
+    /// Held during a pass of retention.
+    pub(crate) retention: tokio::sync::Mutex<()>,
     pub(crate) started: PgTimestamp,
     /// Work that outlives the request that asked for it.
     pub(crate) tracker: TaskTracker,

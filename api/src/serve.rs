@@ -164,6 +164,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Shared> {
         supervisor,
         bases: BaseJobs::default(),
         restores: RestoreJobs::default(),
+        retention: tokio::sync::Mutex::default(),
         started: now(),
         tracker: TaskTracker::new(),
         shutdown,
@@ -278,6 +279,7 @@ async fn start(app: &Shared) -> anyhow::Result<()> {
     }
     let task = jobs::bases::keep_schedule(Arc::clone(app));
     app.tracker.spawn(task);
+    app.tracker.spawn(jobs::retention::keep(Arc::clone(app)));
     Ok(())
 }
 

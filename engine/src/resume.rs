@@ -172,6 +172,7 @@ mod tests {
             ended: false,
             bases: Vec::new(),
             points: Vec::new(),
+            retired: Vec::new(),
             shapes: Vec::new(),
             segments: segments
                 .iter()

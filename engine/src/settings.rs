@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use lastgood_proto::{BaseId, ParseRetentionError, Retention};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::{Schedule, ScheduleError};
@@ -41,6 +42,13 @@ pub struct SourceSettings {
     pub big_table_bytes: u64,
     /// Sealed bytes of the open segment past which reading waits for a running upload.
     pub spool_bytes: u64,
+    /// What to keep, such as `30 days, 12 monthly`; none keeps everything.
+    pub retention: Option<String>,
+    /// Bases to keep whatever `retention` says, by their ids.
+    pub pinned: Vec<String>,
+    /// Between giving something up and deleting it: the time to change one's mind, and for restores that
+    /// have begun to end.
+    pub retention_grace_hours: u32,
 }
 
 /// What becomes of tables without a usable replica identity.
@@ -73,6 +81,9 @@ impl Default for SourceSettings {
             base_jobs: 2,
             big_table_bytes: GIB,
             spool_bytes: GIB,
+            retention: None,
+            pinned: Vec::new(),
+            retention_grace_hours: 24,
         }
     }
 }
@@ -94,6 +105,10 @@ pub enum SettingsError {
         field: &'static str,
         pattern: String,
     },
+    #[error("pinned has \"{0}\", which is not the id of a base")]
+    Pinned(String),
+    #[error(transparent)]
+    Retention(#[from] ParseRetentionError),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
 }
@@ -104,6 +119,8 @@ impl SettingsError {
     pub fn field(&self) -> &'static str {
         match self {
             Self::Range { field, .. } | Self::Pattern { field, .. } => field,
+            Self::Pinned(_) => "pinned",
+            Self::Retention(_) => "retention",
             Self::Schedule(ScheduleError::Zone(_)) => "timezone",
             Self::Schedule(_) => "schedule",
         }
@@ -146,6 +163,13 @@ impl SourceSettings {
                 }
             }
         }
+        range(
+            "retention_grace_hours",
+            self.retention_grace_hours.into(),
+            0,
+            8760,
+        )?;
+        self.retention()?;
         self.schedule()?;
         Ok(())
     }
@@ -161,12 +185,32 @@ impl SourceSettings {
         Ok(expression.map(|_| parsed))
     }
 
-    /// Whether a running capture works the same under both: schedules are another's business.
+    /// What is to be kept, if not everything.
+    ///
+    /// # Errors
+    /// If it is not understood, or a pinned base has no proper id.
+    pub fn retention(&self) -> Result<Option<Retention>, SettingsError> {
+        let pinned = self.pinned.iter().map(|id| {
+            let parsed = id.parse::<BaseId>();
+            parsed.map_err(|_| SettingsError::Pinned(id.clone()))
+        });
+        let pinned = pinned.collect::<Result<_, _>>()?;
+        let Some(text) = &self.retention else {
+            return Ok(None);
+        };
+        let promised: Retention = text.parse()?;
+        Ok(Some(Retention { pinned, ..promised }))
+    }
+
+    /// Whether a running capture works the same under both: schedules and retention are others' business.
     #[must_use]
     pub fn captures_like(&self, other: &Self) -> bool {
         let captured = |settings: &Self| Self {
             schedule: None,
             timezone: String::new(),
+            retention: None,
+            pinned: Vec::new(),
+            retention_grace_hours: 0,
             ..settings.clone()
         };
         captured(self) == captured(other)

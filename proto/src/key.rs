@@ -223,6 +223,8 @@ pub enum SourceObject {
     Archive(LineageId, BaseId, ArchiveName),
     Manifest(LineageId, BaseId),
     Segment(LineageId, SegmentKey),
+    /// What retention gave up in the lineage, by the time of it.
+    Retired(LineageId, PgTimestamp),
 }
 
 impl SourceObject {
@@ -259,6 +261,9 @@ impl SourceObject {
                 hex_time(segment.max_commit_time),
                 hex_time(segment.observed_through),
             ),
+            SourceObject::Retired(lineage, time) => {
+                format!("{lineage}/retired/{}.json", hex_time(Some(*time)))
+            }
         }
     }
 
@@ -282,7 +287,24 @@ impl SourceObject {
             | SourceObject::Point(..)
             | SourceObject::Shape(..)
             | SourceObject::Archive(..)
-            | SourceObject::Manifest(..) => format!("sources/{source}/{}", self.stem()),
+            | SourceObject::Manifest(..)
+            | SourceObject::Retired(..) => format!("sources/{source}/{}", self.stem()),
+        }
+    }
+
+    /// The lineage it belongs to; none for the source's description.
+    #[must_use]
+    pub const fn lineage(&self) -> Option<LineageId> {
+        match self {
+            SourceObject::Source => None,
+            SourceObject::Lineage(id)
+            | SourceObject::LineageEnd(id)
+            | SourceObject::Point(id, _)
+            | SourceObject::Shape(id, _)
+            | SourceObject::Archive(id, ..)
+            | SourceObject::Manifest(id, _)
+            | SourceObject::Segment(id, _)
+            | SourceObject::Retired(id, _) => Some(*id),
         }
     }
 
@@ -331,6 +353,10 @@ impl SourceObject {
                 // None is ever written that ends where it starts.
                 let whole = parts.next().is_none() && segment.start < segment.end;
                 whole.then_some(SourceObject::Segment(lineage, segment))
+            }
+            Some(("retired", name)) => {
+                let time = parse_time(name.strip_suffix(".json")?)??;
+                Some(SourceObject::Retired(lineage, time))
             }
             Some(_) => None,
         }
@@ -481,6 +507,9 @@ mod tests {
             (lineage(), base()).prop_map(|(lineage, base)| SourceObject::Manifest(lineage, base)),
             (lineage(), segment())
                 .prop_map(|(lineage, segment)| SourceObject::Segment(lineage, segment)),
+            (lineage(), time()).prop_map(|(lineage, time)| {
+                SourceObject::Retired(lineage, time.unwrap_or(PgTimestamp::from_micros(0)))
+            }),
         ]
     }
 

@@ -18,6 +18,7 @@ pub mod listing;
 mod lsn;
 pub mod manifest;
 pub mod pgoutput;
+mod retention;
 pub mod segment;
 pub mod text;
 mod time;
@@ -27,4 +28,5 @@ pub use ids::{
     BaseId, LineageId, Oid, ParseIdError, RepositoryId, SourceId, SystemId, TimelineId, Xid,
 };
 pub use lsn::{Lsn, ParseLsnError};
+pub use retention::{ParseRetentionError, Retention};
 pub use time::{ParseTimeError, PgTimestamp};

@@ -30,6 +30,8 @@ pub struct LineageListing {
     pub points: Vec<PointKey>,
     /// By LSN.
     pub shapes: Vec<ShapeKey>,
+    /// When retention gave something up, oldest first.
+    pub retired: Vec<PgTimestamp>,
     /// The contiguous chain, by LSN.
     pub segments: Vec<SegmentKey>,
     /// Segments that do not join the chain: something between is missing.
@@ -71,6 +73,9 @@ impl Listing {
                 }
                 SourceObject::Segment(id, segment) => {
                     parts.entry(id).or_default().segments.insert(segment);
+                }
+                SourceObject::Retired(id, time) => {
+                    parts.entry(id).or_default().retired.insert(time);
                 }
             }
         }
@@ -118,6 +123,7 @@ struct Parts {
     bases: BTreeSet<BaseId>,
     points: BTreeSet<PointKey>,
     shapes: BTreeSet<ShapeKey>,
+    retired: BTreeSet<PgTimestamp>,
     segments: BTreeSet<SegmentKey>,
 }
 
@@ -144,6 +150,7 @@ impl Parts {
             bases: self.bases.into_iter().collect(),
             points: self.points.into_iter().collect(),
             shapes: self.shapes.into_iter().collect(),
+            retired: self.retired.into_iter().collect(),
             segments: chain,
             orphans,
             fork: behind.first().map(|first| Fork {

@@ -131,6 +131,19 @@ pub struct ShapeFile {
     pub time: PgTimestamp,
 }
 
+/// `retired/….json`: what retention has given up in this lineage, written down before anything is deleted.
+///
+/// No plan uses what stands here, whether it has been deleted yet or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetiredFile {
+    pub v: Version1,
+    pub time: PgTimestamp,
+    /// Segments that end at or before it are given up.
+    pub before: Lsn,
+    pub bases: Vec<BaseId>,
+}
+
 /// `manifest.json`: a finished base. Written last; without it there is no base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

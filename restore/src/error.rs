@@ -85,6 +85,9 @@ pub enum Error {
         commit_lsn: Lsn,
         why: &'static str,
     },
+    /// A promise of the policy would not hold afterwards: a mistake of ours, so nothing is deleted.
+    #[error("nothing was given up by retention: {what}")]
+    RetentionBroken { what: String },
     #[error("a segment's record came where none can be")]
     UnexpectedRecord,
     #[error("this restore cannot be resumed: {why}")]
@@ -309,6 +312,7 @@ impl Error {
             | Error::CannotMove { .. }
             | Error::Statement { .. } => Class::NeedsOperator,
             Error::ArchiveAltered { .. }
+            | Error::RetentionBroken { .. }
             | Error::OtherEnd { .. }
             | Error::NoRows { .. }
             | Error::UnexpectedDefinition => Class::Corrupt,

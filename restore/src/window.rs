@@ -178,6 +178,13 @@ impl Survey {
         ))
     }
 
+    /// Whether what followed a window is gone because nobody wanted it kept.
+    fn given_up(&self, window: &Window) -> Option<String> {
+        let given = self.retired.get(&window.lineage)?;
+        (window.to.lsn < given.before)
+            .then(|| "the source's retention does not keep what is between".to_owned())
+    }
+
     /// What lies between the windows.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
@@ -191,8 +198,12 @@ impl Survey {
                 from: before.to,
                 to: after.from,
                 reason: match before.lineage == after.lineage {
-                    true => self.change_at(before.lineage, before.to.lsn),
-                    false => self.ends.get(&before.lineage).map(|end| end.detail.clone()),
+                    true => self
+                        .given_up(before)
+                        .or_else(|| self.change_at(before.lineage, before.to.lsn)),
+                    false => self
+                        .given_up(before)
+                        .or_else(|| Some(self.ends.get(&before.lineage)?.detail.clone())),
                 },
             })
             .collect()

@@ -1,6 +1,6 @@
 //! The index of segments.
 
-use lastgood_proto::key::SegmentKey;
+use lastgood_proto::key::{SegmentKey, SourceObject};
 use lastgood_proto::{LineageId, Lsn, SourceId};
 use rusqlite::{Row, Transaction, params};
 
@@ -26,6 +26,36 @@ impl Catalog {
     pub(crate) async fn insert_segment(&self, source: SourceId, row: SegmentRow) -> Result<()> {
         self.transact(move |transaction| put(transaction, source, &row))
             .await
+    }
+
+    /// Forget objects that were deleted.
+    pub(crate) async fn forget_objects(
+        &self,
+        source: SourceId,
+        gone: Vec<SourceObject>,
+    ) -> Result<()> {
+        self.transact(move |transaction| {
+            let source = source.to_string();
+            for object in gone {
+                match object {
+                    SourceObject::Segment(lineage, key) => transaction.execute(
+                        "DELETE FROM segment WHERE source = ?1 AND lineage = ?2 AND start_lsn = ?3",
+                        params![source, lineage.to_string(), lsn_text(key.start)],
+                    )?,
+                    SourceObject::Manifest(lineage, base) => transaction.execute(
+                        "DELETE FROM base WHERE source = ?1 AND lineage = ?2 AND base = ?3",
+                        params![source, lineage.to_string(), base.to_string()],
+                    )?,
+                    SourceObject::Point(_, point) => transaction.execute(
+                        "DELETE FROM point WHERE source = ?1 AND name = ?2 AND lsn = ?3",
+                        params![source, point.name(), lsn_text(point.lsn)],
+                    )?,
+                    _ => 0,
+                };
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Make the index equal to what a listing of the repository says.

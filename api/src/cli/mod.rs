@@ -16,6 +16,7 @@ mod point;
 mod probe;
 mod restore;
 mod restores;
+mod retention;
 mod source;
 mod target;
 mod transactions;
@@ -86,6 +87,8 @@ enum Command {
     Cat(cat::Args),
     /// Read and authenticate every object of a source
     Verify(verify::Args),
+    /// Give up and delete what the settings do not keep, now instead of at the next hour
+    Retention(retention::Args),
     /// Show, confirm and rotate the master key
     Key(key::Args),
 }
@@ -117,6 +120,7 @@ async fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Restore(args) => Box::pin(restore::run(*args, output)).await,
         Command::Restores(args) => Box::pin(restores::run(args, output)).await,
         Command::Cat(args) => Box::pin(cat::run(args, output)).await,
+        Command::Retention(args) => retention::run(args, output).await,
         Command::Verify(args) => Box::pin(verify::run(args, output)).await,
         Command::Key(args) => Box::pin(key::run(args, output)).await,
     }

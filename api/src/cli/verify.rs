@@ -6,6 +6,7 @@ use std::io::{BufRead, Read};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::manifest::BaseManifest;
 use lastgood_proto::segment::SegmentReader;
+use lastgood_restore::Survey;
 use lastgood_store::{ObjectReader, Repository, SourceStore};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -73,13 +74,18 @@ async fn all(repository: &Repository) -> Result<Vec<(String, SourceStore)>, Fail
 async fn verify(store: &SourceStore, output: &Output) -> Result<Tally, Failure> {
     let mut tally = Tally::default();
     let objects = store.objects().await?;
-    match store.list().await {
-        Ok(listing) => {
-            for lineage in &listing.lineages {
-                // Every base needs the segments from its consistent point on.
+    match Survey::read(store).await {
+        Ok(survey) => {
+            for lineage in &survey.listing.lineages {
+                // Every base needs the segments from its consistent point on, unless it is kept for its own
+                // moment alone.
+                let retired = survey.retired.get(&lineage.id).map(|given| given.before);
                 let first = lineage.segments.first().map(|segment| segment.start);
                 for base in &lineage.bases {
                     let needs = base.consistent_point();
+                    if retired.is_some_and(|before| needs < before) {
+                        continue;
+                    }
                     if let Some(first) = first.filter(|first| *first > needs) {
                         let path = store.path(&SourceObject::Manifest(lineage.id, *base));
                         let problem = format!("the segments from {needs} to {first} are missing");
@@ -170,6 +176,7 @@ async fn check(
         | SourceObject::Lineage(_)
         | SourceObject::LineageEnd(_)
         | SourceObject::Shape(..)
+        | SourceObject::Retired(..)
         | SourceObject::Point(..) => {
             let _: Value = store.get_json(object).await.map_err(text)?;
         }

@@ -18,6 +18,7 @@ mod probe;
 mod problem;
 mod report;
 mod restores;
+mod retention;
 mod segments;
 mod settings;
 mod sources;
@@ -70,6 +71,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(bases::list, bases::take))
         .routes(routes!(segments::list))
         .routes(routes!(windows::window))
+        .routes(routes!(retention::show, retention::run))
         .routes(routes!(transactions::list))
         .routes(routes!(points::list, points::create))
         .routes(routes!(restores::plan))

@@ -43,6 +43,14 @@ pub(crate) struct Settings {
     big_table_bytes: u64,
     /// Sealed bytes of the open segment past which reading waits for uploads.
     spool_bytes: u64,
+    /// What to keep: a number of `days`, `bases`, `hourly`, `daily`, `weekly`, `monthly`, `yearly`, with
+    /// commas between; null keeps everything.
+    #[schema(example = "30 days, 12 monthly")]
+    retention: Option<String>,
+    /// Bases to keep whatever `retention` says, by their ids.
+    pinned: Vec<String>,
+    /// Between giving something up and deleting it.
+    retention_grace_hours: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -74,6 +82,9 @@ impl From<SourceSettings> for Settings {
             base_jobs: settings.base_jobs,
             big_table_bytes: settings.big_table_bytes,
             spool_bytes: settings.spool_bytes,
+            retention: settings.retention,
+            pinned: settings.pinned,
+            retention_grace_hours: settings.retention_grace_hours,
         }
     }
 }
@@ -104,6 +115,12 @@ macro_rules! with_settings {
             base_jobs: Option<u32>,
             big_table_bytes: Option<u64>,
             spool_bytes: Option<u64>,
+            /// What to keep; null keeps everything.
+            #[serde(default, deserialize_with = "present")]
+            #[schema(value_type = Option<String>, example = "30 days, 12 monthly")]
+            retention: Option<Value>,
+            pinned: Option<Vec<String>>,
+            retention_grace_hours: Option<u32>,
         }
 
         impl $name {
@@ -123,8 +140,11 @@ macro_rules! with_settings {
                     "base_jobs": self.base_jobs,
                     "big_table_bytes": self.big_table_bytes,
                     "spool_bytes": self.spool_bytes,
+                    "pinned": self.pinned,
+                    "retention_grace_hours": self.retention_grace_hours,
                 });
-                merge(before, given, self.schedule.as_ref())
+                let nullable = [("schedule", &self.schedule), ("retention", &self.retention)];
+                merge(before, given, nullable)
             }
         }
     };
@@ -164,14 +184,15 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 fn merge(
     before: SourceSettings,
     given: Value,
-    schedule: Option<&Value>,
+    nullable: [(&str, &Option<Value>); 2],
 ) -> Result<SourceSettings, Problem> {
     let internal =
         |error: serde_json::Error| Problem::new(Code::Internal).detail(error.to_string());
     let mut merged = serde_json::to_value(before).map_err(internal)?;
     if let (Value::Object(merged), Value::Object(given)) = (&mut merged, given) {
         merged.extend(given.into_iter().filter(|(_, value)| !value.is_null()));
-        merged.extend(schedule.map(|value| ("schedule".to_owned(), value.clone())));
+        let nullable = nullable.into_iter();
+        merged.extend(nullable.filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))));
     }
     let settings: SourceSettings = serde_json::from_value(merged).map_err(internal)?;
     settings
@@ -210,6 +231,8 @@ mod tests {
             (r#"{"schedule":"0 25 * * *"}"#, "schedule"),
             (r#"{"timezone":"Mars/Olympus"}"#, "timezone"),
             (r#"{"segment_seconds":0}"#, "segment_seconds"),
+            (r#"{"retention":"soon"}"#, "retention"),
+            (r#"{"pinned":["7"]}"#, "pinned"),
         ] {
             let problem = update(body).unwrap_err();
             assert_eq!(problem.code(), Code::InvalidSettings);

@@ -44,6 +44,7 @@ pub(super) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<()
             | SourceObject::Lineage(_)
             | SourceObject::LineageEnd(_)
             | SourceObject::Shape(..)
+            | SourceObject::Retired(..)
             | SourceObject::Archive(..) => {}
         }
     }

@@ -15,6 +15,7 @@ mod matrix;
 mod oracle;
 mod partial;
 mod prepared;
+mod retention;
 mod s3;
 mod scenarios;
 mod schema;

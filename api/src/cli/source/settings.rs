@@ -56,21 +56,33 @@ pub(super) struct Settings {
     /// Sealed bytes that may wait for an upload [default: 1GiB]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     spool_bytes: Option<u64>,
+    /// What to keep, such as "30 days, 12 monthly" (days, bases, hourly, daily, weekly, monthly,
+    /// yearly), or "off": everything [default: off]
+    #[arg(long)]
+    retention: Option<String>,
+    /// A base to keep whatever the retention says; may be repeated; '' pins none again [default: none]
+    #[arg(long, value_name = "BASE")]
+    pinned: Vec<String>,
+    /// Hours between giving something up and deleting it [default: 24]
+    #[arg(long, value_name = "HOURS")]
+    retention_grace_hours: Option<u32>,
 }
 
 impl Settings {
     /// What was given, as the API takes it.
     pub(super) fn body(&self) -> Map<String, Value> {
-        let schedule = self.schedule.as_deref().map(|schedule| match schedule {
-            "off" => Value::Null,
-            text => text.into(),
-        });
+        let unless_off = |given: &Option<String>| {
+            given.as_deref().map(|given| match given {
+                "off" => Value::Null,
+                text => text.into(),
+            })
+        };
         let no_identity = self.no_identity.map(|choice| match choice {
             NoIdentity::BaseOnly => "base-only",
             NoIdentity::Full => "full",
         });
         let given = [
-            ("schedule", schedule),
+            ("schedule", unless_off(&self.schedule)),
             ("timezone", self.timezone.as_deref().map(Value::from)),
             ("segment_bytes", self.segment_bytes.map(Value::from)),
             ("segment_seconds", self.segment_seconds.map(Value::from)),
@@ -90,6 +102,12 @@ impl Settings {
             ("base_jobs", self.base_jobs.map(Value::from)),
             ("big_table_bytes", self.big_table_bytes.map(Value::from)),
             ("spool_bytes", self.spool_bytes.map(Value::from)),
+            ("retention", unless_off(&self.retention)),
+            ("pinned", patterns(&self.pinned)),
+            (
+                "retention_grace_hours",
+                self.retention_grace_hours.map(Value::from),
+            ),
         ];
         given
             .into_iter()

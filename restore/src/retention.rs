@@ -1,0 +1,233 @@
+//! What retention may give up: a pure choice over a survey, checked before it is believed.
+//!
+//! A base is kept either *with what follows it*, every segment from its consistent point on, or for
+//! its own moment alone. Segments are kept exactly as long as a base of the first kind needs them.
+//! Nothing is given up but a prefix of each lineage, so what is left is a chain again.
+//!
+//! Kept whatever the policy says: the newest base with what follows it, the newest lineage while it
+//! has no base, and the last segment of the newest lineage, where capture goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Datelike, Utc};
+use lastgood_proto::key::SegmentKey;
+use lastgood_proto::listing::LineageListing;
+use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, Retention};
+
+use crate::Error;
+use crate::survey::{BaseInfo, Survey};
+use crate::window::{Reach, reaches};
+
+mod pass;
+
+pub use pass::{Held, Pass, Pending, pass};
+
+const DAY_MICROS: i64 = 86_400_000_000;
+
+/// What a lineage gives up.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GivenUp {
+    pub bases: BTreeSet<BaseId>,
+    /// Segments that end at or before it.
+    pub before: Lsn,
+}
+
+impl GivenUp {
+    pub(crate) fn has(&self, segment: &SegmentKey) -> bool {
+        segment.end <= self.before
+    }
+
+    pub(crate) fn contains(&self, other: &Self) -> bool {
+        self.before >= other.before && self.bases.is_superset(&other.bases)
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.before = self.before.max(other.before);
+        self.bases.extend(&other.bases);
+    }
+}
+
+/// By lineage; those that give up nothing are not in it.
+pub type Unneeded = BTreeMap<LineageId, GivenUp>;
+
+/// What no promise needs.
+///
+/// # Errors
+/// [`Error::RetentionBroken`] if a promise would not hold afterwards: nothing may be deleted then.
+pub(crate) fn unneeded(
+    survey: &Survey,
+    policy: &Retention,
+    now: PgTimestamp,
+) -> Result<Unneeded, Error> {
+    let mut unneeded = Unneeded::new();
+    let Some(newest) = survey.listing.newest() else {
+        return Ok(unneeded);
+    };
+    let followed = followed(survey, policy, cutoff(policy, now));
+    let alone = alone(survey, policy);
+    for lineage in survey
+        .listing
+        .lineages
+        .iter()
+        .filter(|lineage| lineage.id <= newest.id)
+    {
+        let bases = lineage.bases.iter().copied();
+        let (kept, bases): (BTreeSet<BaseId>, BTreeSet<BaseId>) =
+            bases.partition(|base| followed.contains(base) || alone.contains(base));
+        let floor = kept.into_iter().find(|base| followed.contains(base));
+        let before = match floor {
+            Some(base) => before(lineage, base.consistent_point()),
+            None if lineage.id == newest.id => Lsn::default(),
+            None => Lsn::MAX,
+        };
+        let given = GivenUp { bases, before };
+        if !given.bases.is_empty() || segments(lineage).any(|segment| given.has(segment)) {
+            unneeded.insert(lineage.id, given);
+        }
+    }
+    check(survey, policy, &unneeded, now)?;
+    Ok(unneeded)
+}
+
+/// How much of a lineage a base at `point` does not need. The last segment before it stays: where capture
+/// goes on if there is none after it, and what the window's end was observed by.
+fn before(lineage: &LineageListing, point: Lsn) -> Lsn {
+    let passed = segments(lineage).filter(|segment| segment.end <= point);
+    passed
+        .map(|segment| segment.start)
+        .max()
+        .unwrap_or_default()
+}
+
+pub(crate) fn segments(lineage: &LineageListing) -> impl Iterator<Item = &SegmentKey> {
+    let behind = lineage.fork.iter().flat_map(|fork| &fork.segments);
+    lineage
+        .segments
+        .iter()
+        .chain(&lineage.orphans)
+        .chain(behind)
+}
+
+/// Moments after it are promised; none if no days are.
+fn cutoff(policy: &Retention, now: PgTimestamp) -> Option<PgTimestamp> {
+    let micros = i64::from(policy.days?).saturating_mul(DAY_MICROS);
+    Some(PgTimestamp::from_micros(
+        now.as_micros().saturating_sub(micros),
+    ))
+}
+
+/// The bases that are kept with every segment from their consistent point on.
+fn followed(survey: &Survey, policy: &Retention, cutoff: Option<PgTimestamp>) -> BTreeSet<BaseId> {
+    let mut followed = BTreeSet::new();
+    for reach in reaches(survey) {
+        followed.extend(
+            cutoff
+                .into_iter()
+                .flat_map(|cutoff| promised(&reach, cutoff)),
+        );
+    }
+    followed.extend(newest(survey, policy).map(|base| base.id));
+    followed
+}
+
+/// The newest bases, as many as the policy promises and at least one.
+fn newest<'a>(survey: &'a Survey, policy: &Retention) -> impl Iterator<Item = &'a BaseInfo> {
+    let count = policy.bases.unwrap_or(1).max(1);
+    let newest_first = by_age(survey).into_iter().rev();
+    newest_first.take(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// The bases of a window that its moments from `cutoff` on need, or are nearer to.
+fn promised(reach: &Reach, cutoff: PgTimestamp) -> Vec<BaseId> {
+    if reach.window.to.time < cutoff {
+        return Vec::new();
+    }
+    // A restore to a time begins with a base whose clock is not past it.
+    let bases = &reach.bases;
+    let first = bases.iter().rposition(|base| base.snapshot_time < cutoff);
+    let needed = bases.iter().skip(first.unwrap_or(0));
+    needed.map(|base| base.id).collect()
+}
+
+/// The bases that are kept for their own moment.
+fn alone(survey: &Survey, policy: &Retention) -> BTreeSet<BaseId> {
+    let mut alone: BTreeSet<BaseId> = policy.pinned.clone();
+    let bases = by_age(survey);
+    let periods: [(Option<u32>, fn(DateTime<Utc>) -> i64); 5] = [
+        (policy.hourly, |time| time.timestamp().div_euclid(3600)),
+        (policy.daily, |time| i64::from(time.num_days_from_ce())),
+        // The first day of the common era was a Monday.
+        (policy.weekly, |time| {
+            i64::from((time.num_days_from_ce() - 1).div_euclid(7))
+        }),
+        (policy.monthly, |time| {
+            i64::from(time.year()) * 12 + i64::from(time.month0())
+        }),
+        (policy.yearly, |time| i64::from(time.year())),
+    ];
+    for (count, period) in periods {
+        let mut seen = BTreeSet::new();
+        for base in bases.iter().rev() {
+            let micros = base.snapshot_time.as_unix_micros();
+            // A clock beyond the calendar is no reason to let a base go.
+            let Some(time) = DateTime::from_timestamp_micros(micros) else {
+                alone.insert(base.id);
+                continue;
+            };
+            let count = usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX);
+            if seen.len() < count && seen.insert(period(time)) {
+                alone.insert(base.id);
+            }
+        }
+    }
+    alone
+}
+
+/// All bases, the oldest first: in the order of their lineages, whatever a clock said.
+fn by_age(survey: &Survey) -> Vec<&BaseInfo> {
+    let mut bases: Vec<&BaseInfo> = survey.bases.iter().collect();
+    bases.sort_by_key(|base| (base.lineage, base.id.consistent_point(), base.id));
+    bases
+}
+
+/// Whether every promise that holds now holds afterwards: the last word before anything is deleted,
+/// so it asks for the windows again and trusts nothing above.
+fn check(
+    survey: &Survey,
+    policy: &Retention,
+    unneeded: &Unneeded,
+    now: PgTimestamp,
+) -> Result<(), Error> {
+    let after = survey.without(unneeded);
+    let left = after.windows();
+    let cutoff = cutoff(policy, now);
+    for Reach { window, bases, .. } in reaches(survey) {
+        let days = cutoff.filter(|cutoff| window.to.time >= *cutoff);
+        let from_time = days.map(|cutoff| cutoff.max(window.from.time));
+        let newest = newest(survey, policy).filter(|base| bases.contains(base));
+        let from_lsn = newest.map(|base| base.id.consistent_point()).min();
+        let promised = from_time.is_some() || from_lsn.is_some();
+        let holds = left.iter().any(|left| {
+            left.lineage == window.lineage
+                && left.to.lsn == window.to.lsn
+                && from_time.is_none_or(|from| left.from.time <= from)
+                && from_lsn.is_none_or(|from| left.from.lsn <= from)
+        });
+        if promised && !holds {
+            let (from, to) = (from_time.unwrap_or(window.from.time), window.to.time);
+            let what = format!("the time from {from} to {to} could not be restored any more");
+            return Err(Error::RetentionBroken { what });
+        }
+    }
+    let has = |bases: &[BaseInfo], id: &BaseId| bases.iter().any(|base| base.id == *id);
+    let pinned = policy.pinned.iter().filter(|id| has(&survey.bases, id));
+    match pinned.into_iter().find(|id| !has(&after.bases, id)) {
+        None => Ok(()),
+        Some(base) => Err(Error::RetentionBroken {
+            what: format!("base {base} is pinned"),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

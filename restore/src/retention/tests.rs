@@ -1,0 +1,208 @@
+//! Random histories and policies: whatever was promised and could be restored still can, by the very
+//! choice a plan makes.
+
+use lastgood_proto::Lsn;
+use proptest::prelude::*;
+
+use super::*;
+use crate::choose::{Cut, Only, choose};
+use crate::survey::tests::{base, lineage, segment, survey, time};
+
+const HOUR: i64 = 3_600_000_000;
+
+/// Lineages of hourly segments with bases here and there, some of them beyond a change of shape;
+/// clocks that step back; a hole.
+fn history() -> impl Strategy<Value = Survey> {
+    let step = (1_u32..50, -2_i64..40, 0_u8..8, 0_u8..20, 0_u8..12);
+    prop::collection::vec(prop::collection::vec(step, 0..60), 1..4).prop_map(|lineages| {
+        let (mut segments, mut bases) = (Vec::new(), Vec::new());
+        let (mut lsn, mut clock) = (1000_u32, 0_i64);
+        for (generation, steps) in (1_u32..).zip(lineages) {
+            let mut of_lineage = vec![(lsn, clock)];
+            let mut changes = Vec::new();
+            for (length, hours, taken, missing, changed) in steps {
+                let (_, mut key) = segment(generation, lsn, lsn + length);
+                clock += hours * HOUR;
+                key.max_commit_time = Some(time(clock));
+                key.observed_through = Some(time(clock));
+                if missing > 0 {
+                    segments.push((lineage(generation), key));
+                }
+                if taken == 0 {
+                    of_lineage.push((lsn + length / 2, clock - 1));
+                }
+                lsn += length;
+                if changed == 0 {
+                    changes.push(lsn);
+                }
+            }
+            bases.extend(of_lineage.iter().map(|(lsn, clock)| {
+                let later = changes.iter().filter(|change| *change > lsn);
+                let reach = later.min().map(|change| Lsn::new(u64::from(*change)));
+                BaseInfo {
+                    snapshot_time: time(*clock),
+                    reach: reach.unwrap_or(Lsn::MAX),
+                    ..base(generation, *lsn)
+                }
+            }));
+            lsn += 10;
+        }
+        bases.dedup_by_key(|base| base.id);
+        let mut survey = survey(&segments, &bases);
+        for lineage in &mut survey.listing.lineages {
+            lineage.described = true;
+        }
+        survey
+    })
+}
+
+fn policy() -> impl Strategy<Value = Retention> {
+    let few = || prop::option::of(1_u32..6);
+    let periods = || prop::option::weighted(0.25, 1_u32..5);
+    (few(), few(), periods(), periods(), periods()).prop_map(
+        |(days, bases, hourly, daily, weekly)| Retention {
+            days,
+            bases,
+            hourly,
+            daily,
+            weekly,
+            ..Retention::default()
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_is_promised_can_be_restored_as_before(
+        survey in history(), policy in policy(), ago in 0_i64..100, targets in prop::collection::vec(0_i64..400, 20),
+    ) {
+        let windows = survey.windows();
+        let latest = windows.iter().map(|window| window.to.time).max();
+        let Some(latest) = latest else { return Ok(()) };
+        let now = PgTimestamp::from_micros(latest.as_micros() + ago * HOUR);
+        let unneeded = unneeded(&survey, &policy, now).unwrap();
+        let after = survey.without(&unneeded);
+
+        let choose = |survey: &Survey, cut| {
+            let far = time(i64::MAX);
+            choose(survey, cut, Only::default(), far).ok().map(|choice| {
+                (choice.lineage, choice.base.id, choice.needed, choice.following)
+            })
+        };
+        prop_assert_eq!(choose(&survey, Cut::Latest), choose(&after, Cut::Latest));
+        if let Some(cutoff) = cutoff(&policy, now) {
+            for back in targets {
+                let micros = now.as_micros() - back * HOUR / 3;
+                for (time, inclusive) in [(time(micros), true), (time(micros), false)] {
+                    if time >= cutoff {
+                        let cut = Cut::Time { time, inclusive };
+                        prop_assert_eq!(choose(&survey, cut), choose(&after, cut), "{}", time);
+                    }
+                }
+            }
+        }
+        // Each base that is left restores at least its own moment.
+        for base in &after.bases {
+            let cut = Cut::Lsn { lsn: base.id.consistent_point(), inclusive: false };
+            let only = Only { lineage: Some(base.lineage), base: Some(base.id) };
+            prop_assert!(super::super::choose::choose(&after, cut, only, time(i64::MAX)).is_ok());
+        }
+        // Another pass finds nothing more.
+        prop_assert_eq!(super::unneeded(&after, &policy, now).unwrap(), Unneeded::new());
+    }
+
+    #[test]
+    fn time_gives_up_more_and_takes_nothing_back(
+        survey in history(), policy in policy(), hours in (0_i64..300, 0_i64..300),
+    ) {
+        let latest = survey.windows().iter().map(|window| window.to.time).max();
+        let Some(latest) = latest else { return Ok(()) };
+        let at = |hours: i64| PgTimestamp::from_micros(latest.as_micros() + hours * HOUR);
+        let early = unneeded(&survey, &policy, at(hours.0)).unwrap();
+        let late = unneeded(&survey, &policy, at(hours.0 + hours.1)).unwrap();
+        for (lineage, given) in &early {
+            prop_assert!(late.get(lineage).is_some_and(|late| late.contains(given)));
+        }
+    }
+}
+
+/// One lineage, a segment and a base each day, at noon.
+fn daily(days: u32) -> Survey {
+    let (mut segments, mut bases) = (Vec::new(), Vec::new());
+    for day in 0..days {
+        let noon = time(i64::from(day) * DAY_MICROS + DAY_MICROS / 2);
+        let (id, mut key) = segment(1, day * 10, day * 10 + 10);
+        key.observed_through = Some(time(i64::from(day) * DAY_MICROS + DAY_MICROS));
+        segments.push((id, key));
+        bases.push(BaseInfo {
+            snapshot_time: noon,
+            ..base(1, day * 10 + 5)
+        });
+    }
+    let mut survey = survey(&segments, &bases);
+    survey.listing.lineages[0].described = true;
+    survey
+}
+
+/// Of `daily(400)` at its end: the days whose bases are left, and the LSN from which segments are.
+fn left(policy: &Retention) -> (Vec<u64>, u64) {
+    let survey = daily(400);
+    let now = time(400 * DAY_MICROS);
+    let after = survey.without(&unneeded(&survey, policy, now).unwrap());
+    let days = after
+        .bases
+        .iter()
+        .map(|base| base.id.consistent_point().as_u64() / 10);
+    (
+        days.collect(),
+        after.listing.lineages[0].segments[0].start.as_u64(),
+    )
+}
+
+#[test]
+fn policies_say_what_is_kept() {
+    // 2000-01-01 was a Saturday and is day 0; day 399 is 2001-02-03, a Saturday again.
+    let cases: [(&str, &[u64], u64); 8] = [
+        ("3 days", &[396, 397, 398, 399], 395),
+        ("400 days, 1 base", &(0..400).collect::<Vec<u64>>(), 0),
+        ("2 bases", &[398, 399], 397),
+        ("3 daily", &[397, 398, 399], 398),
+        // Sundays, and the week that is not over.
+        ("3 weekly", &[386, 393, 399], 398),
+        // The last of December, of January, and the month that is not over.
+        ("3 monthly", &[365, 396, 399], 398),
+        ("9 yearly", &[365, 399], 398),
+        ("2 days, 3 monthly", &[365, 396, 397, 398, 399], 396),
+    ];
+    for (policy, days, day) in cases {
+        let kept = left(&policy.parse().unwrap());
+        assert_eq!(kept, (days.to_vec(), day * 10), "{policy}");
+    }
+    let pinned = Retention {
+        bases: Some(1),
+        pinned: [base(1, 75).id].into(),
+        ..Retention::default()
+    };
+    assert_eq!(left(&pinned), (vec![7, 399], 3980));
+}
+
+#[test]
+fn an_old_lineage_goes_whole_and_the_newest_stays() {
+    let mut survey = survey(&[segment(1, 10, 20), segment(2, 30, 40)], &[base(1, 15)]);
+    for lineage in &mut survey.listing.lineages {
+        lineage.described = true;
+    }
+    let policy: Retention = "1 day".parse().unwrap();
+    let now = time(100 * DAY_MICROS);
+    // Its base is the only one.
+    assert_eq!(unneeded(&survey, &policy, now).unwrap(), Unneeded::new());
+    let newer = BaseInfo { ..base(2, 35) };
+    survey.bases.push(newer);
+    survey.listing.lineages[1].bases.push(newer.id);
+    let given = GivenUp {
+        bases: [base(1, 15).id].into(),
+        before: Lsn::MAX,
+    };
+    let expected = Unneeded::from([(lineage(1), given)]);
+    assert_eq!(unneeded(&survey, &policy, now).unwrap(), expected);
+}
