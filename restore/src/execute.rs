@@ -468,6 +468,12 @@ impl Run<'_> {
             .as_ref()
             .map(|chosen| self.rows_of(chosen, head))
             .transpose()?;
+        if chosen.is_some() {
+            // They belong to no table's rows. A sample may not be newer than the base.
+            let sets: Vec<&TocEntry> = of_kind(head, "SEQUENCE SET").collect();
+            let set = archives.definitions(target, head, Section::Data, Some(&sets), 1);
+            set.await?;
+        }
         let wanted = self.manifest.archives.iter();
         let wanted =
             wanted.filter(|archive| plan::is_needed(archive, self.manifest, chosen.as_ref()));

@@ -440,3 +440,16 @@ async fn a_cancelled_one_leaves_an_existing_database_alone() {
         chain(&again)
     );
 }
+
+/// No sample is newer than the base: then the base knows how far a sequence was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_is_as_far_as_in_the_base() {
+    let schema = "CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES; SELECT setval('t_id_seq', 500)";
+    let fixture = Fixture::new(15, schema).await;
+    let plan = planned(&fixture, &at(fixture.durable()), "t").await;
+    let copy = fixture.source.sibling().await.unwrap();
+    let report = run(&fixture, &plan, &copy).await;
+    report.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let truth = fixture.content().await;
+    truth.assert_restored(&content(&copy).await, "t");
+}
