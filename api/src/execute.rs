@@ -1,6 +1,7 @@
 //! Executing a restore, for the service's jobs and for the command line alike.
 
 use lastgood_pg::ConnectionConfig;
+use lastgood_proto::{BaseId, LineageId};
 use lastgood_restore::{Error, Into, Options, Plan, Progress, Replay, Report};
 use lastgood_store::SourceStore;
 use tokio::runtime::Handle;
@@ -39,6 +40,20 @@ impl Order {
             allow_source: self.allow_source,
         }
     }
+}
+
+/// The base that a restore to be resumed was begun from: a newer one may have been taken since.
+pub(crate) async fn begun_from(
+    connection: &ConnectionConfig,
+    create_database: Option<&str>,
+    into_schema: Option<&str>,
+) -> Result<Option<(LineageId, BaseId)>, Error> {
+    let into = Into {
+        connection: connection.clone(),
+        create_database: create_database.map(ToOwned::to_owned),
+        allow_source: false,
+    };
+    lastgood_restore::unfinished(&into, into_schema).await
 }
 
 /// Whether [`execute`] would begin: refused here, no work has been done for nothing.

@@ -18,6 +18,7 @@ use lastgood_proto::manifest::{BaseManifest, LineageFile, Protection};
 use lastgood_proto::{BaseId, LineageId, Lsn, Oid};
 use lastgood_store::SourceStore;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{self, Replayed};
@@ -181,15 +182,27 @@ pub async fn check(
     Ok(())
 }
 
-/// The lineage and base of the unfinished restore in this database, if there is one: a plan to resume
-/// it must start from that base, also if there is a newer one now.
+/// The lineage and base of the unfinished restore there, if there is one: a plan to resume it must
+/// start from that base, also if there is a newer one now.
 ///
 /// # Errors
 /// If the database cannot be asked.
 pub async fn unfinished(
-    connection: &ConnectionConfig,
+    into: &Into,
+    schema: Option<&str>,
 ) -> Result<Option<(LineageId, BaseId)>, Error> {
-    let session = Session::connect(connection, Purpose::Restore).await?;
+    let config = match schema {
+        None => into.connection.with_database(into.database()),
+        Some(schema) => Existing::new(into, schema).scratch(),
+    };
+    let session = match Session::connect(&config, Purpose::Restore).await {
+        Err(lastgood_pg::Error::Server { source, .. })
+            if source.code == SqlState::INVALID_CATALOG_NAME.code() =>
+        {
+            return Ok(None);
+        }
+        session => session?,
+    };
     let state = progress_table::read(session.client()).await?;
     session.close().await;
     Ok(state.and_then(|state| {

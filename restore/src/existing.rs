@@ -49,6 +49,10 @@ impl Existing {
         &self.schema
     }
 
+    pub(crate) fn scratch(&self) -> ConnectionConfig {
+        self.config.with_database(&self.scratch)
+    }
+
     pub(crate) fn database(&self) -> &str {
         self.config.database()
     }
@@ -170,7 +174,7 @@ impl Existing {
         fed: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
         let tools = PgTools::for_dump(&PgTools::discover().await, scratch.server_version())?;
-        let config = self.config.with_database(&self.scratch);
+        let config = self.scratch();
         let script = async |section| {
             let script = tools.script(&config, &self.schema, section).await?;
             Ok::<_, Error>(for_a_session(&script, session.server_version()))

@@ -33,7 +33,7 @@ pub(super) struct PlanArgs {
     /// Only this lineage: for an LSN that is in several
     #[arg(long, value_name = "LINEAGE", help_heading = "Target")]
     lineage: Option<LineageId>,
-    /// Only this base: to go on with a restore after a newer base was taken
+    /// Only this base; a restore that is resumed goes on from its own anyway
     #[arg(long, value_name = "BASE", help_heading = "Target")]
     base: Option<BaseId>,
     /// Only these tables and what belongs to them: public.users,app."Order"; may be repeated
@@ -191,11 +191,18 @@ async fn by_service(
 }
 
 async fn by_itself(
-    args: RestoreArgs,
+    mut args: RestoreArgs,
     store: &SourceStore,
     connection: ConnectionConfig,
     output: &Output,
 ) -> Result<(), Failure> {
+    if args.resume && args.plan.base.is_none() {
+        let database = args.create_database.as_deref();
+        let schema = args.plan.into_schema.as_deref();
+        if let Some(begun) = execute::begun_from(&connection, database, schema).await? {
+            (args.plan.lineage, args.plan.base) = (Some(begun.0), Some(begun.1));
+        }
+    }
     let plan = args.plan.make(store).await?;
     announce(&view(&plan)?, &connection, &args, output)?;
     let order = Order {

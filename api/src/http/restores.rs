@@ -56,7 +56,7 @@ pub(super) struct RestoreRequest {
     into: IntoRequest,
     /// Only this lineage: for an LSN that is in several.
     lineage: Option<String>,
-    /// Only this base: to go on with a restore after a newer base was taken.
+    /// Only this base; a restore that is resumed goes on from its own anyway.
     base: Option<String>,
     /// Only these tables and what belongs to them; every table if it is empty. A name is written as
     /// in SQL, with its schema.
@@ -73,7 +73,8 @@ pub(super) struct RestoreRequest {
     /// How changes are brought in; `ordered`, the only way yet, is commit by commit.
     #[serde(default)]
     replay: Replay,
-    /// Go on with an earlier restore of the same target into the same database.
+    /// Go on with an earlier restore of the same target into the same database, from the base that it
+    /// was begun from.
     #[serde(default)]
     resume: bool,
 }
@@ -278,7 +279,15 @@ async fn begin(
             "jobs is from 1 to 64",
         ));
     }
-    let only = (request.lineage.as_deref(), request.base.as_deref());
+    let (mut lineage, mut base) = (request.lineage.clone(), request.base.clone());
+    if request.resume && base.is_none() {
+        let database = request.into.create_database.as_deref();
+        let schema = request.into_schema.as_deref();
+        if let Some(begun) = execute::begun_from(&into, database, schema).await? {
+            (lineage, base) = (Some(begun.0.to_string()), Some(begun.1.to_string()));
+        }
+    }
+    let only = (lineage.as_deref(), base.as_deref());
     let tables = (request.tables.as_slice(), request.into_schema.clone());
     let plan = make_plan(app, &row, &request.target, only, tables).await?;
     let shown = serde_json::json!({

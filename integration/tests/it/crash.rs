@@ -89,7 +89,9 @@ async fn the_service_is_killed_while_it_restores() -> Result<()> {
     let service = Service::start(&storage).await?;
     let database = TestDatabase::new(18).await?;
     database
-        .execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, a text); CREATE TABLE other (id int PRIMARY KEY)",
+        )
         .await?;
     service
         .add_source("big", &database.url(), history::settings())
@@ -113,8 +115,46 @@ async fn the_service_is_killed_while_it_restores() -> Result<()> {
 
     let server = &database.server;
     let name = format!("{}_interrupted", database.name);
-    let into = json!({"connection": server.url("postgres"), "create_database": name});
-    let id = service.start_restore("big", &moment.target, into).await?;
+    let whole = json!({"connection": server.url("postgres"), "create_database": name});
+    interrupted(&service, &moment, whole, json!({})).await?;
+    history::check_restored(server, &name, &moment).await?;
+    let again = format!("{name}_again");
+    let into = json!({"connection": server.url("postgres"), "create_database": again});
+    service.restore("big", &moment.target, into).await?;
+    history::check_restored(server, &again, &moment).await?;
+
+    // Some tables, into a database of their own and beside the ones that are there.
+    let name = format!("{}_part", database.name);
+    let part = json!({"connection": server.url("postgres"), "create_database": name});
+    let tables = json!({"tables": ["public.t"]});
+    interrupted(&service, &moment, part, tables).await?;
+    let truth = moment.content.part(&["public.t"], &[]);
+    let restored = digest::of(&mut server.connect(&name).await?, None).await?;
+    truth.assert_restored(&restored, "a table");
+    let beside = json!({"connection": database.url(), "allow_source": true});
+    let under = json!({"tables": ["public.t"], "into_schema": "recovered"});
+    interrupted(&service, &moment, beside, under).await?;
+    let restored = digest::of(&mut client, None).await?;
+    let recovered = restored.part(&["recovered.t"], &[]);
+    truth
+        .renamed("public", "recovered")
+        .assert_restored(&recovered, "a table beside the others");
+    assert_eq!(restored.tables.len(), moment.content.tables.len() + 1);
+    let scratch = "SELECT count(*) FROM pg_database WHERE strpos(shobj_description(oid, 'pg_database'), $1) > 0";
+    let left = client.query_one(scratch, &[&database.name]).await?;
+    assert_eq!(left.get::<_, i64>(0), 0);
+    Ok(())
+}
+
+/// A restore that the service does not survive, and then goes on with.
+async fn interrupted(service: &Service, moment: &Moment, into: Value, more: Value) -> Result<()> {
+    let mut body = json!({"target": moment.target, "into": into});
+    for (name, value) in more.as_object().into_iter().flatten() {
+        body[name] = value.clone();
+    }
+    let restores = "/api/v1/sources/big/restores";
+    let begun = service.post(restores, body.clone()).await?;
+    let id = begun["id"].as_str().unwrap_or_default().to_owned();
     // From the first table on it can be taken up again; before, there is nothing to take up.
     let begun = |restore: &Value| {
         restore["phase"]
@@ -131,21 +171,29 @@ async fn the_service_is_killed_while_it_restores() -> Result<()> {
         ended["status"] == "failed" && ended["error"].is_string(),
         "{ended:#}"
     );
-    let body = json!({
-        "target": moment.target,
-        "into": {"connection": server.url(&name)},
-        "resume": true,
-    });
-    let resumed = service.post("/api/v1/sources/big/restores", body).await?;
+    let left = ended["left_behind"].as_str().unwrap_or_default();
+    let is_scratch = left.contains("a scratch database");
+    ensure!(is_scratch == body["into_schema"].is_string(), "{ended:#}");
+    // Not by itself.
+    let refused = service
+        .request(reqwest::Method::POST, restores, Some(&body))
+        .await?;
+    ensure!(refused.code() == "restore_refused", "{refused:?}");
+    // A newer base changes nothing: it goes on from its own.
+    service.wait_protected("big").await?;
+    let bases = service.wait_bases("big", 1).await?.len();
+    service.post("/api/v1/sources/big/bases", json!({})).await?;
+    service.wait_bases("big", bases + 1).await?;
+    body["resume"] = true.into();
+    let resumed = service.post(restores, body).await?;
     let resumed = service
         .wait_restore(resumed["id"].as_str().unwrap_or_default())
         .await?;
-    ensure!(resumed["status"] == "succeeded", "{resumed:#}");
-    history::check_restored(server, &name, &moment).await?;
-    let again = format!("{name}_again");
-    let into = json!({"connection": server.url("postgres"), "create_database": again});
-    service.restore("big", &moment.target, into).await?;
-    history::check_restored(server, &again, &moment).await
+    ensure!(
+        resumed["status"] == "succeeded" && resumed["report"]["resumed"] == true,
+        "{resumed:#}"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -376,7 +376,7 @@ async fn an_interrupted_restore_resumes() {
             chain(&error)
         );
         assert!(left_behind.contains("DROP DATABASE"));
-        let begun = unfinished(&into(&copy).connection).await.unwrap();
+        let begun = unfinished(&into(&copy), None).await.unwrap();
         assert_eq!(begun, Some((planned.lineage, planned.base.id)));
 
         let again = execute(
