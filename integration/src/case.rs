@@ -61,7 +61,54 @@ pub enum Operation {
     Pause,
     Resume,
     /// This state is to be restored.
-    Moment(Target),
+    Moment(Restore),
+}
+
+/// How a moment is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restore {
+    pub target: Target,
+    /// Some of its tables only: which ones, follows from this number and their names, whatever else is
+    /// left out of the case.
+    pub part: Option<u32>,
+    /// At once, while what follows in the case happens; else when all is over.
+    pub meanwhile: bool,
+}
+
+impl fmt::Display for Restore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.target.word())?;
+        if let Some(part) = self.part {
+            write!(f, "; part {part}")?;
+        }
+        match self.meanwhile {
+            true => f.write_str("; meanwhile"),
+            false => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Restore {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut words = text.split("; ");
+        let target = words.next().unwrap_or_default();
+        let target = Target::ALL.into_iter().find(|it| it.word() == target);
+        let mut restore = Self {
+            target: target.context("no such target")?,
+            part: None,
+            meanwhile: false,
+        };
+        for word in words {
+            match word.strip_prefix("part ") {
+                Some(part) => restore.part = Some(part.parse()?),
+                None if word == "meanwhile" => restore.meanwhile = true,
+                None => bail!("{word}: no way to restore"),
+            }
+        }
+        Ok(restore)
+    }
 }
 
 /// How a moment is named.
@@ -124,7 +171,7 @@ impl fmt::Display for Case {
                 Operation::Kill => writeln!(f, "{MARK}kill")?,
                 Operation::Pause => writeln!(f, "{MARK}pause")?,
                 Operation::Resume => writeln!(f, "{MARK}resume")?,
-                Operation::Moment(target) => writeln!(f, "{MARK}moment {}", target.word())?,
+                Operation::Moment(restore) => writeln!(f, "{MARK}moment {restore}")?,
             }
         }
         Ok(())
@@ -167,10 +214,7 @@ impl FromStr for Case {
                 "kill" => Operation::Kill,
                 "pause" => Operation::Pause,
                 "resume" => Operation::Resume,
-                "moment" => {
-                    let target = Target::ALL.into_iter().find(|it| it.word() == rest);
-                    Operation::Moment(target.with_context(|| line.to_owned())?)
-                }
+                "moment" => Operation::Moment(rest.parse().with_context(|| line.to_owned())?),
                 _ => bail!("{line}: no such operation"),
             });
         }

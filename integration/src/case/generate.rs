@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::{Case, Operation, Setting, Target};
+use super::{Case, Operation, Restore, Setting, Target};
 use crate::seed;
 use crate::tools::MAJORS;
 use crate::workload::Schema;
@@ -41,6 +41,7 @@ pub fn case(seed: u64) -> Case {
     let mut writer = Writer {
         schema: Schema::random(seed, source),
         rng: seed::rng(seed, "operations"),
+        restores: seed::rng(seed, "restores"),
         open: Default::default(),
         prepared: Vec::new(),
         transactions: 0,
@@ -56,6 +57,8 @@ pub fn case(seed: u64) -> Case {
 struct Writer {
     schema: Schema,
     rng: ChaCha8Rng,
+    /// Of its own: how a state is restored has nothing to do with what happens.
+    restores: ChaCha8Rng,
     /// What each session has yet to say of its transaction, the last statement first.
     open: [Vec<String>; SESSIONS as usize],
     prepared: Vec<String>,
@@ -98,13 +101,24 @@ impl Writer {
                 _ => {
                     moments -= 1;
                     let target = Target::ALL[self.rng.random_range(0..Target::ALL.len() - 1)];
-                    self.operations.push(Operation::Moment(target));
+                    self.moment(target);
                 }
             }
         }
         self.work(20);
         self.settle();
-        self.operations.push(Operation::Moment(Target::Latest));
+        self.moment(Target::Latest);
+    }
+
+    fn moment(&mut self, target: Target) {
+        let rng = &mut self.restores;
+        let part = rng.random_ratio(2, 5).then(|| rng.random_range(0..1000));
+        let meanwhile = rng.random_ratio(2, 5) && target != Target::Latest;
+        self.operations.push(Operation::Moment(Restore {
+            target,
+            part,
+            meanwhile,
+        }));
     }
 
     /// So many statements of all sessions.

@@ -4,19 +4,20 @@
 //! happens depends on the case alone (autovacuum, the service and the clock apart). Nothing is in
 //! flight at a moment, so a snapshot taken there is the truth about it, open transactions or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
+use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::{Case, Operation, Setting, Target};
+use super::{Case, Operation, Restore, Setting, Target};
 use crate::digest::{self, Content};
 use crate::postgres::{self, TestDatabase};
 use crate::service::Service;
 use crate::storage::Storage;
 use crate::workload::KEYLESS;
-use crate::{history, truth, wait};
+use crate::{history, seed, truth, wait};
 
 /// What is wrong with the product; trouble with the case or the machine is an error instead.
 #[derive(Clone, Debug)]
@@ -52,6 +53,10 @@ struct Moment {
     number: usize,
     target: Value,
     content: Content,
+    /// Only these tables, as they are named to the service; all, if none.
+    tables: Vec<String>,
+    /// The id of the restore that has begun.
+    begun: Option<String>,
 }
 
 struct Player<'a> {
@@ -159,6 +164,12 @@ impl Player<'_> {
                 asked.map(drop).map_err(capture)
             }
             Operation::Kill => {
+                // A restore that is killed is another test's matter.
+                for moment in &self.moments {
+                    if let Some(id) = &moment.begun {
+                        self.service.wait_restore(id).await.map_err(capture)?;
+                    }
+                }
                 self.service.kill().map_err(Err)?;
                 self.service.start_again().await.map_err(capture)
             }
@@ -169,7 +180,7 @@ impl Player<'_> {
                 paused.map(drop).map_err(capture)
             }
             Operation::Resume => self.resume().await,
-            Operation::Moment(target) => self.moment(*target).await,
+            Operation::Moment(restore) => self.moment(*restore).await,
         }
     }
 
@@ -239,19 +250,37 @@ impl Player<'_> {
         Ok(())
     }
 
-    async fn moment(&mut self, target: Target) -> Played<()> {
+    async fn moment(&mut self, restore: Restore) -> Played<()> {
         let number = self.passed;
         self.passed += 1;
         if !self.protected {
             return Ok(());
         }
-        match self.record(target, number).await {
-            Ok(moment) => self.moments.push(moment),
+        let mut moment = match self.record(restore.target, number).await {
+            Ok(moment) => moment,
             // A transaction that is open has truncated a table: nobody can look.
-            Err(error) if is_locked(&error) => {}
+            Err(error) if is_locked(&error) => return Ok(()),
             Err(error) => return Err(Err(error)),
+        };
+        if let Some(part) = restore.part {
+            moment.tables = some(&moment.content, part);
         }
+        // Nothing becomes durable while the source is paused.
+        if restore.meanwhile && restore.target != Target::Latest && !self.paused {
+            self.durable().await?;
+            moment.begun = Some(self.begin(&moment).await?);
+        }
+        self.moments.push(moment);
         Ok(())
+    }
+
+    /// All that was written so far is durable, and known to be.
+    async fn durable(&self) -> Played<()> {
+        let lsn = truth::wal_position(&self.control).await.map_err(Err)?;
+        let time = truth::clock(&self.control).await.map_err(Err)?;
+        let (service, name) = (&self.service, &self.database.name);
+        service.wait_durable(name, &lsn).await.map_err(capture)?;
+        service.wait_observed(name, &time).await.map_err(capture)
     }
 
     async fn record(&mut self, target: Target, number: usize) -> Result<Moment> {
@@ -303,6 +332,8 @@ impl Player<'_> {
             number,
             target,
             content,
+            tables: Vec::new(),
+            begun: None,
         })
     }
 
@@ -312,11 +343,8 @@ impl Player<'_> {
         if !self.registered {
             return Ok(());
         }
-        let lsn = truth::wal_position(&self.control).await.map_err(Err)?;
-        let time = truth::clock(&self.control).await.map_err(Err)?;
+        self.durable().await?;
         let (service, name) = (&self.service, &self.database.name);
-        service.wait_durable(name, &lsn).await.map_err(capture)?;
-        service.wait_observed(name, &time).await.map_err(capture)?;
         let path = format!("/api/v1/sources/{name}/window");
         let window = service.get(&path).await.map_err(capture)?;
         if window["gaps"] != json!([]) {
@@ -336,27 +364,41 @@ impl Player<'_> {
         }
     }
 
+    fn copy(&self, moment: &Moment) -> String {
+        format!("{}_{}", self.database.name, moment.number)
+    }
+
+    /// Begins a restore; answers its id.
+    async fn begin(&self, moment: &Moment) -> Played<String> {
+        let server = postgres::shared(self.case.setting.target).await;
+        let url = server.map_err(Err)?.url("postgres");
+        let body = json!({
+            "target": moment.target,
+            "tables": moment.tables,
+            "into": {"connection": url, "create_database": self.copy(moment)},
+        });
+        let path = format!("/api/v1/sources/{}/restores", self.database.name);
+        let begun = self.service.post(&path, body).await;
+        let begun = begun.map_err(|error| moment.wrong(Kind::Restore, error))?;
+        Ok(begun["id"].as_str().unwrap_or_default().to_owned())
+    }
+
     async fn restore(&self, moment: &Moment) -> Played<()> {
-        let wrong = |kind, error: anyhow::Error| {
-            Ok(Failure {
-                kind,
-                moment: Some(moment.number),
-                text: format!("restore to {}: {error:#}", moment.target),
-            })
-        };
+        let wrong = |kind, error| moment.wrong(kind, error);
         let server = postgres::shared(self.case.setting.target)
             .await
             .map_err(Err)?;
-        let copy = format!("{}_{}", self.database.name, moment.number);
-        let into = json!({"connection": server.url("postgres"), "create_database": copy});
-        let (service, source) = (&self.service, &self.database.name);
-        let ended = async {
-            let id = service.start_restore(source, &moment.target, into).await?;
-            let ended = service.wait_restore(&id).await?;
-            ensure!(ended["status"] == "succeeded", "{ended:#}");
-            anyhow::Ok(())
+        let (copy, source) = (self.copy(moment), &self.database.name);
+        let id = match &moment.begun {
+            Some(id) => id.clone(),
+            None => self.begin(moment).await?,
         };
-        ended.await.map_err(|error| wrong(Kind::Restore, error))?;
+        let ended = async {
+            let ended = self.service.wait_restore(&id).await?;
+            ensure!(ended["status"] == "succeeded", "{ended:#}");
+            anyhow::Ok(ended)
+        };
+        let ended = ended.await.map_err(|error| wrong(Kind::Restore, error))?;
         if let Some(fault) = &self.case.setting.fault {
             // What it damages may have been left out of the case.
             let _ = server.execute(&copy, fault).await;
@@ -367,9 +409,11 @@ impl Player<'_> {
             if self.case.setting.settings["no_identity"] != "full" {
                 restored.tables.retain(|name, _| !name.starts_with(KEYLESS));
             }
-            let mut differences = moment.content.differences(&restored);
+            let expected = moment.expected(&ended, &restored)?;
+            let mut differences = expected.differences(&restored);
             differences.extend(digest::collisions(&client).await?);
-            if moment.target == json!("latest") && server.major() == self.database.server.major() {
+            let is_comparable = moment.target == json!("latest") && moment.tables.is_empty();
+            if is_comparable && server.major() == self.database.server.major() {
                 let schemas = history::compare_schemas(&server, source, &copy);
                 differences.extend(schemas.err().map(|error| error.to_string()));
             }
@@ -412,6 +456,86 @@ impl Player<'_> {
             target.execute("postgres", &sql).await?;
         }
         Ok(())
+    }
+}
+
+impl Moment {
+    fn wrong(&self, kind: Kind, error: anyhow::Error) -> Result<Failure> {
+        let only = match self.tables.as_slice() {
+            [] => String::new(),
+            tables => format!(" of {}", tables.join(", ")),
+        };
+        Ok(Failure {
+            kind,
+            moment: Some(self.number),
+            text: format!("restore{only} to {}: {error:#}", self.target),
+        })
+    }
+
+    /// What must have come back: everything, or the tables asked for with their children, and with
+    /// such sequences as came with them.
+    fn expected(&self, ended: &Value, restored: &Content) -> Result<Content> {
+        if self.tables.is_empty() {
+            return Ok(self.content.clone());
+        }
+        let mut wanted: BTreeSet<&str> = self.tables.iter().map(String::as_str).collect();
+        let came = ended["report"]["partial"]["tables"].as_array();
+        for table in came.context("a report of some tables")? {
+            let is_child = table["child_of"].is_string();
+            let quoted = restored.tables.keys().map(String::as_str);
+            wanted.extend(quoted.filter(|name| is_child && is_named(name, table)));
+        }
+        let mut expected = self.content.clone();
+        let sequences = &restored.sequences;
+        expected
+            .tables
+            .retain(|name, _| wanted.contains(name.as_str()));
+        expected
+            .sequences
+            .retain(|name, _| sequences.contains_key(name));
+        Ok(expected)
+    }
+}
+
+fn is_named(quoted: &str, table: &Value) -> bool {
+    let plain = |part: &str| part.trim_matches('"').replace("\"\"", "\"");
+    let parts = (table["schema"].as_str(), table["name"].as_str());
+    let (Some(schema), Some(name)) = parts else {
+        return false;
+    };
+    // The dot that parts them may not be the only one.
+    quoted
+        .match_indices('.')
+        .any(|(dot, _)| plain(&quoted[..dot]) == schema && plain(&quoted[dot + 1..]) == name)
+}
+
+/// About half of the tables, never none.
+fn some(content: &Content, part: u32) -> Vec<String> {
+    let draw = |name: &String| {
+        let mut rng = seed::rng(u64::from(part), "");
+        // The generator's seed takes only so many bytes; names may be longer.
+        let sum = name.bytes().fold(0_u64, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(byte.into())
+        });
+        sum.wrapping_add(rng.random::<u64>())
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            >> 32
+    };
+    let chosen: Vec<String> = content
+        .tables
+        .keys()
+        .filter(|name| draw(name).is_multiple_of(2))
+        .cloned()
+        .collect();
+    match chosen.is_empty() {
+        true => content
+            .tables
+            .keys()
+            .min_by_key(|name| draw(name))
+            .cloned()
+            .into_iter()
+            .collect(),
+        false => chosen,
     }
 }
 

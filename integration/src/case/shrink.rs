@@ -79,7 +79,7 @@ fn only(case: &Case, moment: usize, cut: bool) -> Case {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Setting, Target};
+    use super::super::{Restore, Setting, Target};
     use super::*;
 
     fn case(statements: &[&str]) -> Case {
@@ -89,7 +89,11 @@ mod tests {
         };
         let mut operations = vec![Operation::Register, Operation::Settle];
         operations.extend(statements.iter().map(sql));
-        operations.push(Operation::Moment(Target::Latest));
+        operations.push(Operation::Moment(Restore {
+            target: Target::Latest,
+            part: None,
+            meanwhile: false,
+        }));
         Case {
             setting: Setting {
                 seed: 0,

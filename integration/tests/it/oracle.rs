@@ -5,13 +5,14 @@
 //! that fails is shortened and left as a script. Every case that ever failed is in `cases/`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
 use lastgood_integration::case::run::{Kind, Nonsense, leave, run};
 use lastgood_integration::case::{Case, generate, shrink::shrink};
-use lastgood_integration::history::History;
+use lastgood_integration::history::{History, check_restored, drop_database};
 use lastgood_integration::{Service, Storage, TestDatabase, seed};
 
 /// One history of writers that work at the same time: six moments in the middle of everything, two
@@ -38,10 +39,30 @@ pub(crate) async fn history(
             service.wait_bases(&history.name, 2).await?;
         }
     }
+    restore_under_way(&service, &mut history).await?;
     let finished = history.finish(&service).await?;
     finished.thinned(restores).check(&service).await?;
     service.terminate().await?;
     Ok(())
+}
+
+/// An early moment, restored while the writers write.
+async fn restore_under_way(service: &Service, history: &mut History) -> Result<()> {
+    let moment = history.moments[0].clone();
+    let last_lsn = history.last_lsn.clone();
+    let last_time = history.last_time.clone();
+    service.wait_durable(&history.name, &last_lsn).await?;
+    service.wait_observed(&history.name, &last_time).await?;
+    let server = Arc::clone(&history.database.server);
+    let copy = format!("{}_under_way", history.database.name);
+    let into = serde_json::json!({"connection": server.url("postgres"), "create_database": copy});
+    let id = service.start_restore(&history.name, &moment.target, into);
+    let id = id.await?;
+    history.advance().await?;
+    let ended = service.wait_restore(&id).await?;
+    ensure!(ended["status"] == "succeeded", "{ended:#}");
+    check_restored(&server, &copy, &moment).await?;
+    drop_database(&server, &copy).await
 }
 
 fn number(variable: &str) -> Option<u64> {
