@@ -1,7 +1,10 @@
 //! Which tools there are, and which of them fit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::SystemTime;
 
 use tokio::process::Command;
 
@@ -15,6 +18,10 @@ const FOLDER_FAMILIES: &[(&str, &str, &str)] = &[
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
 ];
+
+/// What stands for the tools in Debian's `/usr/bin` and runs those of one major or another, all of
+/// which lie in folders of their own.
+const DEBIAN_WRAPPER: &str = "pg_wrapper";
 
 /// The client tools of one version in one folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +65,8 @@ impl PgTools {
     }
 
     /// Every set of tools that can be found: those of `LASTGOOD_PG_BIN_DIRS` first, then the
-    /// system's folders, then PATH. A folder counts if it has both `pg_dump` and `pg_restore`.
+    /// system's folders, then PATH. A folder counts if it has both `pg_dump` and `pg_restore`. No
+    /// tool is run that was run before.
     pub async fn discover() -> Vec<Self> {
         let mut seen = BTreeSet::new();
         let mut found = Vec::new();
@@ -67,12 +75,38 @@ impl PgTools {
                 continue;
             };
             if seen.insert(folder.clone())
-                && let Some(tools) = Self::in_folder(folder).await
+                && let Some(tools) = Self::known(folder).await
             {
                 found.push(tools);
             }
         }
         found
+    }
+
+    /// Asks a tool once, and again when its file is another.
+    async fn known(folder: PathBuf) -> Option<Self> {
+        /// Which file, and when it was written: two of one moment are told by the file.
+        type Version = (u64, SystemTime);
+        static KNOWN: Mutex<BTreeMap<PathBuf, (Version, PgTools)>> = Mutex::new(BTreeMap::new());
+
+        let file = folder.join("pg_dump").canonicalize().ok()?;
+        if file.file_name().is_some_and(|name| name == DEBIAN_WRAPPER) {
+            return None;
+        }
+        let file = file.metadata().ok()?;
+        let version = (file.ino(), file.modified().ok()?);
+        let known = KNOWN.lock().ok().and_then(|known| {
+            let (then, tools) = known.get(&folder)?;
+            (*then == version && folder.join("pg_restore").exists()).then(|| tools.clone())
+        });
+        if known.is_some() {
+            return known;
+        }
+        let tools = Self::in_folder(folder.clone()).await?;
+        if let Ok(mut known) = KNOWN.lock() {
+            known.insert(folder, (version, tools.clone()));
+        }
+        Some(tools)
     }
 
     /// The tools in one folder, if both are there and `pg_dump` tells its version.
@@ -197,6 +231,49 @@ mod tests {
             expect,
             "{have:?} into {target} from {maker}"
         );
+    }
+
+    /// Puts tools into a folder that tell their version and that they were asked.
+    fn install(folder: &Path, name: &str, version: &str) {
+        use std::os::unix::fs::PermissionsExt;
+
+        let script = format!(
+            "#!/bin/sh\necho asked >> {}\necho 'pg_dump (PostgreSQL) {version}'\n",
+            folder.join("asked").display()
+        );
+        for name in [name, "pg_restore"] {
+            let path = folder.join(name);
+            // A file that is written while another thread forks cannot be run for a moment.
+            std::fs::write(folder.join("new"), &script).unwrap();
+            std::fs::set_permissions(folder.join("new"), PermissionsExt::from_mode(0o755)).unwrap();
+            std::fs::rename(folder.join("new"), path).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tool_is_asked_once_and_again_when_it_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = || PgTools::known(folder.path().to_owned());
+        let asked = || {
+            let text = std::fs::read_to_string(folder.path().join("asked"));
+            text.unwrap_or_default().lines().count()
+        };
+        assert_eq!(known().await, None);
+        install(folder.path(), "pg_dump", "15.3");
+        assert_eq!(known().await.unwrap().version(), "15.3");
+        assert_eq!(known().await.unwrap().version(), "15.3");
+        assert_eq!(asked(), 1);
+        install(folder.path(), "pg_dump", "18.1");
+        assert_eq!(known().await.unwrap().major(), 18);
+        assert_eq!(asked(), 2);
+        std::fs::remove_file(folder.path().join("pg_restore")).unwrap();
+        assert_eq!(known().await, None);
+
+        let debian = tempfile::tempdir().unwrap();
+        install(debian.path(), DEBIAN_WRAPPER, "18.1");
+        let link = debian.path().join("pg_dump");
+        std::os::unix::fs::symlink(debian.path().join(DEBIAN_WRAPPER), link).unwrap();
+        assert_eq!(PgTools::known(debian.path().to_owned()).await, None);
     }
 
     #[test]
