@@ -1,35 +1,34 @@
 //! A base: `pg_dump` archives taken under one exported snapshot, straight into the repository.
 //!
 //! The slot gives the consistent point and exports the snapshot, which lives only as long as its
-//! connection idles. So a session of ours, the *keeper*, takes the snapshot over and exports it
-//! again: from then on the slot's connection is free (to stream, or to go and take its temporary
-//! slot along), and no WAL is held back for the dumps however long they run.
+//! connection idles. So sessions of ours that wait for it take it over, and with it lock the tables
+//! ([`Snapshot`]): from then on the slot's connection is free (to stream, or to go and take its
+//! temporary slot along), and no WAL is held back for the dumps however long they run. The tools are
+//! lent these sessions.
 //!
-//! A TRUNCATE or a rewriting ALTER TABLE between the consistent point and the locks of `pg_dump`
-//! shows in the dump and comes again in the stream. So once an archive begins, and its tables are
-//! locked, they are compared with what the snapshot says of them; if they differ, the base is given
-//! up and taken again. The keeper itself locks nothing: a TRUNCATE that waits for it would make
-//! `pg_dump` wait too, and no deadlock detector sees that the keeper waits for `pg_dump`.
+//! What came in the few milliseconds between the consistent point and the locks is noticed: the
+//! tables are compared with what the snapshot says of them; if they differ, the base is given up and
+//! taken again.
 //!
 //! The manifest is written last. Without it there is no base.
 
 mod archive;
 mod catalog;
+mod snapshot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lastgood_pg::dump::PgTools;
-use lastgood_pg::{
-    ConnectionConfig, CreatedSlot, Purpose, ReplicationConnection, Session, SlotKind,
-};
+use lastgood_pg::{Purpose, ReplicationConnection, SlotKind};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::{BaseManifest, LineageFile, Version1};
-use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
+use lastgood_proto::{BaseId, LineageId, PgTimestamp};
 use lastgood_store::SourceStore;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use snapshot::{Prepared, Snapshot};
 
 use crate::error::Error;
 use crate::events::{Event, Events};
@@ -76,14 +75,7 @@ async fn take(
 ) -> Result<BaseManifest, Error> {
     let mut attempt = 1;
     loop {
-        let listing = store.list().await?;
-        let lineage = listing
-            .newest()
-            .filter(|lineage| !lineage.ended)
-            .ok_or(Error::NoLineage)?;
-        let file: LineageFile = store.get_json(&SourceObject::Lineage(lineage.id)).await?;
-        let (source, snapshot) = temporary_slot(source, &file).await?;
-        match dump(&source, store, &file, snapshot, events).await {
+        match attempt_once(source, store, events).await {
             Err(Error::CatalogMoved | Error::TablesLocked) if attempt < ATTEMPTS => {
                 tokio::time::sleep(PAUSE * attempt).await;
                 attempt += 1;
@@ -91,6 +83,21 @@ async fn take(
             result => return result,
         }
     }
+}
+
+async fn attempt_once(
+    source: &Source,
+    store: &SourceStore,
+    events: &Events,
+) -> Result<BaseManifest, Error> {
+    let listing = store.list().await?;
+    let lineage = listing
+        .newest()
+        .filter(|lineage| !lineage.ended)
+        .ok_or(Error::NoLineage)?;
+    let file: LineageFile = store.get_json(&SourceObject::Lineage(lineage.id)).await?;
+    let (source, snapshot) = temporary_slot(source, &file).await?;
+    dump(&source, store, &file, snapshot, events).await
 }
 
 async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, Snapshot), Error> {
@@ -103,6 +110,7 @@ async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, 
     let options = replication_options(&source.settings, &file.server_encoding);
     let mut connection = ReplicationConnection::connect(&source.connection, &options).await?;
     let name = format!("lastgood_{}_tmp_{:08x}", source.id, random::u32()?);
+    let prepared = Prepared::new(&source, session.server_version()).await?;
     let slot = make_slot(
         &session,
         &mut connection,
@@ -112,56 +120,11 @@ async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, 
         |reason| tracing::warn!(reason, "a base cannot begin yet"),
     )
     .await?;
-    let snapshot = Snapshot::keep(&source.connection, &slot).await?;
-    // The temporary slot goes with its connection; the keeper has the snapshot.
+    let snapshot = prepared.hold(&slot).await?;
+    // The temporary slot goes with its connection.
     connection.close().await.ok();
     session.close().await;
     Ok((source, snapshot))
-}
-
-/// An exported snapshot in the keeper's hands.
-pub(crate) struct Snapshot {
-    keeper: Session,
-    /// What importers name.
-    name: String,
-    consistent_point: Lsn,
-    taken: PgTimestamp,
-}
-
-impl Snapshot {
-    /// Takes over the snapshot that a slot exported. Once this returns, the slot's connection may
-    /// do anything.
-    pub(crate) async fn keep(
-        connection: &ConnectionConfig,
-        slot: &CreatedSlot,
-    ) -> Result<Self, Error> {
-        let keeper = Session::connect(connection, Purpose::Base).await?;
-        // The server's own name, hexadecimal digits and dashes: safe inside quotes.
-        let import = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}'",
-            slot.snapshot
-        );
-        let client = keeper.client();
-        client
-            .batch_execute(&import)
-            .await
-            .map_err(Error::sql("taking the snapshot over"))?;
-        let row = client
-            .query_one(
-                "SELECT pg_export_snapshot(),
-                        (extract(epoch FROM clock_timestamp()) * 1000000)::int8",
-                &[],
-            )
-            .await
-            .map_err(Error::sql("exporting the snapshot again"))?;
-        let (name, micros): (String, i64) = (row.get(0), row.get(1));
-        Ok(Self {
-            keeper,
-            name,
-            consistent_point: slot.consistent_point,
-            taken: PgTimestamp::from_unix_micros(micros),
-        })
-    }
 }
 
 /// Dumps everything under the snapshot and writes the manifest.
@@ -173,45 +136,55 @@ pub(crate) async fn dump(
     events: &Events,
 ) -> Result<BaseManifest, Error> {
     let base = BaseId::new(snapshot.consistent_point, random::u32()?);
-    let tools = PgTools::for_dump(&PgTools::discover().await, lineage.server_version)
-        .map_err(lastgood_pg::Error::from)?;
+    let tools = snapshot.tools.map_err(lastgood_pg::Error::from)?;
     events.send(Event::BaseStarted {
         lineage: lineage.id,
         base,
     });
     tracing::info!(%base, lineage = %lineage.id, "base started");
-    let client = snapshot.keeper.client();
-    let version = snapshot.keeper.server_version();
-    let fresh = Session::connect(&source.connection, Purpose::Base).await?;
+    let (keeper, fresh) = (snapshot.keeper, snapshot.fresh);
+    let version = keeper.server_version();
+    let encoding = keeper.server_encoding().to_owned();
     let mut contents = catalog::read(
-        client,
+        keeper.client(),
         fresh.client(),
         version,
         &source.settings,
         lineage.publication_oid,
+        &snapshot.locked,
     )
     .await?;
+    catalog::unchanged(fresh.client(), &contents).await?;
+    for entry in &mut contents.tables {
+        entry.bytes = snapshot.sizes.get(&entry.oid).copied().unwrap_or(0);
+    }
     let publication = publication::name(source.id);
-    let shape = shape::read(client, version, &publication, &source.settings).await?;
-    catalog::measure(fresh.client(), &mut contents).await?;
+    let shape = shape::read(keeper.client(), version, &publication, &source.settings).await?;
     let started = clock(fresh.client()).await?;
-    let (contents, fresh) = (Arc::new(contents), Arc::new(fresh));
 
+    let mut sessions = archive::Sessions {
+        main: keeper.lend().await?,
+        hands: Vec::new(),
+    };
+    for hand in snapshot.hands {
+        sessions.hands.push(hand.lend().await?);
+    }
     let place = archive::Place {
         tools: Arc::new(tools),
         connection: source.connection.clone(),
         store: store.clone(),
         lineage: lineage.id,
         base,
-        snapshot: snapshot.name.clone(),
-        contents: Arc::clone(&contents),
-        fresh: Arc::clone(&fresh),
+        server_encoding: encoding.clone(),
         dumped_bytes: Arc::new(AtomicU64::new(0)),
     };
-    let expected_bytes = contents.tables.iter().map(|(entry, _)| entry.bytes).sum();
+    let expected_bytes = contents.tables.iter().map(|entry| entry.bytes).sum();
+    let big = contents.tables.iter();
+    let big = big.filter(|entry| snapshot.big.contains(&entry.oid));
+    let big = big.cloned().collect();
     let dumped_bytes = Arc::clone(&place.dumped_bytes);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    let archives = archive::all(&place, &source.settings);
+    let archives = archive::all(&place, sessions, big, &source.settings);
     tokio::pin!(archives);
     let archives = loop {
         tokio::select! {
@@ -223,11 +196,6 @@ pub(crate) async fn dump(
             }),
         }
     };
-    // The snapshot of a keeper that was lost on the way could not be imported any more.
-    client
-        .batch_execute("COMMIT")
-        .await
-        .map_err(Error::sql("letting the snapshot go"))?;
     still_open(store, lineage.id).await?;
     let manifest = BaseManifest {
         v: Version1,
@@ -240,14 +208,10 @@ pub(crate) async fn dump(
         server_version: version,
         pg_dump_version: place.tools.version().to_owned(),
         database: source.connection.database().to_owned(),
-        encoding: snapshot.keeper.server_encoding().to_owned(),
+        encoding,
         archives,
-        tables: contents
-            .tables
-            .iter()
-            .map(|(entry, _)| entry.clone())
-            .collect(),
-        sequences: contents.sequences.clone(),
+        tables: contents.tables,
+        sequences: contents.sequences,
         large_objects: contents.large_objects,
     };
     store

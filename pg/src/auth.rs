@@ -8,6 +8,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
@@ -18,6 +20,7 @@ use postgres_protocol::authentication::sasl::{
 };
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tokio_postgres::tls::{ChannelBinding as SqlBinding, TlsConnect, TlsStream};
 use zeroize::Zeroize;
 
@@ -235,9 +238,12 @@ impl ZeroizeInPlace for BytesMut {
     }
 }
 
-/// A socket for tokio-postgres that enforces the [`Policy`] on the server's first message.
+/// A socket for tokio-postgres that enforces the [`Policy`] on the server's first message, and gives
+/// the server back when tokio-postgres is done, if that is wanted.
 pub(crate) struct Guard {
-    stream: Transport,
+    /// Taken when dropped.
+    stream: Option<Transport>,
+    way_back: Option<WayBack>,
     /// `None`: no password is sent on this connection.
     policy: Option<Policy>,
     /// The first nine bytes: tag, length, and the code if it is an authentication request.
@@ -249,21 +255,70 @@ pub(crate) struct Guard {
 #[error(transparent)]
 pub(crate) struct Refusal(pub(crate) AuthFailure);
 
+/// How a socket comes back from tokio-postgres, which has no word for that.
+pub(crate) struct WayBack {
+    /// Set once the session is to outlive its client: then the client's good-bye is not passed on.
+    wanted: Arc<AtomicBool>,
+    returned: oneshot::Sender<Transport>,
+}
+
+/// The other end of a [`WayBack`].
+pub(crate) struct Reclaim {
+    wanted: Arc<AtomicBool>,
+    returned: oneshot::Receiver<Transport>,
+}
+
+impl Reclaim {
+    pub(crate) fn pair() -> (WayBack, Self) {
+        let wanted = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = oneshot::channel();
+        let way_back = WayBack {
+            wanted: Arc::clone(&wanted),
+            returned: sender,
+        };
+        let returned = receiver;
+        (way_back, Self { wanted, returned })
+    }
+
+    /// Drops the client and waits for its socket. `None` if the connection broke before.
+    pub(crate) async fn from(self, client: tokio_postgres::Client) -> Option<Transport> {
+        self.wanted.store(true, Ordering::Release);
+        drop(client);
+        self.returned.await.ok()
+    }
+}
+
 impl Guard {
     const WATCHED: usize = 9;
+    /// What a client says at last, by itself and after everything else.
+    const TERMINATE: &[u8] = &[b'X', 0, 0, 0, 4];
 
-    pub(crate) fn new(stream: Transport, policy: Policy) -> Self {
+    pub(crate) fn new(stream: Transport, policy: Policy, way_back: WayBack) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
+            way_back: Some(way_back),
             policy: Some(policy),
             seen: Vec::with_capacity(Self::WATCHED),
         }
     }
 
+    fn stays(&self) -> bool {
+        let way_back = self.way_back.as_ref();
+        way_back.is_some_and(|way| way.wanted.load(Ordering::Acquire))
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut Transport>> {
+        let stream = self.stream.as_mut();
+        stream
+            .map(Pin::new)
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
     /// For a connection that carries a request to cancel and nothing else.
     pub(crate) fn open(stream: Transport) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
+            way_back: None,
             policy: None,
             seen: Vec::new(),
         }
@@ -293,7 +348,7 @@ impl AsyncRead for Guard {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        std::task::ready!(this.stream()?.poll_read(cx, buf))?;
         if this.seen.len() < Self::WATCHED {
             this.watch(buf.filled().get(before..).unwrap_or_default())?;
         }
@@ -307,15 +362,32 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        if buf == Self::TERMINATE && self.stays() {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        self.stream()?.poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.stays() {
+            return Poll::Ready(Ok(()));
+        }
+        self.stream()?.poll_shutdown(cx)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.stays()
+            && let (Some(way), Some(stream)) = (self.way_back.take(), self.stream.take())
+        {
+            // Nobody waits any more: then it ends here.
+            let _unwanted = way.returned.send(stream);
+        }
     }
 }
 

@@ -7,9 +7,10 @@ use tokio_postgres::Client;
 use tokio_postgres::config::SslMode as SqlSslMode;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::auth::{Guard, Policy, Ready, Refusal};
+use crate::auth::{Guard, Policy, Ready, Reclaim, Refusal};
 use crate::config::{ChannelBinding, ConnectionConfig, Host, TargetSessionAttrs};
 use crate::error::{AuthFailure, Error, Operation};
+use crate::loan::{self, Loan};
 use crate::replication::{as_pooler, supported};
 use crate::settings;
 use crate::transport::{self, Handshake, Link, Transport};
@@ -45,6 +46,9 @@ pub struct Session {
     // Before the task, so that it is dropped first and the task can say goodbye.
     client: Client,
     connection: AbortOnDropHandle<()>,
+    reclaim: Reclaim,
+    /// As the server announced them.
+    parameters: Vec<(&'static str, String)>,
     config: Arc<ConnectionConfig>,
     host: Host,
     server_version: u32,
@@ -121,6 +125,17 @@ impl Session {
             token: self.client.cancel_token(),
             config: Arc::new(self.config.pinned_to(&self.host)),
         }
+    }
+
+    /// Hands the server process over, with the transaction that is open in it, to be lent to tools.
+    ///
+    /// # Errors
+    /// If the connection is broken.
+    pub async fn lend(self) -> Result<Loan, Error> {
+        let server = self.reclaim.from(self.client).await.ok_or(Error::Closed)?;
+        Loan::new(server, self.parameters)
+            .await
+            .map_err(Error::Broken)
     }
 
     /// Ends the session in good order.
@@ -206,12 +221,17 @@ impl Handshake for Startup<'_> {
         let ready = Ready {
             binding: link.channel_binding,
         };
-        let guard = Guard::new(link.stream, policy);
+        let (way_back, reclaim) = Reclaim::pair();
+        let guard = Guard::new(link.stream, policy, way_back);
         let (client, connection) = sql
             .connect_raw(guard, ready)
             .await
             .map_err(|error| as_pooler(&host, connect_error(&host, error)))?;
 
+        let parameters = loan::PARAMETERS
+            .iter()
+            .filter_map(|name| Some((*name, connection.parameter(name)?.to_owned())))
+            .collect();
         let (server_version, server_encoding) = {
             let parameter = |name: &str| connection.parameter(name).unwrap_or_default();
             let version = supported(&host, parameter("server_version"))?;
@@ -225,6 +245,8 @@ impl Handshake for Startup<'_> {
         let session = Session {
             client,
             connection,
+            reclaim,
+            parameters,
             config: Arc::clone(self.config),
             host,
             server_version,

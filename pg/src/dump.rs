@@ -1,6 +1,8 @@
 //! `pg_dump`, `pg_dumpall` and `pg_restore` as child processes.
 //!
-//! Invariants: the password reaches a child by its environment only, never by its arguments; no
+//! What dumps uses a session that is lent to it ([`Loan`]); what restores connects by itself.
+//!
+//! Invariants: a password reaches a child by its environment only, never by its arguments; no
 //! `PG*` variable of ours reaches it but those that the connection string stands for, and no
 //! password or service file is read; a child is killed when its handle is dropped; what is kept of
 //! its stderr is bounded.
@@ -10,18 +12,21 @@ mod process;
 mod toc;
 mod tools;
 
+use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use process::ToolError;
 pub use toc::TocEntry;
 pub use tools::{ArchiveMaker, PgTools};
 
 use crate::config::ConnectionConfig;
+use crate::loan::{self, Loan};
 use crate::publication::TableName;
 use crate::quote;
 use process::Process;
@@ -41,8 +46,6 @@ pub struct DumpOptions {
     /// The archive's encoding; if `None`, what the database or the role sets for its clients, else
     /// the database's own.
     pub encoding: Option<String>,
-    /// An exported snapshot to read under.
-    pub snapshot: Option<String>,
     pub content: DumpContent,
     /// Only these tables, if any are named.
     pub tables: Vec<TableName>,
@@ -101,15 +104,25 @@ pub struct RestoreOptions {
 /// A running `pg_dump` or `pg_dumpall`. Read stdout to its end, then [`DumpProcess::wait`].
 pub struct DumpProcess {
     pub stdout: ChildStdout,
+    tool: &'static str,
     process: Process,
+    served: AbortOnDropHandle<io::Result<Loan>>,
 }
 
 impl DumpProcess {
     /// Success only if the tool says so: an archive whose dump failed looks like one that is cut.
-    pub async fn wait(self) -> Result<(), ToolError> {
-        let Self { stdout, process } = self;
+    /// Gives the session back, for the next tool.
+    pub async fn wait(self) -> Result<Loan, ToolError> {
+        let Self {
+            stdout,
+            tool,
+            process,
+            served,
+        } = self;
         drop(stdout);
-        process.wait().await.map(drop)
+        process.wait().await?;
+        let served = served.await.map_err(io::Error::other).flatten();
+        served.map_err(|source| ToolError::Io { tool, source })
     }
 }
 
@@ -145,20 +158,19 @@ impl RestoreProcess {
 }
 
 impl PgTools {
-    /// Starts `pg_dump` of the connection's database.
+    /// Starts `pg_dump` of `database`, to which the session is connected, within the session's open
+    /// transaction if there is one. That one must be REPEATABLE READ, or the tool fails.
     pub fn dump(
         &self,
-        config: &ConnectionConfig,
+        session: Loan,
+        database: &str,
         options: &DumpOptions,
     ) -> Result<DumpProcess, ToolError> {
-        let mut command = self.command("pg_dump", config);
+        let mut command = self.bare_command("pg_dump");
         command.args(["--format=custom", "--compress=0", "--no-password"]);
         command.args(["--no-publications", "--no-subscriptions"]);
         if let Some(encoding) = &options.encoding {
             command.arg(format!("--encoding={encoding}"));
-        }
-        if let Some(snapshot) = &options.snapshot {
-            command.arg(format!("--snapshot={snapshot}"));
         }
         match options.content {
             DumpContent::Everything => {}
@@ -188,28 +200,29 @@ impl PgTools {
         if let Some(limit) = options.lock_wait_timeout {
             command.arg(format!("--lock-wait-timeout={}ms", limit.as_millis()));
         }
-        command.arg(environment::database_argument(config.database()));
-        spawn_reading(command, "pg_dump")
+        command.arg(environment::database_argument(database));
+        spawn_reading(command, "pg_dump", session)
     }
 
     /// One section of a schema's definitions as SQL text, without owners and privileges.
     pub async fn script(
         &self,
-        config: &ConnectionConfig,
+        session: Loan,
+        database: &str,
         schema: &str,
         section: Section,
     ) -> Result<String, ToolError> {
-        let mut command = self.command("pg_dump", config);
+        let mut command = self.bare_command("pg_dump");
         command.args(["--format=plain", "--no-password", "--encoding=UTF8"]);
         command.args(["--no-owner", "--no-privileges", "--strict-names"]);
         command.args(["--no-publications", "--no-subscriptions"]);
         command.arg(format!("--schema={}", quote::identifier(schema)));
         command.arg(section.argument());
-        command.arg(environment::database_argument(config.database()));
-        let mut dump = spawn_reading(command, "pg_dump")?;
+        command.arg(environment::database_argument(database));
+        let mut dump = spawn_reading(command, "pg_dump", session)?;
         let mut text = String::new();
         let read = dump.stdout.read_to_string(&mut text).await;
-        dump.wait().await?;
+        dump.wait().await?.close().await;
         read.map_err(|source| ToolError::Io {
             tool: "pg_dump",
             source,
@@ -219,11 +232,10 @@ impl PgTools {
 
     /// Starts `pg_dumpall` for what belongs to no database: roles without their passwords,
     /// memberships, tablespaces. SQL text; a best effort, many providers refuse parts of it.
-    pub fn dumpall_globals(&self, config: &ConnectionConfig) -> Result<DumpProcess, ToolError> {
-        let mut command = self.command("pg_dumpall", config);
+    pub fn dumpall_globals(&self, session: Loan) -> Result<DumpProcess, ToolError> {
+        let mut command = self.bare_command("pg_dumpall");
         command.args(["--globals-only", "--no-role-passwords", "--no-password"]);
-        command.arg(environment::database_argument(config.database()));
-        spawn_reading(command, "pg_dumpall")
+        spawn_reading(command, "pg_dumpall", session)
     }
 
     /// Starts `pg_restore` into the connection's database.
@@ -333,9 +345,23 @@ impl PgTools {
     }
 }
 
-fn spawn_reading(mut command: Command, tool: &'static str) -> Result<DumpProcess, ToolError> {
+fn spawn_reading(
+    mut command: Command,
+    tool: &'static str,
+    session: Loan,
+) -> Result<DumpProcess, ToolError> {
+    let socket = loan::Socket::bind().map_err(|source| ToolError::Socket {
+        folder: std::env::temp_dir(),
+        source,
+    })?;
+    environment::local(&mut command, socket.folder(), loan::Socket::PORT);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut process = Process::spawn(command, tool)?;
     let stdout = process.take_stdout().ok_or(ToolError::NoPipe { tool })?;
-    Ok(DumpProcess { stdout, process })
+    Ok(DumpProcess {
+        stdout,
+        tool,
+        process,
+        served: AbortOnDropHandle::new(tokio::spawn(session.serve(socket))),
+    })
 }

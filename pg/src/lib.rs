@@ -13,6 +13,7 @@ mod config;
 mod connect;
 pub mod dump;
 mod error;
+mod loan;
 mod percent;
 pub mod publication;
 pub mod quote;
@@ -33,6 +34,7 @@ pub use config::{
 pub use connect::{Canceller, Purpose, Session};
 pub use dump::{PgTools, ToolError};
 pub use error::{AuthFailure, Error, Operation, ServerError};
+pub use loan::Loan;
 pub use replication::{
     CreatedSlot, ReplicationConnection, ReplicationOptions, ReplicationStream, SimpleRow, SlotKind,
     SystemIdentity,

@@ -175,9 +175,13 @@ impl Existing {
     ) -> Result<(), Error> {
         let tools = PgTools::for_dump(&PgTools::discover().await, scratch.server_version())?;
         let config = self.scratch();
+        let version = session.server_version();
         let script = async |section| {
-            let script = tools.script(&config, &self.schema, section).await?;
-            Ok::<_, Error>(for_a_session(&script, session.server_version()))
+            let session = Session::connect(&config, Purpose::Restore).await?;
+            let lent = session.lend().await?;
+            let script = tools.script(lent, config.database(), &self.schema, section);
+            let script = script.await?;
+            Ok::<_, Error>(for_a_session(&script, version))
         };
         let before = script(Section::PreData).await?;
         let after = script(Section::PostData).await?;

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use lastgood_integration::{TestDatabase, digest};
 use lastgood_pg::dump::DumpOptions;
-use lastgood_pg::{ConnectionConfig, PgTools, ReplicationConnection, ReplicationOptions, SlotKind};
+use lastgood_pg::{
+    ConnectionConfig, PgTools, Purpose, ReplicationConnection, ReplicationOptions, Session,
+    SlotKind,
+};
 use lastgood_proto::key::{ArchiveName, SegmentKey, SourceObject};
 use lastgood_proto::manifest::{
     Archive, BaseManifest, LineageFile, Protection, SourceFile, TableEntry, Version1,
@@ -282,11 +285,16 @@ impl Fixture {
             .get(0);
         let clock = PgTimestamp::from_unix_micros(clock);
         let base = BaseId::new(consistent_point, 1);
-        let options = DumpOptions {
-            snapshot: Some(snapshot.to_owned()),
-            ..DumpOptions::default()
-        };
-        let mut process = self.tools.dump(&self.config(), &options).unwrap();
+        let session = Session::connect(&self.config(), Purpose::Base)
+            .await
+            .unwrap();
+        let import = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{snapshot}'"
+        );
+        session.client().batch_execute(&import).await.unwrap();
+        let (session, options) = (session.lend().await.unwrap(), DumpOptions::default());
+        let process = self.tools.dump(session, &self.source.name, &options);
+        let mut process = process.unwrap();
         let object = SourceObject::Archive(self.lineage, base, ArchiveName::Main);
         let mut writer = self.store.put_stream(&object).await.unwrap();
         let (mut bytes, mut digest, mut chunk) = (0, Sha256::new(), vec![0; 1 << 16]);

@@ -1,17 +1,18 @@
 //! One archive: a tool's stdout through the envelope into storage. No local copy; memory is one
 //! chunk and what the object writer keeps.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::FuturesOrdered;
+use futures::stream::FuturesUnordered;
 use lastgood_pg::dump::{DumpContent, DumpOptions, DumpProcess, PgTools};
 use lastgood_pg::publication::TableName;
-use lastgood_pg::{ConnectionConfig, Session, ToolError};
+use lastgood_pg::{ConnectionConfig, Loan, Purpose, Session, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
-use lastgood_proto::manifest::{Archive, Protection, TableEntry};
+use lastgood_proto::manifest::{Archive, TableEntry};
 use lastgood_proto::{BaseId, LineageId};
 use lastgood_store::SourceStore;
 use sha2::{Digest, Sha256};
@@ -19,15 +20,12 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::catalog::{self, Contents};
+use super::snapshot::LOCK_PATIENCE_MS;
 use crate::error::{Error, chain};
 use crate::settings::SourceSettings;
 use crate::source::client_encoding;
 
 const CHUNK_BYTES: usize = 256 << 10;
-/// Shorter than the server's usual `deadlock_timeout`: where a transaction that locks several tables
-/// and a dump stand in each other's way, it is the dump that gives up, not the transaction.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What every archive of a base has in common.
 #[derive(Clone)]
@@ -37,101 +35,127 @@ pub(super) struct Place {
     pub(super) store: SourceStore,
     pub(super) lineage: LineageId,
     pub(super) base: BaseId,
-    /// To import.
-    pub(super) snapshot: String,
-    pub(super) contents: Arc<Contents>,
-    /// Sees the present, not the snapshot.
-    pub(super) fresh: Arc<Session>,
+    pub(super) server_encoding: String,
     pub(super) dumped_bytes: Arc<AtomicU64>,
 }
 
+/// The sessions that archives are made in.
+pub(super) struct Sessions {
+    pub(super) main: Loan,
+    pub(super) hands: Vec<Loan>,
+}
+
+/// An archive to be made.
+struct Task {
+    name: ArchiveName,
+    table: Option<(String, String)>,
+    options: DumpOptions,
+}
+
 /// Dumps the main archive, the big tables and the globals, as many at a time as the settings say.
-pub(super) async fn all(place: &Place, settings: &SourceSettings) -> Result<Vec<Archive>, Error> {
-    let mut big: Vec<&TableEntry> = place
-        .contents
-        .tables
-        .iter()
-        .map(|(entry, _)| entry)
-        .filter(|entry| entry.kind == 'r' && entry.bytes > settings.big_table_bytes)
-        .filter(|entry| {
-            !matches!(
-                entry.protection,
-                Protection::Foreign | Protection::Extension
-            )
-        })
-        .collect();
+pub(super) async fn all(
+    place: &Place,
+    sessions: Sessions,
+    mut big: Vec<TableEntry>,
+    settings: &SourceSettings,
+) -> Result<Vec<Archive>, Error> {
     // The largest first: it decides when the base is done.
     big.sort_by_key(|entry| std::cmp::Reverse(entry.bytes));
 
     let name = |entry: &TableEntry| TableName::new(&entry.schema, &entry.name);
-    // As the stream is sent. A setting of the database or the role must not choose, and names are
-    // given to the tool, and read from its lists, in UTF-8.
-    let encoding = Some(client_encoding(place.fresh.server_encoding()).to_owned());
-    let main = DumpOptions {
-        encoding: encoding.clone(),
-        snapshot: Some(place.snapshot.clone()),
-        exclude_table_data: big.iter().map(|entry| name(entry)).collect(),
-        lock_wait_timeout: Some(LOCK_PATIENCE),
+    let common = DumpOptions {
+        // As the stream is sent. A setting of the database or the role must not choose, and names
+        // are given to the tool, and read from its lists, in UTF-8.
+        encoding: Some(client_encoding(&place.server_encoding).to_owned()),
+        // For what a tool locks beyond what its session holds.
+        lock_wait_timeout: Some(Duration::from_millis(LOCK_PATIENCE_MS)),
         ..DumpOptions::default()
     };
-    let slots = Arc::new(Semaphore::new(
-        usize::try_from(settings.base_jobs).unwrap_or(1),
-    ));
-    let mut running = FuturesOrdered::new();
-    running.push_back(spawn(place, &slots, ArchiveName::Main, None, main));
-    for entry in big {
-        let options = DumpOptions {
-            encoding: encoding.clone(),
-            snapshot: Some(place.snapshot.clone()),
+    let main = Task {
+        name: ArchiveName::Main,
+        table: None,
+        options: DumpOptions {
+            exclude_table_data: big.iter().map(name).collect(),
+            ..common.clone()
+        },
+    };
+    let tables = big.iter().map(|entry| Task {
+        name: ArchiveName::Table(entry.oid),
+        table: Some((entry.schema.clone(), entry.name.clone())),
+        options: DumpOptions {
             content: DumpContent::DataOnly,
             tables: vec![name(entry)],
-            lock_wait_timeout: Some(LOCK_PATIENCE),
-            ..DumpOptions::default()
-        };
-        let table = Some((entry.schema.clone(), entry.name.clone()));
-        running.push_back(spawn(
-            place,
-            &slots,
-            ArchiveName::Table(entry.oid),
-            table,
-            options,
+            ..common.clone()
+        },
+    });
+    let jobs = usize::try_from(settings.base_jobs).unwrap_or(1);
+    let jobs = Arc::new(Semaphore::new(jobs));
+    let queue = Arc::new(Mutex::new(tables.collect()));
+    let mut running = FuturesUnordered::new();
+    running.push(spawn(
+        place,
+        &jobs,
+        sessions.main,
+        Arc::new(Mutex::new(VecDeque::from([main]))),
+    ));
+    for session in sessions.hands {
+        running.push(spawn(place, &jobs, session, Arc::clone(&queue)));
+    }
+    let mut archives = Vec::new();
+    while let Some(joined) = running.next().await {
+        archives.extend(joined.map_err(|error| Error::Task(error.to_string()))??);
+    }
+    if archives.len() != big.len() + 1 {
+        return Err(Error::Task(
+            "an archive of the base was left out".to_owned(),
         ));
     }
-    let mut archives = Vec::with_capacity(running.len() + 1);
-    while let Some(joined) = running.next().await {
-        archives.push(joined.map_err(|error| Error::Task(error.to_string()))??);
-    }
+    let rank = |archive: &Archive| (archive.table.is_some(), std::cmp::Reverse(archive.bytes));
+    archives.sort_by_key(rank);
     archives.extend(globals(place).await?);
     Ok(archives)
 }
 
 /// A task of its own, because compressing and sealing are work for a core; it ends with its handle.
+/// Makes archives in one session until the queue is empty; then the session ends, with its locks.
 fn spawn(
     place: &Place,
-    slots: &Arc<Semaphore>,
-    name: ArchiveName,
-    table: Option<(String, String)>,
-    options: DumpOptions,
-) -> AbortOnDropHandle<Result<Archive, Error>> {
-    let (place, slots) = (place.clone(), Arc::clone(slots));
+    jobs: &Arc<Semaphore>,
+    mut session: Loan,
+    queue: Arc<Mutex<VecDeque<Task>>>,
+) -> AbortOnDropHandle<Result<Vec<Archive>, Error>> {
+    let (place, jobs) = (place.clone(), Arc::clone(jobs));
     AbortOnDropHandle::new(tokio::spawn(async move {
-        let _slot = slots.acquire().await;
-        let process = place
-            .tools
-            .dump(&place.connection, &options)
-            .map_err(lastgood_pg::Error::from)?;
-        place.write(name, table, process).await
+        let mut archives = Vec::new();
+        loop {
+            let _job = jobs.acquire().await;
+            let task = queue.lock().ok().and_then(|mut queue| queue.pop_front());
+            let Some(task) = task else {
+                session.close().await;
+                return Ok(archives);
+            };
+            let process = place
+                .tools
+                .dump(session, place.connection.database(), &task.options)
+                .map_err(lastgood_pg::Error::from)?;
+            let (archive, again) = place.write(task.name, task.table, process).await?;
+            archives.push(archive);
+            session = again;
+        }
     }))
 }
 
 /// Roles and their memberships, if the role may read them: many providers refuse.
 async fn globals(place: &Place) -> Result<Option<Archive>, Error> {
     let outcome = async {
+        let session = Session::connect(&place.connection, Purpose::Base).await?;
         let process = place
             .tools
-            .dumpall_globals(&place.connection)
+            .dumpall_globals(session.lend().await?)
             .map_err(lastgood_pg::Error::from)?;
-        place.write(ArchiveName::Globals, None, process).await
+        let (archive, session) = place.write(ArchiveName::Globals, None, process).await?;
+        session.close().await;
+        Ok(archive)
     };
     match outcome.await {
         Ok(archive) => Ok(Some(archive)),
@@ -144,21 +168,12 @@ async fn globals(place: &Place) -> Result<Option<Archive>, Error> {
 }
 
 impl Place {
-    async fn unchanged(&self, name: ArchiveName) -> Result<(), Error> {
-        let only = match name {
-            ArchiveName::Main => None,
-            ArchiveName::Table(oid) => Some(oid),
-            ArchiveName::Globals => return Ok(()),
-        };
-        catalog::unchanged(self.fresh.client(), &self.contents, only).await
-    }
-
     async fn write(
         &self,
         name: ArchiveName,
         table: Option<(String, String)>,
         mut process: DumpProcess,
-    ) -> Result<Archive, Error> {
+    ) -> Result<(Archive, Loan), Error> {
         let object = SourceObject::Archive(self.lineage, self.base, name);
         let mut writer = self.store.put_stream(&object).await?;
         let mut digest = Sha256::new();
@@ -172,10 +187,6 @@ impl Place {
                 if count == 0 {
                     break;
                 }
-                if bytes == 0 {
-                    // The first byte: the tool has read the definitions and holds its locks.
-                    self.unchanged(name).await?;
-                }
                 let part = &chunk[..count];
                 digest.update(part);
                 writer.write(part).await?;
@@ -183,30 +194,30 @@ impl Place {
                 self.dumped_bytes.fetch_add(count as u64, Ordering::Relaxed);
             }
             // Only the exit code tells a whole archive from one that was cut.
-            process.wait().await.map_err(lastgood_pg::Error::from)?;
-            Ok::<_, Error>(())
+            Ok::<_, Error>(process.wait().await.map_err(lastgood_pg::Error::from)?)
         };
-        if let Err(error) = copied.await {
-            writer.abort().await;
-            // A table that was dropped under the snapshot makes the tool fail in its own words.
-            self.unchanged(name).await?;
-            return Err(match error {
-                // The lock is waited for by a statement timeout of the tool's own.
-                Error::Pg(lastgood_pg::Error::Tool(ToolError::Failed { stderr, .. }))
-                    if bytes == 0 && stderr.contains("timeout") =>
-                {
-                    Error::TablesLocked
+        let session =
+            match copied.await {
+                Ok(session) => session,
+                Err(error) => {
+                    writer.abort().await;
+                    return Err(match error {
+                        // The lock is waited for by a statement timeout of the tool's own.
+                        Error::Pg(lastgood_pg::Error::Tool(ToolError::Failed {
+                            stderr, ..
+                        })) if bytes == 0 && stderr.contains("timeout") => Error::TablesLocked,
+                        error => error,
+                    });
                 }
-                error => error,
-            });
-        }
-        Ok(Archive {
+            };
+        let archive = Archive {
             name,
             table,
             bytes,
             stored_bytes: writer.finish().await?,
             sha256: hex(&digest.finalize()),
-        })
+        };
+        Ok((archive, session))
     }
 }
 

@@ -1,11 +1,12 @@
 //! What the snapshot holds: tables, sequences, large objects; and whether that still holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lastgood_proto::Oid;
 use lastgood_proto::manifest::{Protection, SequenceEntry, TableEntry};
 use tokio_postgres::Client;
 
+use super::snapshot::refused;
 use crate::error::Error;
 use crate::publication;
 use crate::settings::SourceSettings;
@@ -13,8 +14,7 @@ use crate::tables;
 
 /// The database as the snapshot has it.
 pub(super) struct Contents {
-    /// With the name quoted for SQL.
-    pub(super) tables: Vec<(TableEntry, String)>,
+    pub(super) tables: Vec<TableEntry>,
     pub(super) sequences: Vec<SequenceEntry>,
     pub(super) large_objects: u64,
     /// Of the captured tables, by OID.
@@ -50,22 +50,32 @@ SELECT c.oid, md5(
                FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)))
 FROM pg_class c WHERE c.oid = ANY ($1)";
 
-/// Reads under the keeper's snapshot.
+/// Whether `pg_dump` locks such a table.
+pub(super) fn is_locked(kind: char, extension: bool) -> bool {
+    matches!(kind, 'r' | 'p') && !extension
+}
+
+/// Reads under the keeper's snapshot, which holds the tables of `locked`.
 ///
 /// # Errors
-/// [`Error::CatalogMoved`] if a table that should be captured is not in the publication at the
-/// consistent point: it was made between the two, and the next attempt covers it.
+/// [`Error::CatalogMoved`] if there is a table that nobody held when the snapshot was taken, or one
+/// that should be captured is not in the publication at the consistent point: it was made a moment
+/// before, and the next attempt covers it.
 pub(super) async fn read(
     client: &Client,
     fresh: &Client,
     server_version: u32,
     settings: &SourceSettings,
     publication: Oid,
+    locked: &BTreeSet<Oid>,
 ) -> Result<Contents, Error> {
     let members = publication::members(client, publication).await?;
     let listed = tables::list(client, server_version).await?;
     let mut entries = Vec::with_capacity(listed.len());
     for table in listed {
+        if is_locked(table.kind, table.extension) && !locked.contains(&table.oid) {
+            return Err(Error::CatalogMoved);
+        }
         let protection = match table.protection(settings) {
             Protection::Full if !members.contains(&table.oid) => {
                 if !table.needs_full(settings) {
@@ -86,7 +96,7 @@ pub(super) async fn read(
             rows_estimate: table.rows_estimate,
             bytes: 0,
         };
-        entries.push((entry, table.quoted));
+        entries.push(entry);
     }
     let row = client
         .query_one("SELECT count(*) FROM pg_largeobject_metadata", &[])
@@ -95,8 +105,8 @@ pub(super) async fn read(
     let large_objects: i64 = row.get(0);
     let captured: Vec<u32> = entries
         .iter()
-        .filter(|(entry, _)| entry.protection == Protection::Full)
-        .map(|(entry, _)| entry.oid.get())
+        .filter(|entry| entry.protection == Protection::Full)
+        .map(|entry| entry.oid.get())
         .collect();
     Ok(Contents {
         tables: entries,
@@ -106,11 +116,15 @@ pub(super) async fn read(
     })
 }
 
-/// The values are those of the present, on a session of its own: to read a sequence locks it until
-/// the transaction ends, and the keeper must hold no lock that a TRUNCATE … RESTART IDENTITY waits
-/// for.
+/// The values are those of the present, on a session of its own, which sees them. It waits for nobody
+/// for long: who holds a sequence may be waiting for us.
 async fn sequences(keeper: &Client, fresh: &Client) -> Result<Vec<SequenceEntry>, Error> {
-    let samples = crate::marks::sequences(fresh).await?;
+    let samples = match crate::marks::sequences(fresh).await {
+        Err(Error::Sql { source, .. }) if source.sqlstate() == Some("55P03") => {
+            return Err(Error::TablesLocked);
+        }
+        samples => samples?,
+    };
     let rows = keeper
         .query(SEQUENCES, &[])
         .await
@@ -135,55 +149,33 @@ async fn sequences(keeper: &Client, fresh: &Client) -> Result<Vec<SequenceEntry>
         .collect())
 }
 
-/// Fills in how large the tables are. Waits for whoever holds one exclusively, as a dump would.
-pub(super) async fn measure(client: &Client, contents: &mut Contents) -> Result<(), Error> {
-    let oids: Vec<u32> = contents
-        .tables
-        .iter()
-        .filter(|(entry, _)| entry.kind == 'r')
-        .map(|(entry, _)| entry.oid.get())
-        .collect();
-    let rows = client
-        .query(
-            "SELECT oid, coalesce(pg_table_size(oid), 0) FROM unnest($1::oid[]) AS oid",
-            &[&oids],
-        )
-        .await
-        .map_err(Error::sql("measuring tables"))?;
-    let sizes: BTreeMap<u32, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for (entry, _) in &mut contents.tables {
-        let size = sizes.get(&entry.oid.get()).copied().unwrap_or(0);
-        entry.bytes = u64::try_from(size).unwrap_or(0);
-    }
-    Ok(())
+/// How large tables are; nothing of those that are gone.
+///
+/// # Errors
+/// [`Error::TablesLocked`] if somebody holds one exclusively.
+pub(super) async fn sizes(
+    client: &Client,
+    tables: impl Iterator<Item = Oid>,
+) -> Result<BTreeMap<Oid, u64>, Error> {
+    let oids: Vec<u32> = tables.map(Oid::get).collect();
+    let sql = "SELECT oid, pg_table_size(oid) FROM unnest($1::oid[]) AS oid";
+    let rows = client.query(sql, &[&oids]).await.map_err(refused)?;
+    let size = |row: &tokio_postgres::Row| -> Option<(Oid, u64)> {
+        let bytes: i64 = row.get::<_, Option<i64>>(1)?;
+        Some((Oid::new(row.get(0)), u64::try_from(bytes).unwrap_or(0)))
+    };
+    Ok(rows.iter().filter_map(size).collect())
 }
 
-/// Compares captured tables, those named or all, with what they were under the snapshot.
-///
-/// Says something only while somebody holds them still: when a `pg_dump` has written its first byte,
-/// it has locked all it dumps. Tables that are only as fresh as the base are not compared: what was
-/// truncated is then simply empty.
+/// Compares captured tables with what they were under the snapshot. Says something only while
+/// they are locked. Tables that are only as fresh as the base are not compared: what was truncated
+/// is then simply empty.
 ///
 /// # Errors
 /// [`Error::CatalogMoved`] if one has changed.
-pub(super) async fn unchanged(
-    fresh: &Client,
-    contents: &Contents,
-    only: Option<Oid>,
-) -> Result<(), Error> {
-    let before: BTreeMap<u32, &String> = contents
-        .fingerprints
-        .iter()
-        .filter(|(oid, _)| only.is_none_or(|only| only == Oid::new(**oid)))
-        .map(|(oid, fingerprint)| (*oid, fingerprint))
-        .collect();
-    let oids: Vec<u32> = before.keys().copied().collect();
-    let now = fingerprints(fresh, &oids).await?;
-    let same = now.len() == before.len()
-        && before
-            .iter()
-            .all(|(oid, fingerprint)| now.get(oid) == Some(*fingerprint));
-    match same {
+pub(super) async fn unchanged(fresh: &Client, contents: &Contents) -> Result<(), Error> {
+    let oids: Vec<u32> = contents.fingerprints.keys().copied().collect();
+    match fingerprints(fresh, &oids).await? == contents.fingerprints {
         true => Ok(()),
         false => Err(Error::CatalogMoved),
     }
@@ -217,11 +209,13 @@ mod tests {
             .await
             .unwrap();
         let oid = Oid::new(keeper.query_one(oid, &[]).await.unwrap().get(0));
+        let tables = crate::tables::list(&other, 180_000).await.unwrap();
+        let locked = tables.iter().map(|table| table.oid).collect();
         other.batch_execute(change).await.unwrap();
-        let mut contents = read(&keeper, &other, 180_000, &SourceSettings::default(), oid).await?;
+        let settings = SourceSettings::default();
+        let contents = read(&keeper, &other, 180_000, &settings, oid, &locked).await?;
         assert_eq!(contents.tables.len(), 1);
-        measure(&other, &mut contents).await?;
-        unchanged(&other, &contents, None).await
+        unchanged(&other, &contents).await
     }
 
     #[tokio::test]

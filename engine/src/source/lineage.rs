@@ -14,8 +14,8 @@ use lastgood_store::SourceStore;
 use tokio::time::Instant;
 
 use super::{Control, FirstBase, Opened, Source, goes_on, replication_options, slot};
-use crate::base::Snapshot;
-use crate::error::Error;
+use crate::base::Prepared;
+use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceStatus};
 use crate::overlap::Stored;
 use crate::remove::{Removal, drop_slots};
@@ -188,6 +188,8 @@ async fn begin(
         .saturating_add(1);
     let id = LineageId::new(generation, random::u32()?);
     let slot = format!("lastgood_{}_{generation:08x}", source.id);
+    // What keeps a base from beginning keeps nothing from being captured.
+    let prepared = Prepared::new(source, session.server_version()).await;
     let created = slot::make(
         session,
         &mut connection,
@@ -202,7 +204,15 @@ async fn begin(
         },
     )
     .await?;
-    let snapshot = Snapshot::keep(&source.connection, &created).await?;
+    let held = async { prepared?.hold(&created).await };
+    let base = match held.await {
+        Ok(snapshot) => FirstBase::Snapshot(Box::new(snapshot)),
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(error, "the first base does not begin with the capture");
+            FirstBase::Missing
+        }
+    };
     now = now.max(clock(session).await?);
     let file = LineageFile {
         v: Version1,
@@ -237,7 +247,7 @@ async fn begin(
         shape: None,
         looked_at: file.start,
         connection,
-        base: FirstBase::Snapshot(Box::new(snapshot)),
+        base,
         file,
     })
 }

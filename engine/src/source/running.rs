@@ -47,7 +47,7 @@ pub(super) async fn run(
 ) -> Result<Outcome, Error> {
     let source = &opened.source;
     let (file, durable) = (&opened.file, opened.durable);
-    // From here on the snapshot is in the keeper's hands, so this connection may stream.
+    // The snapshot has been taken over, so this connection may stream.
     let stream = opened
         .connection
         .start(

@@ -133,3 +133,56 @@ async fn bases_among_truncates_hang_nobody() -> Result<()> {
     }
     Ok(())
 }
+
+/// Somebody who truncates a table and fills it again, many times a second, leaves no moment as long
+/// as a dump takes to begin.
+#[tokio::test(flavor = "multi_thread")]
+async fn truncates_many_times_a_second_leave_room_for_a_base() -> Result<()> {
+    for major in majors() {
+        let database = TestDatabase::new(major).await?;
+        let client = database.connect().await?;
+        client
+            .batch_execute(
+                "CREATE TABLE t(id int PRIMARY KEY, v text); CREATE TABLE u(id serial PRIMARY KEY);
+                 CREATE TABLE big(id int PRIMARY KEY, v text);
+                 INSERT INTO big SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 5000) i",
+            )
+            .await?;
+        let settings = lastgood_engine::SourceSettings {
+            big_table_bytes: 1 << 20,
+            ..quick()
+        };
+        let stop = tokio_util::sync::CancellationToken::new();
+        let (writer, stopped) = (database.connect().await?, stop.clone());
+        let writer = tokio::spawn(async move {
+            let mut pace = tokio::time::interval(std::time::Duration::from_millis(100));
+            // The time that a base makes it wait is not made up for.
+            pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let round = "TRUNCATE t; INSERT INTO t SELECT i FROM generate_series(1, 100) i;
+                INSERT INTO u DEFAULT VALUES; UPDATE big SET v = 'x' WHERE id = 1";
+            while !stopped.is_cancelled() {
+                pace.tick().await;
+                writer.batch_execute(round).await?;
+            }
+            anyhow::Ok(())
+        });
+        let fixture = Fixture::new(&database.url(), settings).await?;
+        let mut running = fixture.start();
+        let first = running
+            .wait("base", |event| match event {
+                Event::BaseFinished { manifest, .. } => Some(manifest),
+                _ => None,
+            })
+            .await?;
+        assert_eq!(first.archives.len(), 3, "{:?}", first.archives);
+        for _ in 0..3 {
+            let (sender, _receiver) = tokio::sync::mpsc::channel(100);
+            let cancel = tokio_util::sync::CancellationToken::new();
+            take_base(&fixture.source, &fixture.store, Events::new(sender), cancel).await?;
+        }
+        stop.cancel();
+        writer.await??;
+        running.stop().await?;
+    }
+    Ok(())
+}

@@ -2,6 +2,9 @@
 //! stopped in order, started again, its master key replaced.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::service::cli;
@@ -228,5 +231,60 @@ async fn the_master_key_is_replaced() -> Result<()> {
     // Capture goes on, with the connection string that was sealed anew.
     service.start_again().await?;
     write(&service, &database, 2).await?;
+    Ok(())
+}
+
+/// A table that is truncated and filled again ten times a second, as a staging table may be, is in
+/// every base as the stream goes on from it: the source is protected, and comes back equal.
+#[tokio::test]
+async fn a_table_truncated_all_the_time_comes_back_equal() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    let mut client = database.connect().await?;
+    client
+        .batch_execute(
+            "CREATE TABLE staging (id int PRIMARY KEY, v text); CREATE TABLE log (id serial PRIMARY KEY)",
+        )
+        .await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (writer, stopped) = (database.connect().await?, Arc::clone(&stop));
+    let writer = tokio::spawn(async move {
+        let mut pace = tokio::time::interval(Duration::from_millis(100));
+        // The time that a base makes it wait is not made up for.
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let round = "INSERT INTO log DEFAULT VALUES; UPDATE staging SET v = 'seen';
+            DELETE FROM staging WHERE id % 2 = 0; TRUNCATE staging;
+            INSERT INTO staging SELECT i, txid_current() FROM generate_series(1, 50) i";
+        while !stopped.load(Ordering::Relaxed) {
+            pace.tick().await;
+            for statement in round.split(';') {
+                writer.batch_execute(statement).await?;
+            }
+        }
+        anyhow::Ok(())
+    });
+    service
+        .add_source("shop", &database.url(), history::settings())
+        .await?;
+    service.wait_protected("shop").await?;
+    service.post(&format!("{SHOP}/bases"), json!({})).await?;
+    service.wait_bases("shop", 2).await?;
+    stop.store(true, Ordering::Relaxed);
+    writer.await??;
+
+    let content = digest::of(&mut client, None).await?;
+    let end = truth::wal_position(&client).await?;
+    client
+        .batch_execute("INSERT INTO log DEFAULT VALUES")
+        .await?;
+    let position = truth::wal_position(&client).await?;
+    service.wait_durable("shop", &position).await?;
+    let name = format!("{}_restored", database.name);
+    let into = json!({"connection": database.server.url("postgres"), "create_database": name});
+    service.restore("shop", &json!({"lsn": end}), into).await?;
+    let restored = digest::of(&mut database.server.connect(&name).await?, None).await?;
+    content.assert_restored(&restored, "after many truncates");
+    assert!(service.terminate().await?.success());
     Ok(())
 }

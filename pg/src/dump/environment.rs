@@ -40,6 +40,17 @@ pub(super) fn database_argument(database: &str) -> String {
     format!("--dbname=dbname='{escaped}'")
 }
 
+/// A socket of ours instead of a server. Who is there has proved it already.
+pub(super) fn local(command: &mut Command, folder: &Path, port: &str) {
+    command
+        .env("PGHOST", folder)
+        .env("PGPORT", port)
+        .env("PGUSER", "lastgood")
+        .env("PGSSLMODE", "disable")
+        .env("PGGSSENCMODE", "disable")
+        .env("PGMAXPROTOCOLVERSION", "3.0");
+}
+
 /// The connection string as libpq's variables; the database goes by argument.
 pub(super) fn connection(
     config: &ConnectionConfig,

@@ -41,6 +41,12 @@ pub enum ToolError {
         #[source]
         source: io::Error,
     },
+    #[error("a socket for a tool could not be made in {}; point TMPDIR to a folder that is writable and whose path is short", .folder.display())]
+    Socket {
+        folder: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("{tool} has no pipe")]
     NoPipe { tool: &'static str },
 }
@@ -60,9 +66,10 @@ impl ToolError {
     pub fn class(&self) -> Class {
         match self {
             Self::Failed { stderr, .. } if is_passing(stderr) => Class::Transient,
-            Self::Failed { .. } | Self::NotFound { .. } | Self::Spawn { .. } => {
-                Class::NeedsOperator
-            }
+            Self::Failed { .. }
+            | Self::NotFound { .. }
+            | Self::Spawn { .. }
+            | Self::Socket { .. } => Class::NeedsOperator,
             Self::Io { .. } | Self::NoPipe { .. } => Class::Transient,
         }
     }
