@@ -72,6 +72,14 @@ pub enum Error {
     /// The lineage ended and a new one waits to be asked for.
     #[error("the lineage ended ({reason:?}: {detail}); resume the source to begin a new one")]
     Ended { reason: EndReason, detail: String },
+    /// The slot stands before a row that this server can never send; so does every later attempt.
+    #[error(
+        "the server cannot send a changed row, because its values as text are longer than 1 GB (a bytea \
+         doubles in length; REPLICA IDENTITY FULL sends the old row as well): what was committed since \
+         cannot be captured; make the value smaller in its table, then pause the source without \
+         its slot (--slot drop) and resume it, which begins a new lineage"
+    )]
+    RowTooLong(#[source] lastgood_pg::Error),
     /// The server closed the stream without an error.
     #[error("the server ended the replication stream")]
     StreamEnded,
@@ -111,7 +119,9 @@ impl Error {
     #[must_use]
     pub fn condition(&self) -> Condition {
         match self {
-            Self::Pg(error) | Self::Sql { source: error, .. } => error.condition(),
+            Self::Pg(error) | Self::RowTooLong(error) | Self::Sql { source: error, .. } => {
+                error.condition()
+            }
             _ => Condition::Other,
         }
     }
@@ -128,6 +138,7 @@ impl Error {
             Self::Settings(_)
             | Self::Ended { .. }
             | Self::Unfit(_)
+            | Self::RowTooLong(_)
             | Self::SlotWait { .. }
             | Self::PointName(_)
             | Self::NoLineage => Class::NeedsOperator,

@@ -219,6 +219,35 @@ pub async fn check_restored(server: &Postgres, database: &str, moment: &Moment) 
     Ok(())
 }
 
+/// What the source holds now is what a restore to the newest moment gives; answers the restore. The
+/// copy is gone afterwards.
+///
+/// # Errors
+/// Says what differs, or the server's.
+pub async fn check_latest(
+    service: &Service,
+    source: &str,
+    database: &TestDatabase,
+) -> Result<Value> {
+    let mut client = database.connect().await?;
+    let content = digest::of(&mut client, None).await?;
+    let lsn = truth::wal_position(&client).await?;
+    service.wait_durable(source, &lsn).await?;
+    let (server, copy) = (&database.server, format!("{}_copy", database.name));
+    let into = json!({"connection": server.url("postgres"), "create_database": copy});
+    let restore = service.restore(source, &json!("latest"), into).await?;
+    let restored = digest::of(&mut server.connect(&copy).await?, None).await?;
+    let differences = content.differences(&restored);
+    ensure!(
+        differences.is_empty(),
+        "PostgreSQL {}: {}",
+        server.major(),
+        differences.join("\n")
+    );
+    drop_database(server, &copy).await?;
+    Ok(restore)
+}
+
 /// # Errors
 /// The server's.
 pub async fn drop_database(server: &Postgres, name: &str) -> Result<()> {

@@ -38,11 +38,17 @@ pub enum Condition {
     Encoding,
     /// The walsender does not know an option of ours: it is older than we took it for.
     OptionUnknown,
+    /// A row whose values as text are longer than a server's buffer can be (1 GB), so that it can be
+    /// stored and never sent.
+    RowTooLong,
     /// An exported snapshot is gone, or lives on another server.
     SnapshotMissing,
     /// Nothing special.
     Other,
 }
+
+/// What the server says when a single value is too long; an internal message, never translated.
+const TOO_LONG: &str = "invalid memory alloc request size";
 
 /// The functions that check `wal_level` before a slot is made or read (`logical.c`, `slot.c`).
 const WAL_LEVEL_ROUTINES: &[&str] = &["CheckLogicalDecodingRequirements", "CheckSlotRequirements"];
@@ -75,6 +81,10 @@ pub(crate) fn condition(during: Operation, error: &ServerError) -> Condition {
         ("3D000", _) => Condition::DatabaseMissing,
         ("57P01" | "57P02" | "57P03", _) => Condition::Restarting,
         ("22021" | "22P05", _) => Condition::Encoding,
+        ("54000", Operation::Stream) => Condition::RowTooLong,
+        ("XX000", Operation::Stream) if error.message.starts_with(TOO_LONG) => {
+            Condition::RowTooLong
+        }
         // "unrecognized pgoutput option" has no SQLSTATE of its own.
         ("XX000" | "22023", Operation::StartReplication | Operation::Stream)
             if routine == "parse_output_parameters" =>
@@ -101,6 +111,7 @@ pub(crate) fn class(during: Operation, error: &ServerError) -> Class {
         | Condition::DatabaseMissing
         | Condition::Encoding
         | Condition::OptionUnknown
+        | Condition::RowTooLong
         | Condition::SnapshotMissing => Class::NeedsOperator,
         Condition::Other => class_of(&error.code),
     }
@@ -214,6 +225,12 @@ mod tests {
             "XX000",
             "parse_output_parameters",
             (Condition::OptionUnknown, NeedsOperator),
+        );
+        check(
+            Stream,
+            "54000",
+            "enlargeStringInfo",
+            (Condition::RowTooLong, NeedsOperator),
         );
         check(Stream, "XX001", "", (Condition::Other, Corrupt));
         check(Query, "40P01", "", (Condition::Other, Transient));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lastgood_pg::ReplicationStream;
+use lastgood_pg::{Condition, ReplicationStream};
 use lastgood_proto::copy_both::{ReplicationMessage, StandbyStatus};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile};
@@ -249,16 +249,24 @@ async fn not_overtaken(store: &SourceStore, file: &LineageFile, durable: Lsn) ->
     }
 }
 
+/// What the end of a stream means.
+fn broken(error: lastgood_pg::Error) -> Error {
+    match error.condition() {
+        Condition::RowTooLong => Error::RowTooLong(error),
+        _ => Error::Pg(error),
+    }
+}
+
 /// A real walsender.
 struct Walsender(ReplicationStream);
 
 impl Stream for Walsender {
     async fn next(&mut self) -> Result<ReplicationMessage, Error> {
-        Ok(self.0.next().await?)
+        self.0.next().await.map_err(broken)
     }
 
     fn buffered(&mut self) -> Result<Option<ReplicationMessage>, Error> {
-        Ok(self.0.try_next()?)
+        self.0.try_next().map_err(broken)
     }
 
     async fn confirm(

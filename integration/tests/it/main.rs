@@ -8,6 +8,7 @@ mod command_line;
 mod crash;
 mod empty_folder;
 mod encodings;
+mod extremes;
 mod harness;
 mod into_schema;
 mod lifecycle;
