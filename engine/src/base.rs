@@ -209,6 +209,7 @@ pub(crate) async fn dump(
         pg_dump_version: place.tools.version().to_owned(),
         database: source.connection.database().to_owned(),
         encoding,
+        locale: Some(fresh.locale().await?),
         archives,
         tables: contents.tables,
         sequences: contents.sequences,

@@ -14,6 +14,7 @@ mod connect;
 pub mod dump;
 mod error;
 mod loan;
+mod locale;
 mod percent;
 pub mod publication;
 pub mod quote;

@@ -163,11 +163,30 @@ pub struct BaseManifest {
     pub pg_dump_version: String,
     pub database: String,
     pub encoding: String,
+    /// Absent from bases of an earlier lastgood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locale: Option<Locale>,
     pub archives: Vec<Archive>,
     pub tables: Vec<TableEntry>,
     pub sequences: Vec<SequenceEntry>,
     /// Number of large objects, which are as fresh as the base.
     pub large_objects: u64,
+}
+
+/// How a database compares and converts text unless told otherwise: generated columns, checks and
+/// the order of keys depend on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Locale {
+    /// `pg_database.datlocprovider`: `c` libc, `i` ICU, `b` builtin.
+    pub provider: char,
+    pub collate: String,
+    pub ctype: String,
+    /// Of ICU or the builtin provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icu_rules: Option<String>,
 }
 
 /// One archive of a base.

@@ -34,7 +34,8 @@ pub(crate) struct TargetColumn {
     pub(crate) generated: bool,
     /// Values may be stored out of line, so an UPDATE may come without them.
     pub(crate) toastable: bool,
-    /// As SQL, if it is not the database's own.
+    /// As SQL, if it is not the database's own: that of the identity index, if the column is part of
+    /// one, because texts that differ for the index may be equal for the column.
     pub(crate) collation: Option<String>,
     /// `OPERATOR(schema.=)` of the identity index, if the column is part of one.
     pub(crate) equality: Option<String>,
@@ -75,7 +76,7 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
        format_type(coalesce(r.type, a.atttypid), coalesce(r.modifier, a.atttypmod)),
        a.attgenerated <> '',
        b.typlen = -1,
-       CASE WHEN a.attcollation NOT IN (0, 100)
+       CASE WHEN co.oid <> 100 OR a.attcollation <> 100
             THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
        identity.equality,
        hash.equality
@@ -84,10 +85,9 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
   LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   LEFT JOIN resolved r ON r.column_type = a.atttypid
   LEFT JOIN pg_type b ON b.oid = coalesce(r.type, a.atttypid)
-  LEFT JOIN pg_collation co ON co.oid = a.attcollation
-  LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
   LEFT JOIN LATERAL (
-      SELECT 'OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' AS equality
+      SELECT 'OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' AS equality,
+             i.indcollation[(k.place - 1)::int] AS collation
         FROM pg_index i
        CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
         JOIN pg_opclass oc ON oc.oid = i.indclass[(k.place - 1)::int]
@@ -99,6 +99,8 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
          AND k.place <= i.indnkeyatts AND (i.indisprimary OR i.indisreplident)
        ORDER BY i.indisreplident DESC LIMIT 1
   ) identity ON true
+  LEFT JOIN pg_collation co ON co.oid = coalesce(identity.collation, a.attcollation)
+  LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
   LEFT JOIN LATERAL (
       SELECT 'OPERATOR(' || quote_ident(opn.nspname) || '.' || op.oprname || ')' AS equality
         FROM pg_opclass oc

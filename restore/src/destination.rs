@@ -2,11 +2,11 @@
 
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::SourceId;
-use lastgood_proto::manifest::LineageFile;
+use lastgood_proto::manifest::{BaseManifest, LineageFile};
 use tokio_postgres::error::SqlState;
 
 use crate::sql::{literal, quoted};
-use crate::{Error, Into, progress_table};
+use crate::{Error, Into, locale, progress_table};
 
 /// A destination that may be written to.
 pub(crate) struct Destination {
@@ -85,7 +85,7 @@ pub(crate) async fn open(
     into: &Into,
     source: SourceId,
     lineage: &LineageFile,
-    encoding: &str,
+    base: &BaseManifest,
     resume: bool,
 ) -> Result<Destination, Error> {
     let config = into.connection.with_database(into.database());
@@ -97,7 +97,7 @@ pub(crate) async fn open(
             earlier,
         }),
         Found::Missing(entry) => {
-            create(&entry, into.database(), encoding).await?;
+            create(&entry, into.database(), base).await?;
             entry.close().await;
             let session = Session::connect(&config, Purpose::Restore).await?;
             Ok(Destination {
@@ -138,20 +138,20 @@ pub(crate) async fn is_source(
     Ok(slot.is_some())
 }
 
-/// With the source's encoding, so that every value fits; with locale C if the server's own locale
-/// cannot have it.
-async fn create(session: &Session, name: &str, encoding: &str) -> Result<(), Error> {
-    let create = format!(
-        "CREATE DATABASE {} TEMPLATE template0 ENCODING {}",
-        quoted(name),
-        literal(encoding)
-    );
-    match session.client().batch_execute(&create).await {
-        Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
-            let create = format!("{create} LC_COLLATE 'C' LC_CTYPE 'C'");
-            session.client().batch_execute(&create).await?;
+/// With the source's encoding, so that every value fits, and its locale if the server has it with
+/// that encoding.
+async fn create(session: &Session, name: &str, base: &BaseManifest) -> Result<(), Error> {
+    let mut options = locale::options(base.locale.as_ref()).into_iter().peekable();
+    while let Some(option) = options.next() {
+        let create = format!(
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING {}{option}",
+            quoted(name),
+            literal(&base.encoding)
+        );
+        match session.client().batch_execute(&create).await {
+            Err(error) if locale::is_unknown(&error) && options.peek().is_some() => {}
+            result => return Ok(result?),
         }
-        result => result?,
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ use crate::replay::{Outcome, replay};
 use crate::report::{Phase, PhaseTime, Progress, Report};
 use crate::sql::qualified;
 use crate::{
-    Error, foreign_keys, gather, identity, leftover, ownership, partial, prune, sequences,
+    Error, foreign_keys, gather, identity, leftover, locale, ownership, partial, prune, sequences,
 };
 
 /// Where to.
@@ -106,8 +106,7 @@ pub async fn execute(
                 existing.check(&into, source, &lineage, resume).await?
             }
         };
-        let (encoding, resume) = (&manifest.encoding, options.resume);
-        destination::open(&into, plan.source, &lineage, encoding, resume).await
+        destination::open(&into, plan.source, &lineage, &manifest, options.resume).await
     };
     let destination = tokio::select! {
         biased;
@@ -273,6 +272,10 @@ impl Run<'_> {
         let client = session.client();
         if let Some(existing) = self.existing {
             existing.label(client).await?;
+        }
+        if let Some(source) = &self.manifest.locale {
+            self.notes
+                .extend(locale::note(source, &session.locale().await?));
         }
         let tools = PgTools::discover().await;
         let maker = ArchiveMaker(major(&self.manifest.pg_dump_version));

@@ -29,6 +29,7 @@ mod foreign_keys;
 mod gather;
 mod identity;
 mod leftover;
+mod locale;
 mod ownership;
 mod partial;
 mod plan;

@@ -322,6 +322,7 @@ impl Fixture {
             pg_dump_version: self.tools.version().to_owned(),
             database: self.source.name.clone(),
             encoding: self.encoding.clone(),
+            locale: None,
             archives: vec![Archive {
                 name: ArchiveName::Main,
                 table: None,

@@ -68,6 +68,7 @@ async fn source(base_time: i64, segments: &[Sealed<'_>]) -> SourceStore {
         pg_dump_version: "18".to_owned(),
         database: "shop".to_owned(),
         encoding: "UTF8".to_owned(),
+        locale: None,
         archives: Vec::new(),
         tables: Vec::new(),
         sequences: Vec::new(),
