@@ -28,12 +28,20 @@ const NAMED_MAX: usize = 5;
 
 /// Permanent tables. `xmin` of a column's catalog row changes with every command that alters or
 /// rewrites it, also where name and type stay (`ALTER TYPE … USING`); ANALYZE and VACUUM leave it.
+/// What a table demands of its rows is in it as well: once it is dropped, rows come that the base's
+/// table would refuse.
 const TABLES: &str = r"
 SELECT n.nspname, c.relname, md5(concat_ws(' ', c.oid, c.relkind, c.relreplident,
     (SELECT string_agg(i.inhparent::text, ',' ORDER BY i.inhseqno) FROM pg_inherits i
      WHERE i.inhrelid = c.oid),
     (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
      WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisprimary OR x.indisreplident)),
+    (SELECT string_agg(d, ';' ORDER BY d) FROM (
+       SELECT pg_get_indexdef(x.indexrelid) FROM pg_index x
+        WHERE x.indrelid = c.oid AND (x.indisunique OR x.indisexclusion)
+       UNION ALL
+       SELECT pg_get_constraintdef(o.oid) FROM pg_constraint o
+        WHERE o.conrelid = c.oid AND o.contype IN ('c', 'x')) AS demands(d)),
     (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
                                  a.attisdropped, a.xmin), ',' ORDER BY a.attnum)
      FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)))
@@ -43,17 +51,20 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
   AND NOT EXISTS (SELECT FROM pg_depend d
                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// Labels of enums and attributes of composite types: values of them stand in rows.
+/// Labels of enums, attributes of composite types, demands of domains: values of them stand in rows.
 const TYPES: &str = r"
 SELECT t.typname, md5(concat_ws(' ', t.oid,
     (SELECT string_agg(concat_ws(':', e.oid, e.enumlabel), ',' ORDER BY e.oid) FROM pg_enum e
      WHERE e.enumtypid = t.oid),
     (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
                                  a.attisdropped), ',' ORDER BY a.attnum)
-     FROM pg_attribute a WHERE a.attrelid = t.typrelid)))
+     FROM pg_attribute a WHERE a.attrelid = t.typrelid),
+    t.typnotnull,
+    (SELECT string_agg(pg_get_constraintdef(o.oid), ';' ORDER BY o.conname) FROM pg_constraint o
+     WHERE o.contypid = t.oid)))
 FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
 LEFT JOIN pg_class c ON c.oid = t.typrelid
-WHERE (t.typtype = 'e' OR c.relkind = 'c')
+WHERE (t.typtype IN ('e', 'd') OR c.relkind = 'c')
   AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 
 /// Definitions of sequences; their values are sampled beside.
@@ -201,6 +212,9 @@ mod tests {
         "ALTER TABLE t ALTER a TYPE int USING a * 100",
         "ALTER TABLE t ADD c int DEFAULT 7",
         "ALTER TABLE t ALTER a SET DEFAULT 5",
+        "ALTER TABLE t DROP CONSTRAINT positive",
+        "DROP INDEX t_b",
+        "ALTER DOMAIN small DROP CONSTRAINT small",
         "ALTER TABLE t DROP b; ALTER TABLE t ADD b int",
         "DROP TABLE t",
         "CREATE TABLE fresh(id int PRIMARY KEY)",
@@ -222,7 +236,7 @@ mod tests {
         "SELECT lo_create(0)",
     ];
 
-    const NO_CHANGES: &str = "INSERT INTO t VALUES (1, 2, 3); SELECT nextval('counter'); UPDATE t SET a = 5; TRUNCATE t; \
+    const NO_CHANGES: &str = "INSERT INTO t VALUES (1, 2, 3); REINDEX TABLE t; SELECT nextval('counter'); UPDATE t SET a = 5; TRUNCATE t; \
         ANALYZE; CREATE INDEX ON t(a); CREATE TEMP TABLE x(id int); CREATE UNLOGGED TABLE y(id int); \
         CREATE VIEW v AS SELECT 1; GRANT SELECT ON t TO public";
 
@@ -234,7 +248,8 @@ mod tests {
             }
             let database = TestDatabase::new(major).await.unwrap();
             let setup = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (x int, y int); \
-                CREATE TABLE t(id int PRIMARY KEY, a int, b int); CREATE UNLOGGED TABLE u(id int); CREATE SEQUENCE counter; \
+                CREATE TABLE t(id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), b int); \
+                CREATE UNIQUE INDEX t_b ON t(b); CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 10); CREATE UNLOGGED TABLE u(id int); CREATE SEQUENCE counter; \
                 CREATE TABLE root(id int) PARTITION BY LIST (id); \
                 CREATE TABLE p1 PARTITION OF root FOR VALUES IN (1); CREATE PUBLICATION pub FOR TABLE t";
             database.execute(setup).await.unwrap();

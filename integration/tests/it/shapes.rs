@@ -5,8 +5,9 @@ use anyhow::{Context, Result};
 use lastgood_integration::{Service, Storage, TestDatabase, digest, history, truth, wait};
 use serde_json::{Value, json};
 
-const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); \
-    CREATE TABLE t (id int PRIMARY KEY, a int, b int); INSERT INTO t VALUES (1, 1, 2); \
+const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 10000); \
+    CREATE TABLE t (id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), b int, feels mood, once int, limited small); INSERT INTO t VALUES (1, 1, 2); \
+    CREATE UNIQUE INDEX t_once ON t (once); CREATE UNLOGGED TABLE scratch (id int PRIMARY KEY); INSERT INTO scratch VALUES (1); \
     CREATE TABLE dropped (id int PRIMARY KEY); INSERT INTO dropped VALUES (1);";
 
 /// Each of these once made a restore succeed with wrong values, or without a table.
@@ -15,6 +16,12 @@ const CHANGES: &[&str] = &[
      INSERT INTO t VALUES (2, 1, 2)",
     "ALTER TABLE t ALTER a TYPE int USING a * 100; INSERT INTO t VALUES (2, 700, 0)",
     "ALTER TABLE t ADD c int DEFAULT 7",
+    "ALTER TABLE t ADD c timestamptz DEFAULT now()",
+    "ALTER TABLE scratch SET LOGGED; INSERT INTO scratch VALUES (2)",
+    "ALTER TYPE mood ADD VALUE 'glad'; COMMIT; INSERT INTO t VALUES (3, 3, 3, 'glad')",
+    "ALTER TABLE t DROP CONSTRAINT positive; INSERT INTO t VALUES (3, -10, 3)",
+    "DROP INDEX t_once; INSERT INTO t VALUES (3, 3, 3, NULL, 7), (4, 4, 4, NULL, 7)",
+    "ALTER DOMAIN small DROP CONSTRAINT small; INSERT INTO t (id, a, limited) VALUES (3, 3, 20000)",
     "DROP TABLE dropped; CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (1)",
     "ALTER PUBLICATION {publication} SET (publish = 'insert'); UPDATE t SET a = 100",
     "ALTER PUBLICATION {publication} SET TABLE t WHERE (id < 5), dropped; UPDATE t SET a = 100",
