@@ -246,12 +246,14 @@ pub(crate) fn outside(survey: &Survey, cut: Cut, now: PgTimestamp) -> Error {
         .iter()
         .find(|reach| !before(reach))
         .map(|reach| reach.window);
+    let reason = earlier.and_then(|window| survey.why_ended(&window, later.as_ref()));
     let ends =
         |window: &Window| matches!(cut, Cut::Lsn { lsn, inclusive: true } if lsn == window.to.lsn);
     let why = match (cut, earlier, later) {
         _ if is_future(cut, now) => Outside::Future,
         _ if windows.iter().any(ends) => Outside::AtEnd,
         (_, None, _) => Outside::BeforeFirst,
+        (_, Some(_), None) if reason.is_some() => Outside::NotYetBased,
         (_, Some(_), None) => Outside::NotYetDurable,
         (_, Some(_), Some(_)) => Outside::InGap,
     };
@@ -262,8 +264,10 @@ pub(crate) fn outside(survey: &Survey, cut: Cut, now: PgTimestamp) -> Error {
             window.to.time = window.to.time.min(now);
         }
     }
+    let after = matches!(why, Outside::InGap | Outside::NotYetBased);
     Error::OutsideWindows {
         why,
+        reason: reason.filter(|_| after),
         nearest,
         windows,
     }

@@ -14,6 +14,8 @@ pub enum Outside {
     BeforeFirst,
     /// Between two windows.
     InGap,
+    /// After a change of the tables, which no base has followed yet.
+    NotYetBased,
     /// After the newest durable change.
     NotYetDurable,
     /// An inclusive LSN just where a run ends: the next commit record may start there.
@@ -26,6 +28,9 @@ impl Outside {
             Outside::Future => "lies in the future",
             Outside::BeforeFirst => "lies before the oldest base",
             Outside::InGap => "lies in a gap",
+            Outside::NotYetBased => {
+                "lies after a change that needs a new base, and there is none yet"
+            }
             Outside::NotYetDurable => "lies after the newest durable change",
             Outside::AtEnd => {
                 "is where the window ends, and a transaction that is not in it may commit just there \
@@ -203,9 +208,16 @@ pub enum Error {
     // Planning.
     #[error("there is no base to restore from yet")]
     NothingRecoverable,
-    #[error("the target {}; nearest: {}", why.as_str(), describe(nearest))]
+    #[error(
+        "the target {}{}; nearest: {}",
+        why.as_str(),
+        reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default(),
+        describe(nearest)
+    )]
     OutsideWindows {
         why: Outside,
+        /// What ended the window before it.
+        reason: Option<String>,
         /// At most one before and one after the target.
         nearest: Vec<Window>,
         /// All of them, oldest first.

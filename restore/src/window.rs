@@ -185,6 +185,20 @@ impl Survey {
             .then(|| "the source's retention does not keep what is between".to_owned())
     }
 
+    /// Why nothing right after a window can be restored; none if a segment is missing, or if nothing
+    /// came after it.
+    pub(crate) fn why_ended(&self, window: &Window, next: Option<&Window>) -> Option<String> {
+        let change = || self.change_at(window.lineage, window.to.lsn);
+        let Some(next) = next else {
+            return change();
+        };
+        self.given_up(window)
+            .or_else(|| match next.lineage == window.lineage {
+                true => change(),
+                false => Some(self.ends.get(&window.lineage)?.detail.clone()),
+            })
+    }
+
     /// What lies between the windows.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
@@ -197,14 +211,7 @@ impl Survey {
             .map(|(before, after)| Gap {
                 from: before.to,
                 to: after.from,
-                reason: match before.lineage == after.lineage {
-                    true => self
-                        .given_up(before)
-                        .or_else(|| self.change_at(before.lineage, before.to.lsn)),
-                    false => self
-                        .given_up(before)
-                        .or_else(|| Some(self.ends.get(&before.lineage)?.detail.clone())),
-                },
+                reason: self.why_ended(before, Some(after)),
             })
             .collect()
     }

@@ -14,6 +14,7 @@ mod harness;
 mod into_schema;
 mod lifecycle;
 mod matrix;
+mod new_tables;
 mod oracle;
 mod partial;
 mod prepared;

@@ -229,6 +229,7 @@ fn the_error_says_why_and_what_is_near() {
             why,
             nearest,
             windows,
+            ..
         }) => {
             assert_eq!(windows.len(), 2);
             (why, nearest.len())
