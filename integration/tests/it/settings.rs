@@ -1,5 +1,5 @@
 //! Hostile settings of database and role, at the source and at the target: every session of ours pins
-//! what decides how a value looks, and how long a statement may take (2.1, 2.11).
+//! what decides how a value looks, and how long a statement may take.
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::{Service, Storage, TestDatabase, digest, hard_values, history, truth};
@@ -34,6 +34,26 @@ const HOSTILE: &[&str] = &[
     "plpgsql.variable_conflict = 'use_column'",
     "plpgsql.extra_errors = 'all'",
     "synchronous_commit = off",
+];
+
+/// What a database may have as well that is restored into.
+const OF_A_TARGET: &[&str] = &[
+    "default_tablespace = 'nowhere'",
+    "temp_tablespaces = ''",
+    "default_table_access_method = 'heap'",
+    "temp_buffers = '800kB'",
+    "work_mem = '64kB'",
+    "maintenance_work_mem = '1MB'",
+    "enable_indexscan = off",
+    "enable_seqscan = off",
+    "jit = on",
+    "jit_above_cost = 0",
+    "constraint_exclusion = on",
+    "client_min_messages = 'debug1'",
+    "plan_cache_mode = 'force_generic_plan'",
+    "vacuum_cost_delay = 1",
+    "gin_fuzzy_search_limit = 1",
+    "exit_on_error = on",
 ];
 
 const LATER: &[(u32, &str)] = &[
@@ -148,5 +168,42 @@ async fn under_hostile_settings(service: &Service, major: u32) -> Result<()> {
         &format!("PostgreSQL {major}"),
     );
     drop(restored);
-    history::drop_database(&database.server, &copy).await
+    history::drop_database(&database.server, &copy).await?;
+
+    // Into an empty database that is there already, with settings of its own.
+    let empty = database.sibling().await?;
+    let mut hostile = "SET client_min_messages = error;".to_owned();
+    let later = LATER.iter().filter(|(since, _)| major >= *since);
+    for setting in HOSTILE
+        .iter()
+        .chain(later.map(|(_, setting)| setting))
+        .chain(OF_A_TARGET)
+    {
+        let (name, value) = setting.split_once(" = ").context("a setting")?;
+        hostile.push_str(&format!(
+            "ALTER DATABASE {} SET {name} TO {value};",
+            empty.name
+        ));
+    }
+    empty.execute(&hostile).await?;
+    for url in [empty.url(), database.server.url_as(&role, "", &empty.name)] {
+        service
+            .restore(&name, &json!("latest"), json!({"connection": url}))
+            .await?;
+        let mut restored = empty.connect().await?;
+        restored
+            .batch_execute("SET quote_all_identifiers = off")
+            .await?;
+        expected.assert_restored(
+            &digest::of(&mut restored, None).await?,
+            &format!("PostgreSQL {major}, into {url}"),
+        );
+        let clear = "SET default_transaction_read_only = off; SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0;
+            DO $$ DECLARE s name; BEGIN FOR s IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)' LOOP
+              EXECUTE format('DROP SCHEMA %I CASCADE', s); END LOOP; END $$; CREATE SCHEMA public";
+        restored.batch_execute("BEGIN READ WRITE").await?;
+        restored.batch_execute(clear).await?;
+        restored.batch_execute("COMMIT").await?;
+    }
+    Ok(())
 }
