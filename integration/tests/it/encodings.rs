@@ -1,5 +1,5 @@
 //! Databases that are not UTF-8: values and names come back as they were, and what cannot be carried is
-//! refused beforehand (2.11, encodings).
+//! refused beforehand.
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::{Service, Storage, TestDatabase, history, truth};

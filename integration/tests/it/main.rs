@@ -10,6 +10,7 @@ mod crash;
 mod empty_folder;
 mod encodings;
 mod extremes;
+mod facts;
 mod harness;
 mod into_schema;
 mod lifecycle;

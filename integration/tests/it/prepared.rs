@@ -55,7 +55,7 @@ impl Source {
     }
 }
 
-/// 2.2, 2.6: a prepared transaction is in no restore before its commit, in every one after it; neither a
+/// PostgreSQL fact: a prepared transaction is in no restore before its commit, in every one after it; neither a
 /// crash of the service, nor a restart of the server, nor a base that begins meanwhile changes that.
 #[tokio::test(flavor = "multi_thread")]
 async fn prepared_transactions_over_restarts_and_bases() -> Result<()> {
@@ -112,7 +112,7 @@ async fn prepared_transactions_over_restarts_and_bases() -> Result<()> {
     Ok(())
 }
 
-/// 2.6: a transaction that was replicated into the source brings the commit time of the server it came
+/// PostgreSQL fact: a transaction that was replicated into the source brings the commit time of the server it came
 /// from. That clock may be wrong by any span, and must decide neither where a restore to a time stops
 /// nor up to when everything is known.
 #[tokio::test(flavor = "multi_thread")]

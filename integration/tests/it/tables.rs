@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::shapes::wait_beyond;
 
-/// 2.8, 2.9, 2.11, 2.12: whatever a publication could make fail.
+/// PostgreSQL fact: whatever a publication could make fail.
 const HARD: &str = "
     CREATE TABLE plain (id int PRIMARY KEY, v text);
     CREATE TABLE bare (id int, v text);
@@ -184,7 +184,7 @@ async fn no_change_of_the_source_ever_fails_and_each_table_is_fresh_or_named() -
     Ok(())
 }
 
-/// 2.9, 2.12: what appears, moves or changes its nature while capture runs; used at once, before anybody can look.
+/// PostgreSQL fact: what appears, moves or changes its nature while capture runs; used at once, before anybody can look.
 const COMING: &[&str] = &[
     "CREATE TABLE fresh (id int PRIMARY KEY, v text); INSERT INTO fresh VALUES (1, 'first'), (2, 'x'); UPDATE fresh SET v = 'y'; DELETE FROM fresh WHERE id = 2",
     "CREATE TABLE loose (id int, v text); INSERT INTO loose VALUES (1, 'x'), (1, 'x')",
@@ -262,7 +262,7 @@ async fn tables_come_and_go_and_their_changes_never_fail() -> Result<()> {
     Ok(())
 }
 
-/// 2.1, 2.14: captured by a superuser, restored by a role that owns everything and that row security is
+/// PostgreSQL fact: captured by a superuser, restored by a role that owns everything and that row security is
 /// forced on; a sequence that could not be read any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_security_forced_on_the_restoring_role() -> Result<()> {

@@ -21,9 +21,9 @@ const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
 const PINNED: &str = "SET DateStyle='ISO'; SET IntervalStyle='postgres'; SET TimeZone='UTC'; \
     SET extra_float_digits=3; SET bytea_output='hex'; SET lc_monetary='C'; SET search_path='pg_catalog'";
 
-/// Values come back as they were: text round trips of every type (2.11); types without equality and
+/// Values come back as they were: text round trips of every type; types without equality and
 /// rows that are equal but not the same, such as 0 and -0, 1.0 and 1.00, one day and 24 hours, under
-/// REPLICA IDENTITY FULL (2.8).
+/// REPLICA IDENTITY FULL.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_comes_back_with_its_hard_values() -> Result<()> {
     let storage = Storage::local()?;

@@ -4,7 +4,7 @@
 //! A file of scenarios is SQL with marks:
 //!
 //! ```text
-//! -- scenario name [since 15]: 2.8: what it is about, with its place in the notes on replication
+//! -- scenario name [since 15]: what it is about; docs/facts.md lists the facts they show
 //! (the definitions and the rows of the first base)
 //! -- step
 //! (before the first moment; two more steps follow)

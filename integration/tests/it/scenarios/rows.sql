@@ -1,4 +1,4 @@
--- scenario toast_chains: 2.8, 3.2: an unchanged TOAST value is not sent; chains of such updates, in one
+-- scenario toast_chains: an unchanged TOAST value is not sent; chains of such updates, in one
 -- transaction and over segments and bases, with key changes between
 CREATE TABLE t (id int PRIMARY KEY, n int, big text, other text, doc jsonb);
 ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
@@ -34,7 +34,7 @@ UPDATE t SET id = id + 1000 WHERE id > 9;
 
 UPDATE t SET big = big, other = other, n = n + 1;
 
--- scenario toast_full: 2.8: under FULL the old row has the value and the new one still says unchanged; equal rows
+-- scenario toast_full: under FULL the old row has the value and the new one still says unchanged; equal rows
 CREATE TABLE t (n int, big text, j json); ALTER TABLE t REPLICA IDENTITY FULL; ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
 INSERT INTO t SELECT g / 2, repeat('v' || g / 4, 2000), '{"a":  1}' FROM generate_series(0, 15) g;
 -- step
@@ -50,7 +50,7 @@ UPDATE t SET big = 'short' WHERE n = 14;
 -- step
 DO $$ BEGIN FOR i IN 1..60 LOOP UPDATE t SET n = n + 1 WHERE n >= 16; END LOOP; END $$;
 
--- scenario toast_key: 2.8: a key that is stored out of line is sent with every change, as the old key, while the new
+-- scenario toast_key: a key that is stored out of line is sent with every change, as the old key, while the new
 -- row says unchanged
 CREATE TABLE t (k text, n int, pad text, PRIMARY KEY (k)); ALTER TABLE t ALTER k SET STORAGE EXTERNAL;
 INSERT INTO t SELECT (SELECT string_agg(md5((g * 1000 + x)::text), '') FROM generate_series(1, 75) x), g, repeat('p', 50) FROM generate_series(1, 4) g;
@@ -65,7 +65,7 @@ UPDATE t SET k = reverse(k), n = n + 1;
 -- step
 UPDATE t SET n = n + 1;
 
--- scenario toast_index: 2.8: the same by the index of REPLICA IDENTITY USING INDEX, with key changes
+-- scenario toast_index: the same by the index of REPLICA IDENTITY USING INDEX, with key changes
 CREATE TABLE t (a int NOT NULL, b int NOT NULL, big text, n int, PRIMARY KEY (a)); CREATE UNIQUE INDEX t_b ON t (b);
 ALTER TABLE t REPLICA IDENTITY USING INDEX t_b; ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
 INSERT INTO t SELECT g, -g, repeat('i' || g, 3000), 0 FROM generate_series(1, 8) g;
@@ -80,7 +80,7 @@ DELETE FROM t WHERE a = 57;
 -- step
 UPDATE t SET n = n + 1;
 
--- scenario identities: 2.8: default, index, full, nothing and none at all, side by side
+-- scenario identities: default, index, full, nothing and none at all, side by side
 CREATE TABLE d (id int PRIMARY KEY, v text); CREATE TABLE i (a int NOT NULL UNIQUE, b int, v text);
 ALTER TABLE i REPLICA IDENTITY USING INDEX i_a_key; CREATE TABLE f (id int PRIMARY KEY, v text); ALTER TABLE f REPLICA IDENTITY FULL;
 CREATE TABLE n (id int, v text); ALTER TABLE n REPLICA IDENTITY NOTHING; CREATE TABLE bare (id int, v text);
@@ -99,7 +99,7 @@ UPDATE d SET id = -id; UPDATE i SET a = -a; UPDATE f SET id = -id; UPDATE n SET 
 -- step
 UPDATE d SET v = NULL; UPDATE i SET v = NULL; UPDATE f SET v = NULL; UPDATE n SET v = NULL; UPDATE bare SET v = NULL; UPDATE late SET v = NULL;
 
--- scenario duplicates: 2.8: of several equal rows exactly one is changed
+-- scenario duplicates: of several equal rows exactly one is changed
 CREATE TABLE t (a int, b text); CREATE TABLE nulls (a int, b text, c json); CREATE TABLE nothing ();
 INSERT INTO t SELECT 1, 'same' FROM generate_series(1, 5); INSERT INTO t VALUES (1, NULL), (1, NULL), (1, ''), (NULL, NULL);
 INSERT INTO nulls SELECT NULL, NULL, NULL FROM generate_series(1, 4); INSERT INTO nothing SELECT FROM generate_series(1, 3);
@@ -123,7 +123,7 @@ DELETE FROM t WHERE ctid = (SELECT ctid FROM t WHERE b = 'same' LIMIT 1); COMMIT
 
 DELETE FROM nothing WHERE ctid = (SELECT ctid FROM nothing LIMIT 1);
 
--- scenario no_equality: 2.8: types without an equality operator, in rows that only their whole tells apart
+-- scenario no_equality: types without an equality operator, in rows that only their whole tells apart
 CREATE TABLE t (j json, p point, y polygon, n int); ALTER TABLE t REPLICA IDENTITY FULL;
 INSERT INTO t SELECT '{"a" : 1}', '(1,2)', '((0,0),(1,1),(1,0))', g FROM generate_series(1, 6) g; INSERT INTO t VALUES (NULL, NULL, NULL, NULL), (NULL, '(1,2)', NULL, 1);
 -- step
@@ -133,7 +133,7 @@ DELETE FROM t WHERE n = 3; UPDATE t SET y = NULL WHERE n = 4;
 -- step
 UPDATE t SET n = n + 1; DELETE FROM t WHERE n IS NULL;
 
--- scenario key_changes: 2.8: the old key comes only when it changed, with nulls for what is not in it
+-- scenario key_changes: the old key comes only when it changed, with nulls for what is not in it
 CREATE TABLE one (id int PRIMARY KEY, v text); CREATE TABLE two (a text, v int, b int, PRIMARY KEY (b, a));
 INSERT INTO one SELECT g, 'v' || g FROM generate_series(20, 1, -1) g; INSERT INTO two SELECT 'k' || g, 0, g % 3 FROM generate_series(1, 9) g;
 -- step
@@ -148,7 +148,7 @@ UPDATE two SET a = a || '!', b = -b WHERE v = 0;
 -- step
 DO $$ BEGIN FOR i IN 1..50 LOOP UPDATE one SET id = id + 100 WHERE v = 'newer'; UPDATE one SET v = v WHERE v = 'newer'; END LOOP; END $$;
 
--- scenario swaps: 3.2: unique values change hands, within a statement and a transaction
+-- scenario swaps: unique values change hands, within a statement and a transaction
 CREATE TABLE p (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY IMMEDIATE, d int UNIQUE DEFERRABLE INITIALLY DEFERRED, plain int UNIQUE);
 CREATE TABLE k (id int, v text, CONSTRAINT k_pk PRIMARY KEY (id) DEFERRABLE INITIALLY IMMEDIATE);
 CREATE TABLE x (id int PRIMARY KEY, during int4range, EXCLUDE USING gist (during WITH &&) DEFERRABLE INITIALLY DEFERRED);
@@ -171,7 +171,7 @@ UPDATE p SET u = 7 - u; UPDATE k SET id = 7 - id, v = v || '!';
 
 BEGIN; DELETE FROM p WHERE id = 5; INSERT INTO p VALUES (5, NULL, NULL, NULL); UPDATE p SET plain = 5, u = 99 WHERE id = 5; COMMIT;
 
--- scenario no_change: 2.8: updates that change nothing
+-- scenario no_change: updates that change nothing
 CREATE TABLE t (id int PRIMARY KEY, v text, big text); CREATE TABLE f (v text); INSERT INTO f VALUES ('a'), ('a'), (NULL);
 ALTER TABLE t ALTER big SET STORAGE EXTERNAL; INSERT INTO t SELECT g, 'v', repeat('b', 5000) FROM generate_series(1, 5) g;
 -- step
@@ -185,7 +185,7 @@ BEGIN; UPDATE t SET v = 'w'; UPDATE t SET v = 'v'; UPDATE f SET v = v; UPDATE f 
 -- step
 SELECT * FROM t FOR UPDATE; UPDATE t SET v = v;
 
--- scenario partitions: 2.9: rows move between partitions with other column orders, kinds of identity and depths
+-- scenario partitions: rows move between partitions with other column orders, kinds of identity and depths
 CREATE TABLE r (id int, region text, v text, big text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
 CREATE TABLE r_a PARTITION OF r FOR VALUES IN ('a');
 CREATE TABLE r_b (gone int, big text, v text, region text NOT NULL, id int NOT NULL, PRIMARY KEY (id, region)); ALTER TABLE r_b DROP gone;
@@ -209,7 +209,7 @@ UPDATE q SET k = 19 - k; UPDATE r_b SET v = 'leaf'; DELETE FROM q WHERE ctid = (
 -- step
 UPDATE r SET region = CASE region WHEN 'a' THEN 'b' WHEN 'b' THEN 'a' ELSE region END; TRUNCATE r_rest; INSERT INTO r VALUES (1, 'z', 'after', NULL);
 
--- scenario deferred_constraints: 3.2: foreign keys that hold only at commit, cascades, cycles
+-- scenario deferred_constraints: foreign keys that hold only at commit, cascades, cycles
 CREATE TABLE p (id int PRIMARY KEY, partner int); CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p ON DELETE CASCADE ON UPDATE CASCADE DEFERRABLE INITIALLY DEFERRED,
   s int REFERENCES p ON DELETE SET NULL ON UPDATE CASCADE); ALTER TABLE p ADD FOREIGN KEY (partner) REFERENCES c DEFERRABLE INITIALLY DEFERRED;
 INSERT INTO p SELECT g FROM generate_series(1, 9) g; INSERT INTO c SELECT g, g, 10 - g FROM generate_series(1, 9) g;
@@ -224,7 +224,7 @@ BEGIN; UPDATE p SET partner = 77 WHERE id = 20; INSERT INTO c VALUES (77, 78, 20
 -- step
 BEGIN; DELETE FROM p WHERE id = 1; INSERT INTO p VALUES (1, NULL); INSERT INTO c VALUES (1, 1, 1); COMMIT;
 
--- scenario self_reference: 3.2: a key that refers to its own table
+-- scenario self_reference: a key that refers to its own table
 CREATE TABLE t (id int PRIMARY KEY, up int REFERENCES t ON DELETE CASCADE, best int REFERENCES t ON UPDATE CASCADE DEFERRABLE INITIALLY DEFERRED);
 INSERT INTO t SELECT g, nullif(g / 2, 0), g FROM generate_series(1, 31) g;
 -- step
@@ -236,7 +236,7 @@ UPDATE t SET up = id WHERE id = 1; UPDATE t SET id = 500 WHERE id = 31;
 -- step
 DELETE FROM t WHERE id = 3;
 
--- scenario generated_stored: 2.11: never sent before 18, never written by a restore; a generated key is told by the whole row
+-- scenario generated_stored: never sent before 18, never written by a restore; a generated key is told by the whole row
 CREATE TABLE t (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED, big text GENERATED ALWAYS AS (repeat('g', a * 100)) STORED);
 CREATE TABLE f (a int, twice int GENERATED ALWAYS AS (a * 2) STORED, b text); ALTER TABLE f REPLICA IDENTITY FULL;
 CREATE TABLE k (a int, key int GENERATED ALWAYS AS (a * 10) STORED PRIMARY KEY, v text);
@@ -251,7 +251,7 @@ DELETE FROM t WHERE twice = 64; DELETE FROM f WHERE twice = 4; UPDATE k SET a = 
 UPDATE t SET id = -id, a = NULL; UPDATE f SET b = NULL; UPDATE k SET v = NULL; INSERT INTO only_generated DEFAULT VALUES;
 DELETE FROM only_generated WHERE ctid = (SELECT ctid FROM only_generated LIMIT 1);
 
--- scenario generated_virtual since 18: 2.11: never sent at all
+-- scenario generated_virtual since 18: never sent at all
 CREATE TABLE t (id int PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) VIRTUAL, s int GENERATED ALWAYS AS (a * 3) STORED, z int GENERATED ALWAYS AS (a + id));
 INSERT INTO t (id, a) SELECT g, g FROM generate_series(1, 9) g;
 -- step
@@ -261,7 +261,7 @@ UPDATE t SET id = id + 1000 WHERE id > 5; DELETE FROM t WHERE twice = 64;
 -- step
 INSERT INTO t (id, a) VALUES (1, NULL) ON CONFLICT (id) DO UPDATE SET a = excluded.a;
 
--- scenario identity_always: 2.11: numbers that only the server gives, also updated
+-- scenario identity_always: numbers that only the server gives, also updated
 CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text); CREATE TABLE f (v text, id int GENERATED ALWAYS AS IDENTITY);
 INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 5); INSERT INTO f (v) SELECT 'x' FROM generate_series(1, 5);
 -- step
@@ -271,7 +271,7 @@ UPDATE t SET id = DEFAULT; DELETE FROM f WHERE id = 1; UPDATE f SET v = 'z';
 -- step
 INSERT INTO t (v) VALUES ('last'); INSERT INTO f (v) VALUES ('last');
 
--- scenario triggers: 3.2: triggers of every kind and state, which must not fire in a restore and be there after it
+-- scenario triggers: triggers of every kind and state, which must not fire in a restore and be there after it
 CREATE TABLE t (id int PRIMARY KEY, v text, touched int DEFAULT 0); CREATE TABLE log (id serial PRIMARY KEY, what text);
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO triggers.log (what) VALUES (TG_NAME || ' ' || TG_OP); RETURN NULL; END $$;
 CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.touched := coalesce(NEW.touched, 0) + 1; RETURN NEW; END $$;
@@ -300,7 +300,7 @@ BEGIN; TRUNCATE t; INSERT INTO t VALUES (1, 'after'); COMMIT;
 -- step
 UPDATE t SET v = 'last';
 
--- scenario rules: 3.2: rewrite rules of every state
+-- scenario rules: rewrite rules of every state
 CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE log (id int, v text); CREATE TABLE keep (id int PRIMARY KEY, v text);
 INSERT INTO t SELECT g, 'base' FROM generate_series(1, 5) g; INSERT INTO keep VALUES (1, 'keep');
 CREATE RULE also AS ON INSERT TO t DO ALSO INSERT INTO log VALUES (NEW.id, NEW.v); CREATE RULE never AS ON DELETE TO keep DO INSTEAD NOTHING;
@@ -313,7 +313,7 @@ INSERT INTO t SELECT g, 'more' FROM generate_series(20, 25) g; DELETE FROM t WHE
 -- step
 UPDATE t SET v = 'z'; INSERT INTO keep VALUES (2, 'two');
 
--- scenario row_security: 2.1: policies, also forced on the owner
+-- scenario row_security: policies, also forced on the owner
 CREATE TABLE t (id int PRIMARY KEY, who text); ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY;
 CREATE POLICY none ON t USING (false); CREATE TABLE u (id serial PRIMARY KEY, who text); ALTER TABLE u ENABLE ROW LEVEL SECURITY;
 INSERT INTO t SELECT g, 'x' FROM generate_series(1, 5) g; INSERT INTO u (who) SELECT 'x' FROM generate_series(1, 5) g;
@@ -325,7 +325,7 @@ DELETE FROM t WHERE id = 5; UPDATE u SET who = 'z';
 -- step
 INSERT INTO t VALUES (9, 'nine'); INSERT INTO u (who) VALUES ('nine');
 
--- scenario inheritance: 2.9: parents with rows of their own, children with more columns, ONLY
+-- scenario inheritance: parents with rows of their own, children with more columns, ONLY
 CREATE TABLE p (id int PRIMARY KEY, v text); CREATE TABLE c (extra text, PRIMARY KEY (id)) INHERITS (p); CREATE TABLE o (o int);
 CREATE TABLE g (id int, deep text, PRIMARY KEY (id)) INHERITS (c, o); CREATE TABLE late (id int, v text, more int, PRIMARY KEY (id)); ALTER TABLE late INHERIT p;
 INSERT INTO p SELECT x, 'p' FROM generate_series(1, 5) x; INSERT INTO c SELECT x, 'c', 'e' FROM generate_series(1, 5) x;

@@ -1,4 +1,4 @@
--- scenario owned: 2.12: never decoded; a restore has them where they stood or further
+-- scenario owned: never decoded; a restore has them where they stood or further
 CREATE TABLE a (id serial PRIMARY KEY, v text); CREATE TABLE b (id bigint GENERATED ALWAYS AS IDENTITY (START 1000 INCREMENT 7) PRIMARY KEY, v text); CREATE TABLE c (id smallserial, v text);
 INSERT INTO a (v) SELECT 'x' FROM generate_series(1, 5); INSERT INTO b (v) SELECT 'x' FROM generate_series(1, 5); INSERT INTO c (v) VALUES ('x');
 -- step
@@ -10,7 +10,7 @@ INSERT INTO c (v) VALUES ('y');
 -- step
 DELETE FROM a WHERE id > 3; INSERT INTO b (v) VALUES ('z');
 
--- scenario kinds: 2.12: descending, cached, bounded, shared, cycling, never called
+-- scenario kinds: descending, cached, bounded, shared, cycling, never called
 CREATE SEQUENCE down INCREMENT -3 START -10 MINVALUE -100000; CREATE SEQUENCE cached CACHE 20; CREATE SEQUENCE small AS smallint MINVALUE 5 MAXVALUE 2000;
 CREATE SEQUENCE shared; CREATE TABLE s1 (id int PRIMARY KEY DEFAULT nextval('shared')); CREATE TABLE s2 (id bigint PRIMARY KEY DEFAULT nextval('shared'), v text);
 CREATE SEQUENCE wheel MAXVALUE 5 CYCLE; CREATE SEQUENCE untouched START 17; CREATE SEQUENCE placed; SELECT setval('placed', 100, false);
@@ -25,7 +25,7 @@ SELECT nextval('down'), nextval('small') FROM generate_series(1, 99); INSERT INT
 -- step
 SELECT nextval('down'), nextval('cached'), nextval('placed'); INSERT INTO s1 DEFAULT VALUES; SELECT nextval('wheel');
 
--- scenario set_back: 2.12: setval backwards; a restore may stand further, as it stood before
+-- scenario set_back: setval backwards; a restore may stand further, as it stood before
 CREATE SEQUENCE s; SELECT setval('s', 500); CREATE TABLE t (id serial PRIMARY KEY, v text); INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 100);
 -- step
 SELECT setval('s', 5); DELETE FROM t; SELECT setval('t_id_seq', 1, false); INSERT INTO t (v) VALUES ('one');
@@ -34,7 +34,7 @@ SELECT setval('s', 900); INSERT INTO t (v) SELECT 'y' FROM generate_series(1, 20
 -- step
 SELECT setval('s', 7), nextval('s'); TRUNCATE t RESTART IDENTITY; INSERT INTO t (v) VALUES ('again');
 
--- scenario quiet: 2.12, 2.3: nothing but nextval: no row says that anything happened
+-- scenario quiet: nothing but nextval: no row says that anything happened
 CREATE SEQUENCE orders; CREATE TABLE still (id int PRIMARY KEY);
 -- step
 SELECT nextval('orders') FROM generate_series(1, 7);

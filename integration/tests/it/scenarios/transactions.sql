@@ -1,4 +1,4 @@
--- scenario savepoints: 2.6: what is rolled back is nowhere, rows, definitions and messages alike
+-- scenario savepoints: what is rolled back is nowhere, rows, definitions and messages alike
 CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'base' FROM generate_series(1, 5) g;
 -- step
 BEGIN; INSERT INTO t VALUES (10, 'kept'); SAVEPOINT a; INSERT INTO t VALUES (11, 'lost'); UPDATE t SET v = 'lost' WHERE id = 1;
@@ -10,7 +10,7 @@ BEGIN; DELETE FROM t; INSERT INTO t VALUES (99, 'lost'); ROLLBACK;
 -- step
 BEGIN; SAVEPOINT a; UPDATE t SET v = 'one'; ROLLBACK TO a; UPDATE t SET v = 'two' WHERE id = 1; ROLLBACK TO a; UPDATE t SET v = 'three' WHERE id = 1; COMMIT;
 
--- scenario subtransactions: 2.6: thousands of them in one transaction, every third rolled back
+-- scenario subtransactions: thousands of them in one transaction, every third rolled back
 CREATE TABLE t (id int PRIMARY KEY, v int);
 -- step
 DO $$ BEGIN FOR i IN 1..1500 LOOP BEGIN INSERT INTO t VALUES (i, i); IF i % 3 = 0 THEN RAISE EXCEPTION 'no'; END IF; EXCEPTION WHEN raise_exception THEN NULL; END; END LOOP; END $$;
@@ -19,7 +19,7 @@ DO $$ BEGIN FOR i IN 1..500 LOOP BEGIN UPDATE t SET v = -v WHERE id = i; INSERT 
 -- step
 DELETE FROM t WHERE id % 2 = 0;
 
--- scenario two_phase: 2.2, 2.6: a prepared transaction comes when and if it is committed, with the xid it was prepared with
+-- scenario two_phase: a prepared transaction comes when and if it is committed, with the xid it was prepared with
 CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'base' FROM generate_series(1, 5) g;
 -- step
 BEGIN; UPDATE t SET v = 'prepared' WHERE id = 1; SAVEPOINT a; DELETE FROM t WHERE id = 2; ROLLBACK TO a; INSERT INTO t VALUES (10, 'prepared'); PREPARE TRANSACTION '{database} one';
@@ -40,7 +40,7 @@ BEGIN; TRUNCATE t; INSERT INTO t VALUES (1, 'prepared'); PREPARE TRANSACTION '{d
 
 COMMIT PREPARED '{database} three';
 
--- scenario interleaved: 2.6: long transactions side by side; the order is that of their commits
+-- scenario interleaved: long transactions side by side; the order is that of their commits
 CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'base' FROM generate_series(1, 5) g;
 -- step
 -- session b
@@ -69,7 +69,7 @@ UPDATE t SET v = 'last' WHERE id = 100;
 -- session b
 ROLLBACK;
 
--- scenario truncates: 2.10: one message for all that is emptied, with rows around it, rolled back ones, partitions
+-- scenario truncates: one message for all that is emptied, with rows around it, rolled back ones, partitions
 CREATE TABLE a (id serial PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); CREATE TABLE c (id int GENERATED ALWAYS AS IDENTITY, v text);
 CREATE TABLE r (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE r1 PARTITION OF r FOR VALUES FROM (0) TO (100);
 CREATE TABLE r2 PARTITION OF r FOR VALUES FROM (100) TO (200) PARTITION BY RANGE (id); CREATE TABLE r21 PARTITION OF r2 FOR VALUES FROM (100) TO (150);
@@ -93,7 +93,7 @@ BEGIN; DELETE FROM r WHERE id = 3; TRUNCATE r; INSERT INTO r VALUES (5, 'x'), (1
 
 BEGIN; UPDATE bare SET v = 3; TRUNCATE bare; INSERT INTO bare VALUES (1), (1); DELETE FROM bare WHERE ctid = (SELECT ctid FROM bare LIMIT 1); COMMIT;
 
--- scenario copy: 2.2: many rows of one record share an LSN; COPY, also frozen after TRUNCATE
+-- scenario copy: many rows of one record share an LSN; COPY, also frozen after TRUNCATE
 CREATE TABLE t (id int PRIMARY KEY, v text DEFAULT 'd'); CREATE TABLE r (id int, v text DEFAULT 'd') PARTITION BY HASH (id);
 CREATE TABLE r0 PARTITION OF r FOR VALUES WITH (MODULUS 2, REMAINDER 0); CREATE TABLE r1 PARTITION OF r FOR VALUES WITH (MODULUS 2, REMAINDER 1);
 COPY t (id) FROM PROGRAM 'seq 1 50';
@@ -108,7 +108,7 @@ BEGIN; COPY t (id) FROM PROGRAM 'seq 1000 1100'; UPDATE t SET v = 'copied' WHERE
 -- step
 BEGIN; COPY t (id) FROM PROGRAM 'seq 1000 1100'; UPDATE t SET v = 'copied' WHERE id >= 1050; COMMIT;
 
--- scenario merges since 15: 2.6: MERGE with all its branches
+-- scenario merges since 15: MERGE with all its branches
 CREATE TABLE t (id int PRIMARY KEY, v int, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL; CREATE TABLE s (id int PRIMARY KEY, v int);
 INSERT INTO t SELECT g, g, repeat('m', 4000) FROM generate_series(1, 10) g; INSERT INTO s SELECT g, g * 10 FROM generate_series(5, 15) g;
 -- step
@@ -118,7 +118,7 @@ UPDATE s SET v = v + 1; MERGE INTO t USING s ON s.id = t.id WHEN MATCHED THEN UP
 -- step
 MERGE INTO t USING s ON s.id + 100 = t.id WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (s.id, 0);
 
--- scenario on_conflict: 2.6: speculative insertion, in vain and not
+-- scenario on_conflict: speculative insertion, in vain and not
 CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE, n int DEFAULT 1, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
 INSERT INTO t SELECT g, 'u' || g, 1, repeat('c', 4000) FROM generate_series(1, 10) g;
 -- step
@@ -132,7 +132,7 @@ INSERT INTO t VALUES (60, 'u4') ON CONFLICT (u) DO UPDATE SET n = 99 WHERE t.n >
 -- step
 BEGIN; INSERT INTO t VALUES (61, 'u61') ON CONFLICT (id) DO UPDATE SET n = t.n + 1; INSERT INTO t VALUES (61, 'u61') ON CONFLICT (id) DO UPDATE SET n = t.n + 1; COMMIT;
 
--- scenario modifying_ctes: 2.6: several parts of one statement change rows, in an order of their own
+-- scenario modifying_ctes: several parts of one statement change rows, in an order of their own
 CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'a' FROM generate_series(1, 20) g;
 -- step
 WITH gone AS (DELETE FROM a WHERE id <= 5 RETURNING *), moved AS (INSERT INTO b SELECT * FROM gone RETURNING id) UPDATE a SET v = 'n' || (SELECT count(*) FROM moved) WHERE id > 15;
@@ -141,7 +141,7 @@ WITH x AS (UPDATE b SET id = id + 100 RETURNING id), y AS (INSERT INTO a SELECT 
 -- step
 WITH d AS (DELETE FROM b RETURNING id), i AS (INSERT INTO b SELECT id + 1000, 'again' FROM d) SELECT 1;
 
--- scenario temporary_tables: 2.12: temporary and unlogged tables, and what is selected into them, are no change of the source's
+-- scenario temporary_tables: temporary and unlogged tables, and what is selected into them, are no change of the source's
 CREATE TABLE t (id int PRIMARY KEY, v text);
 -- step
 CREATE TEMP TABLE work AS SELECT g AS id, 'w' AS v FROM generate_series(1, 5) g; INSERT INTO t SELECT * FROM work; SELECT * INTO TEMP other FROM t;
@@ -150,7 +150,7 @@ UPDATE work SET v = 'x'; UPDATE t SET v = w.v FROM work w WHERE w.id = t.id AND 
 -- step
 DROP TABLE work, other; DELETE FROM t WHERE id = 5;
 
--- scenario messages: 2.3, 2.6: what an application tells others through the WAL is none of ours
+-- scenario messages: what an application tells others through the WAL is none of ours
 CREATE TABLE t (id int PRIMARY KEY, v text);
 -- step
 BEGIN; INSERT INTO t VALUES (1, 'x'); SELECT pg_logical_emit_message(true, 'app', 'hello'); SELECT pg_logical_emit_message(false, 'app', 'outside, at once'); INSERT INTO t VALUES (2, 'x'); COMMIT;
@@ -163,7 +163,7 @@ BEGIN; SELECT pg_logical_emit_message(false, 'app', 'said although rolled back')
 -- step
 SELECT pg_logical_emit_message(true, 'large', repeat('m', 300000)); INSERT INTO t VALUES (4, 'x');
 
--- scenario origins: 2.6: transactions replicated into the source, with commit times of another server that are long past
+-- scenario origins: transactions replicated into the source, with commit times of another server that are long past
 CREATE TABLE t (id int PRIMARY KEY, v text);
 SELECT pg_replication_origin_create('{database}'); SELECT pg_replication_origin_create('{database} two');
 -- step
