@@ -12,6 +12,7 @@
 mod class;
 pub mod copy_both;
 pub mod cursor;
+pub mod encoding;
 mod ids;
 pub mod key;
 pub mod listing;

@@ -2,6 +2,7 @@
 
 mod base;
 mod capture;
+mod encodings;
 mod rights;
 mod running;
 mod tables;
