@@ -55,6 +55,8 @@ pub(crate) struct Place {
     pub(crate) store: SourceStore,
     pub(crate) lineage: LineageId,
     pub(crate) server_version: u32,
+    /// What the stream is sent in.
+    pub(crate) encoding: String,
     pub(crate) spool_folder: PathBuf,
 }
 
@@ -148,7 +150,7 @@ impl OpenSegment {
                 Ok(())
             }
             ReplicationMessage::XLogData { data, .. } => {
-                let message = pgoutput::decode(data)
+                let message = pgoutput::decode_in(data, &self.place.encoding)
                     .map_err(|error| Error::Stream(format!("pgoutput: {error}")))?;
                 self.record(message)
             }
@@ -390,6 +392,7 @@ impl Place {
             lineage: self.lineage,
             start,
             server: self.server_version,
+            encoding: Some(self.encoding.clone()),
         };
         Ok(Writing {
             writer: SegmentWriter::new(sealer, &header).map_err(broken)?,

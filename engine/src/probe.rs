@@ -122,7 +122,7 @@ async fn look(
     server::judge(client, &facts, findings).await?;
     replication(config, &facts, findings).await;
     tools(&mut facts, findings).await;
-    if facts.encoding == "SQL_ASCII" && names::judge(client, findings).await? {
+    if names::judge(client, &facts.encoding, findings).await? {
         return Ok(Some(facts));
     }
     let tables = crate::tables::list(client, facts.version).await?;

@@ -20,7 +20,7 @@ use lastgood_pg::{
     Condition, ConnectionConfig, Purpose, ReplicationConnection, ReplicationOptions, Session,
 };
 use lastgood_proto::manifest::EndReason;
-use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp, SourceId};
+use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp, SourceId, encoding};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -208,19 +208,13 @@ fn is_gap(error: &Error) -> bool {
     gone || matches!(error, Error::Gap { .. })
 }
 
-/// What the stream is sent in and archives are written in. The bytes of a SQL_ASCII database may be
-/// anything, so they are asked for as they are.
-pub(crate) fn client_encoding(server_encoding: &str) -> &'static str {
-    match server_encoding {
-        "SQL_ASCII" => "SQL_ASCII",
-        _ => "UTF8",
-    }
-}
-
 /// What our walsenders are told.
-pub(crate) fn replication_options(settings: &SourceSettings, encoding: &str) -> ReplicationOptions {
+pub(crate) fn replication_options(
+    settings: &SourceSettings,
+    server_encoding: &str,
+) -> ReplicationOptions {
     ReplicationOptions {
-        client_encoding: client_encoding(encoding).to_owned(),
+        client_encoding: encoding::sent_in(server_encoding).to_owned(),
         logical_decoding_work_mem_kb: Some(settings.logical_decoding_work_mem_kb),
         wal_sender_timeout: Some(WAL_SENDER_TIMEOUT),
         application_name: None,

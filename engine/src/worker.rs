@@ -101,6 +101,8 @@ impl Policy {
 pub struct Start {
     pub lineage: LineageId,
     pub server_version: u32,
+    /// What the stream is sent in.
+    pub encoding: String,
     /// End of the durable run: the stream shows nothing below it.
     pub durable: Lsn,
     pub observed_through: Option<PgTimestamp>,
@@ -151,6 +153,7 @@ pub async fn run<S: Stream, M: Marks>(
         store: store.clone(),
         lineage: start.lineage,
         server_version: start.server_version,
+        encoding: start.encoding,
         spool_folder: start.spool_folder,
     };
     let worker = Worker {

@@ -16,6 +16,7 @@ fuzz_target!(|data: &[u8]| {
         lineage,
         start,
         server: 180_000,
+        encoding: Some("EUC_JP".to_owned()),
     };
     let mut writer = SegmentWriter::new(Vec::new(), &header).expect("a header can be written");
     let mut written = 0_u64;

@@ -31,10 +31,22 @@ def sent_cell(value):
     return cell(value)
 
 
+def segment_version(value):
+    refuse_unless(U32(value) in (1, 2), f"version {value} of a segment is not known")
+    return value
+
+
 NEW, SENT = array(cell), array(sent_cell)
 COLUMN = record(name=string, type=string, oid=U32, mod=I32, key=boolean)
 RECORDS = {
-    "H": dict(v=version, source=SOURCE_ID, lineage=LINEAGE_ID, start=lsn, server=U32),
+    "H": dict(
+        v=segment_version,
+        source=SOURCE_ID,
+        lineage=LINEAGE_ID,
+        start=lsn,
+        server=U32,
+        encoding=optional(string),
+    ),
     "R": dict(
         rel=U32,
         schema=string,
@@ -93,7 +105,7 @@ class Segment:
             letter = match[1].decode()
             value = parse_json(line)
             if letter == "H":
-                version(value.get("v"))
+                segment_version(value.get("v"))
             fields = PARSERS[letter](value)
             refuse_unless((letter == "H") == (self.header is None), "H is not the first line")
             getattr(self, f"take_{letter}")(fields)
@@ -124,6 +136,8 @@ class Segment:
                 refuse_unless(len(fields[name]) == len(columns), "a row of another length")
 
     def take_H(self, fields):
+        named = "encoding" in fields
+        refuse_unless(named == (fields["v"] == 2), "version 2 names an encoding, version 1 does not")
         self.header, self.floor = fields, fields["start"]
 
     def take_R(self, fields):

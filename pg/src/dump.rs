@@ -12,17 +12,20 @@ mod process;
 mod toc;
 mod tools;
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use lastgood_proto::encoding;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use process::ToolError;
-pub use toc::TocEntry;
+pub use toc::{Contents, TocEntry};
 pub use tools::{ArchiveMaker, PgTools};
 
 use crate::config::ConnectionConfig;
@@ -187,7 +190,7 @@ impl PgTools {
             ("exclude-table-data", &options.exclude_table_data),
         ] {
             for table in tables {
-                command.arg(format!("--{option}={}", table.quoted()));
+                command.arg(argument(option, &table.quoted(), options)?);
             }
         }
         if !options.tables.is_empty() {
@@ -195,7 +198,8 @@ impl PgTools {
             command.arg("--strict-names");
         }
         for schema in &options.exclude_schemas {
-            command.arg(format!("--exclude-schema={}", quote::identifier(schema)));
+            let schema = quote::identifier(schema);
+            command.arg(argument("exclude-schema", &schema, options)?);
         }
         if let Some(limit) = options.lock_wait_timeout {
             command.arg(format!("--lock-wait-timeout={}ms", limit.as_millis()));
@@ -283,9 +287,9 @@ impl PgTools {
         })
     }
 
-    /// The table of contents of an archive, in its order. `head` is the archive from its beginning;
+    /// The table of contents of an archive. `head` is the archive from its beginning;
     /// the table stands at the front, so no more of it is read than that takes.
-    pub async fn list(&self, mut head: impl AsyncRead + Unpin) -> Result<Vec<TocEntry>, ToolError> {
+    pub async fn list(&self, mut head: impl AsyncRead + Unpin) -> Result<Contents, ToolError> {
         /// Far beyond the contents of any database, and still no harm.
         const LIST_BYTES_MAX: u64 = 256 << 20;
 
@@ -308,11 +312,11 @@ impl PgTools {
                 }
             }
         };
-        let mut text = String::new();
+        let mut text = Vec::new();
         let mut stdout = stdout.take(LIST_BYTES_MAX);
         // Reading ends with the tool; what is then left of the archive is not fed.
         let outcome = async {
-            let mut read = std::pin::pin!(stdout.read_to_string(&mut text));
+            let mut read = std::pin::pin!(stdout.read_to_end(&mut text));
             tokio::select! {
                 biased;
                 result = &mut read => result.map(drop),
@@ -327,7 +331,7 @@ impl PgTools {
             source,
         })?;
         process.wait().await?;
-        Ok(toc::parse(&text))
+        Ok(Contents(text))
     }
 
     fn command(&self, tool: &'static str, config: &ConnectionConfig) -> Command {
@@ -343,6 +347,18 @@ impl PgTools {
         environment::clear(&mut command);
         command
     }
+}
+
+/// The tool takes names in the archive's encoding.
+fn argument(option: &str, name: &str, options: &DumpOptions) -> Result<OsString, ToolError> {
+    let encoding = options.encoding.as_deref().unwrap_or("UTF8");
+    let name = encoding::encode(encoding, name).ok_or_else(|| ToolError::Name {
+        name: name.to_owned(),
+        encoding: encoding.to_owned(),
+    })?;
+    let mut argument = OsString::from(format!("--{option}="));
+    argument.push(OsString::from_vec(name));
+    Ok(argument)
 }
 
 fn spawn_reading(

@@ -34,7 +34,7 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a walsender is to be told beyond the pinned settings.
 #[derive(Debug, Clone)]
 pub struct ReplicationOptions {
-    /// `UTF8`, or `SQL_ASCII` for a SQL_ASCII database, whose bytes may be anything.
+    /// What names and values are sent in.
     pub client_encoding: String,
     /// Memory on the server for one walsender's decoding; more of it spares the server spilling
     /// to disk.

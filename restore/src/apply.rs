@@ -32,9 +32,11 @@ const PIECE_BYTES: usize = 256 << 10;
 pub(crate) const LOOKUP_INDEX: &str = "lastgood_restore_lookup_";
 
 /// Changes that are sent together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) tables: Vec<Rows>,
+    /// Of the rows' bytes, by PostgreSQL's name.
+    pub(crate) encoding: Arc<str>,
     /// The number of the first change of each source transaction in it.
     pub(crate) index: Vec<Mark>,
     /// Comes after the rows.
@@ -104,7 +106,8 @@ impl<'a> Applier<'a> {
         }
         let last = batch.commit.is_some();
         for rows in batch.tables {
-            self.table(rows, &batch.index, last).await?;
+            self.table(rows, &batch.encoding, &batch.index, last)
+                .await?;
         }
         if let Some(truncate) = &batch.truncate {
             self.truncate(truncate, &batch.index).await?;
@@ -117,11 +120,18 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    async fn table(&mut self, mut rows: Rows, index: &[Mark], last: bool) -> Result<(), Error> {
+    async fn table(
+        &mut self,
+        mut rows: Rows,
+        encoding: &str,
+        index: &[Mark],
+        last: bool,
+    ) -> Result<(), Error> {
         let binding = Arc::clone(&rows.binding);
         if !rows.direct_numbers.is_empty() {
             let direct = std::mem::take(&mut rows.direct);
-            let copied = copy(self.client, &copy_into_table(&binding), direct).await;
+            let sql = copy_into_table(&binding, encoding);
+            let copied = copy(self.client, &sql, direct).await;
             copied.map_err(|error| {
                 let number = copy_line(&error)
                     .and_then(|line| rows.direct_numbers.get(line.checked_sub(1)?).copied());
@@ -138,12 +148,8 @@ impl<'a> Applier<'a> {
             let Some(prepared) = self.prepared.get(&binding.rel) else {
                 return Ok(());
             };
-            let copied = copy(
-                self.client,
-                &copy_into_stage(&prepared.names),
-                rows.into_staged(),
-            )
-            .await;
+            let sql = copy_into_stage(&prepared.names, encoding);
+            let copied = copy(self.client, &sql, rows.into_staged()).await;
             copied.map_err(|error| failed(error, &binding, index, None))?;
             let mut sql = format!("SELECT {}()", prepared.names.function);
             if !last {

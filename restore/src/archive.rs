@@ -15,7 +15,7 @@ use lastgood_pg::dump::{RestoreInput, RestoreOptions, Section, TocEntry};
 use lastgood_pg::{ConnectionConfig, PgTools, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::Archive;
-use lastgood_proto::{BaseId, LineageId};
+use lastgood_proto::{BaseId, LineageId, encoding};
 use lastgood_store::{ObjectReader, SourceStore};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
@@ -35,6 +35,8 @@ pub(crate) struct Archives<'a> {
 /// The beginning of the main archive, with its table of contents.
 pub(crate) struct Head {
     file: NamedTempFile,
+    /// What its text is in, definitions and data alike.
+    encoding: String,
     pub(crate) entries: Vec<TocEntry>,
 }
 
@@ -57,7 +59,7 @@ impl Archives<'_> {
             file: NamedTempFile::new().map_err(Error::Scratch)?,
             failed: None,
         };
-        let entries = self.tools.list(&mut tee).await;
+        let contents = self.tools.list(&mut tee).await;
         let Tee {
             reader,
             mut file,
@@ -68,10 +70,24 @@ impl Archives<'_> {
             return Err(error);
         }
         file.flush().map_err(Error::Scratch)?;
+        let contents = contents?;
+        let encoding = self.encoding(file.path()).await?;
         Ok(Head {
             file,
-            entries: entries?,
+            entries: contents.entries(&encoding),
+            encoding,
         })
+    }
+
+    /// An archive says itself what it is in: a script of nothing still sets it.
+    async fn encoding(&self, archive: &Path) -> Result<String, Error> {
+        let script = self.script_bytes(archive, Some(&[]), &[]).await?;
+        let script = String::from_utf8_lossy(&script);
+        let set = script
+            .lines()
+            .find_map(|line| line.strip_prefix("SET client_encoding = '"));
+        let encoding = set.and_then(|rest| rest.strip_suffix("';"));
+        Ok(encoding.unwrap_or("UTF8").to_owned())
     }
 
     /// Restores definitions: one section of the main archive, or only the entries given.
@@ -164,6 +180,16 @@ impl Archives<'_> {
         only: Option<&[&TocEntry]>,
         options: &[&str],
     ) -> Result<String, Error> {
+        let script = self.script_bytes(head.path(), only, options).await?;
+        Ok(encoding::decode(&head.encoding, &script))
+    }
+
+    async fn script_bytes(
+        &self,
+        archive: &Path,
+        only: Option<&[&TocEntry]>,
+        options: &[&str],
+    ) -> Result<Vec<u8>, Error> {
         let list = only.map(list_file).transpose()?;
         let mut command = tokio::process::Command::new(self.tools.dir().join("pg_restore"));
         command.args([
@@ -176,7 +202,7 @@ impl Archives<'_> {
         if let Some(list) = &list {
             command.arg("--use-list").arg(list.path());
         }
-        command.arg(head.path()).kill_on_drop(true);
+        command.arg(archive).kill_on_drop(true);
         // No variable of ours is to reach it; it connects to nothing.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PG") {
@@ -191,7 +217,7 @@ impl Archives<'_> {
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             }));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(output.stdout)
     }
 }
 

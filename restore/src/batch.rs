@@ -48,6 +48,8 @@ pub(crate) struct Batcher {
     base: Arc<HashMap<(String, String), Oid>>,
     /// The only tables to be replayed, if not all.
     only: Option<HashSet<(String, String)>>,
+    /// Of the segment being read.
+    encoding: Arc<str>,
     relations: HashMap<Oid, Described>,
     /// Relations of tables that are not replayed.
     skipped: HashSet<Oid>,
@@ -88,6 +90,7 @@ impl Batcher {
             tables,
             base,
             only,
+            encoding: Arc::from("UTF8"),
             relations: HashMap::new(),
             skipped: HashSet::new(),
             pending: BTreeMap::new(),
@@ -105,6 +108,17 @@ impl Batcher {
     /// The last transaction of the range that was read.
     pub(crate) const fn reached(&self) -> Option<Reached> {
         self.reached
+    }
+
+    /// A segment begins whose values are in this encoding; gives a batch if something in another
+    /// one is pending.
+    pub(crate) fn segment(&mut self, encoding: &str) -> Option<Batch> {
+        let changed = *self.encoding != *encoding;
+        let batch = (changed && !self.pending.is_empty()).then(|| self.take());
+        if changed {
+            self.encoding = Arc::from(encoding);
+        }
+        batch
     }
 
     /// Takes a record; gives a batch when a portion is full.
@@ -294,6 +308,7 @@ impl Batcher {
         (self.rows, self.bytes) = (0, 0);
         Batch {
             tables: std::mem::take(&mut self.pending).into_values().collect(),
+            encoding: Arc::clone(&self.encoding),
             index: std::mem::take(&mut self.index),
             truncate: None,
             commit: None,

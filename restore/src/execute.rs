@@ -582,12 +582,6 @@ impl Run<'_> {
 
     async fn replay(&self, client: &Client, replayed: Replayed) -> Result<Outcome, Error> {
         client.batch_execute(apply::SESSION).await?;
-        if self.manifest.encoding == "SQL_ASCII" {
-            // Values are bytes then, and no conversion may look at them.
-            client
-                .batch_execute("SET client_encoding = 'SQL_ASCII'")
-                .await?;
-        }
         let tables = self.manifest.tables.iter();
         let base: HashMap<(String, String), Oid> = tables
             .map(|table| ((table.schema.clone(), table.name.clone()), table.oid))
@@ -604,6 +598,7 @@ impl Run<'_> {
             self.store,
             client,
             Arc::new(base),
+            &self.manifest.encoding,
             replayed,
             &report,
         )

@@ -31,12 +31,13 @@ pub(crate) async fn replay(
     store: &SourceStore,
     client: &Client,
     base: Arc<HashMap<(String, String), Oid>>,
+    server_encoding: &str,
     replayed: Replayed,
     report: &(dyn Fn(Replayed) + Sync),
 ) -> Result<Outcome, Error> {
     let tables = Arc::new(catalog::tables(client).await?);
     let (sender, mut batches) = mpsc::channel(1);
-    let reader = Reader::new(plan, store, tables, base, replayed);
+    let reader = Reader::new(plan, store, tables, base, server_encoding, replayed);
     let reading = tokio::task::spawn_blocking(move || reader.run(&sender));
     let mut applier = Applier::new(client);
     let mut outcome = replayed;
@@ -70,6 +71,8 @@ struct Reader {
     needed: Segments,
     following: Segments,
     batcher: Batcher,
+    /// Of values in segments that do not say it.
+    unnamed_encoding: &'static str,
     samples: Samples,
 }
 
@@ -79,6 +82,7 @@ impl Reader {
         store: &SourceStore,
         tables: Arc<Tables>,
         base: Arc<HashMap<(String, String), Oid>>,
+        server_encoding: &str,
         replayed: Replayed,
     ) -> Self {
         let range = Range {
@@ -95,6 +99,10 @@ impl Reader {
             needed: segments(&plan.segments),
             following: segments(&plan.following),
             batcher: Batcher::new(range, tables, base, only),
+            unnamed_encoding: match server_encoding {
+                "SQL_ASCII" => "SQL_ASCII",
+                _ => "UTF8",
+            },
             samples: Samples::new(plan.stop.sequences_at),
         }
     }
@@ -103,6 +111,13 @@ impl Reader {
     fn run(mut self, sender: &mpsc::Sender<Batch>) -> Result<(Option<Reached>, Samples), Error> {
         // Every needed segment is read to its footer, which vouches for what came before.
         while let Some(mut segment) = self.needed.next()? {
+            let encoding = segment.header().encoding.as_deref();
+            let encoding = encoding.unwrap_or(self.unnamed_encoding);
+            if let Some(batch) = self.batcher.segment(encoding)
+                && sender.blocking_send(batch).is_err()
+            {
+                return Ok((None, self.samples));
+            }
             while let Some(record) = segment.next()? {
                 if let Record::Sequences { lsn, samples } = record {
                     self.samples.see(lsn, samples);

@@ -66,13 +66,15 @@ impl Names {
     }
 }
 
-/// `COPY` of new rows straight into the table.
-pub(crate) fn copy_into_table(binding: &Binding) -> String {
+/// `COPY` of new rows straight into the table; `encoding` is that of their bytes.
+pub(crate) fn copy_into_table(binding: &Binding, encoding: &str) -> String {
     let table = binding.table.sql();
+    let encoding = literal(encoding);
     if binding.written.is_empty() {
-        return format!("COPY {table} FROM STDIN");
+        return format!("COPY {table} FROM STDIN (ENCODING {encoding})");
     }
-    format!("COPY {table} ({}) FROM STDIN", written(binding))
+    let columns = written(binding);
+    format!("COPY {table} ({columns}) FROM STDIN (ENCODING {encoding})")
 }
 
 /// The staging table; its content goes at the end of the transaction.
@@ -120,8 +122,9 @@ pub(crate) fn create_stage(binding: &Binding, names: &Names) -> String {
     )
 }
 
-pub(crate) fn copy_into_stage(names: &Names) -> String {
-    format!("COPY {} FROM STDIN", names.stage)
+pub(crate) fn copy_into_stage(names: &Names, encoding: &str) -> String {
+    let encoding = literal(encoding);
+    format!("COPY {} FROM STDIN (ENCODING {encoding})", names.stage)
 }
 
 /// The function that applies what is staged.

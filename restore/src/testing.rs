@@ -45,6 +45,8 @@ pub(crate) struct Fixture {
     durable: Lsn,
     tools: PgTools,
     encoding: String,
+    /// What segments say their values are in. None: version 1, as earlier programs wrote it.
+    pub(crate) sent_in: Option<String>,
 }
 
 /// The majors whose tools can be found; `make test` has them all.
@@ -68,15 +70,17 @@ pub(crate) async fn capture<W: std::io::Write>(
 ) -> (W, SegmentKey, Vec<pgoutput::Begin>) {
     let client = source.connect().await.unwrap();
     client.batch_execute(PINNED).await.unwrap();
-    let encoding: String = client
-        .query_one("SHOW server_encoding", &[])
-        .await
-        .unwrap()
-        .get(0);
-    if encoding == "SQL_ASCII" {
-        let sql = "SET client_encoding = 'SQL_ASCII'";
-        client.batch_execute(sql).await.unwrap();
-    }
+    let encoding = match &header.encoding {
+        Some(encoding) => encoding.clone(),
+        None => {
+            let server = client.query_one("SHOW server_encoding", &[]).await;
+            let server: String = server.unwrap().get(0);
+            let raw = server == "SQL_ASCII";
+            if raw { server } else { "UTF8".to_owned() }
+        }
+    };
+    let sql = format!("SET client_encoding = '{encoding}'");
+    client.batch_execute(&sql).await.unwrap();
     let mark = client
         .query_one(
             "SELECT pg_current_wal_insert_lsn()::text,
@@ -120,7 +124,7 @@ pub(crate) async fn capture<W: std::io::Write>(
     let mut commits = Vec::new();
     for row in messages {
         let data: &[u8] = row.get(0);
-        match pgoutput::decode(data).unwrap() {
+        match pgoutput::decode_in(data, &encoding).unwrap() {
             Message::Begin(begin) => {
                 writer.begin(&begin).unwrap();
                 commits.push(begin);
@@ -224,6 +228,7 @@ impl Fixture {
             durable: Lsn::INVALID,
             tools,
             encoding: encoding.to_owned(),
+            sent_in: None,
         };
         let config = fixture.config();
         let mut connection =
@@ -383,6 +388,7 @@ impl Fixture {
             lineage: self.lineage,
             start: self.durable,
             server: self.source.server.major() * 10_000,
+            encoding: self.sent_in.clone(),
         };
         let start = SegmentKey {
             start: self.durable,

@@ -13,7 +13,7 @@ use lastgood_pg::publication::TableName;
 use lastgood_pg::{ConnectionConfig, Loan, Purpose, Session, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{Archive, TableEntry};
-use lastgood_proto::{BaseId, LineageId};
+use lastgood_proto::{BaseId, LineageId, encoding};
 use lastgood_store::SourceStore;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
@@ -23,7 +23,6 @@ use tokio_util::task::AbortOnDropHandle;
 use super::snapshot::LOCK_PATIENCE_MS;
 use crate::error::{Error, chain};
 use crate::settings::SourceSettings;
-use crate::source::client_encoding;
 
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -64,9 +63,8 @@ pub(super) async fn all(
 
     let name = |entry: &TableEntry| TableName::new(&entry.schema, &entry.name);
     let common = DumpOptions {
-        // As the stream is sent. A setting of the database or the role must not choose, and names
-        // are given to the tool, and read from its lists, in UTF-8.
-        encoding: Some(client_encoding(&place.server_encoding).to_owned()),
+        // As the stream is sent; a setting of the database or the role must not choose.
+        encoding: Some(encoding::sent_in(&place.server_encoding).to_owned()),
         // For what a tool locks beyond what its session holds.
         lock_wait_timeout: Some(Duration::from_millis(LOCK_PATIENCE_MS)),
         ..DumpOptions::default()

@@ -1,16 +1,17 @@
 //! Names that no segment and no manifest could carry.
 
+use lastgood_proto::encoding;
 use tokio_postgres::Client;
 
 use super::{Finding, Severity, finding};
 use crate::error::Error;
 
-/// Every name we read, with the kind of object, as bytes: only a SQL_ASCII database has any that are
-/// not UTF-8, and there the server refuses to send those as text.
+/// Every name we read, with the kind of object, as bytes: the server refuses to send as text what has
+/// no form in UTF-8.
 const NAMES: &str = r"
 WITH own AS (SELECT oid, nspname FROM pg_namespace
              WHERE nspname !~ '^pg_' AND nspname <> 'information_schema')
-SELECT kind, convert_to(name, 'SQL_ASCII') FROM (
+SELECT kind, convert_to(name, getdatabaseencoding()) FROM (
     SELECT 'schema' AS kind, nspname::text AS name FROM own
     UNION ALL
     SELECT CASE c.relkind WHEN 'S' THEN 'sequence' WHEN 'i' THEN 'index' ELSE 'table' END,
@@ -33,7 +34,14 @@ SELECT kind, convert_to(name, 'SQL_ASCII') FROM (
 const SHOWN_MAX: usize = 20;
 
 /// Whether there are any; then nothing else can be read of the tables.
-pub(super) async fn judge(client: &Client, findings: &mut Vec<Finding>) -> Result<bool, Error> {
+pub(super) async fn judge(
+    client: &Client,
+    server_encoding: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<bool, Error> {
+    if encoding::sent_in(server_encoding) == "UTF8" {
+        return Ok(false);
+    }
     let rows = client
         .query(NAMES, &[])
         .await
@@ -41,16 +49,20 @@ pub(super) async fn judge(client: &Client, findings: &mut Vec<Finding>) -> Resul
     let bad: Vec<(&str, String)> = rows
         .iter()
         .map(|row| (row.get(0), row.get::<_, &[u8]>(1)))
-        .filter(|(_, name)| std::str::from_utf8(name).is_err())
-        .map(|(kind, name)| (kind, lastgood_proto::text::escaped(name)))
+        .map(|(kind, name)| (kind, name, encoding::decode(server_encoding, name)))
+        .filter(|(_, name, text)| encoding::encode(server_encoding, text).as_deref() != Some(*name))
+        .map(|(kind, _, text)| (kind, text))
         .collect();
     for (kind, name) in bad.iter().take(SHOWN_MAX) {
         findings.push(finding(
             "name_not_utf8",
             Severity::Blocker,
             name.clone(),
-            format!("the name of this {kind} is not UTF-8, and segments carry names as UTF-8"),
-            format!("rename the {kind}, in a session with client_encoding = SQL_ASCII"),
+            format!(
+                "the name of this {kind} has bytes that are not UTF-8 or do not come back from it as \
+                 they were, and segments carry names as UTF-8"
+            ),
+            format!("rename the {kind}, in a session with client_encoding = {server_encoding}"),
         ));
     }
     Ok(!bad.is_empty())

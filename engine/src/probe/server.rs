@@ -1,6 +1,7 @@
 //! Facts about the server, and what follows from them.
 
 use lastgood_pg::Error as PgError;
+use lastgood_proto::encoding;
 use tokio_postgres::Client;
 
 use super::{Finding, ServerFacts, Severity, finding, quoted};
@@ -34,29 +35,6 @@ SELECT pg_is_in_recovery() AS standby,
        ARRAY(SELECT DISTINCT substring(slot_name FROM '^lastgood_([0-9a-f]{16})_')
              FROM pg_replication_slots WHERE database = current_database()
              AND slot_name ~ '^lastgood_[0-9a-f]{16}_') AS sources";
-
-/// Encodings in which not every text that the server takes has a form in UTF-8, as tried out on
-/// PostgreSQL 18; the other ones convert there and back byte for byte.
-const PARTIAL_ENCODINGS: &[&str] = &[
-    "EUC_CN",
-    "EUC_JIS_2004",
-    "EUC_JP",
-    "EUC_KR",
-    "EUC_TW",
-    "ISO_8859_6",
-    "ISO_8859_7",
-    "ISO_8859_8",
-    "LATIN3",
-    "WIN1250",
-    "WIN1251",
-    "WIN1252",
-    "WIN1253",
-    "WIN1254",
-    "WIN1255",
-    "WIN1257",
-    "WIN1258",
-    "WIN874",
-];
 
 pub(super) async fn facts(client: &Client, version: u32) -> Result<ServerFacts, Error> {
     let row = client
@@ -199,7 +177,8 @@ pub(super) async fn judge(
         )),
         _ => {}
     }
-    if facts.encoding == "SQL_ASCII" {
+    let encoding = &facts.encoding;
+    if encoding == "SQL_ASCII" {
         findings.push(finding(
             "sql_ascii",
             Info,
@@ -208,27 +187,17 @@ pub(super) async fn judge(
              SQL_ASCII database too",
             None,
         ));
-    }
-    if PARTIAL_ENCODINGS.contains(&facts.encoding.as_str()) {
-        let twice = match facts.encoding.as_str() {
-            "EUC_JP" => {
-                "; and of characters that EUC_JP has two codes for, a restore writes the first"
-            }
-            _ => "",
-        };
+    } else if encoding::sent_in(encoding) != "UTF8" {
         findings.push(finding(
-            "encoding_partial",
-            Warning,
+            "encoding_kept",
+            Info,
             facts.database.clone(),
             format!(
-                "the database is {}: PostgreSQL stores bytes in it that mean no character and that \
-                 it cannot send as UTF-8; a change to a row that holds any cannot be captured, and \
-                 capture stops there{twice}",
-                facts.encoding
+                "the database is {encoding}, of which not every code comes back from UTF-8 as it was: \
+                 values are kept in {encoding}, and a restore into a database in another encoding \
+                 fails if that lacks a character"
             ),
-            "find such rows before: SELECT convert_to(t::text, 'UTF8') FROM each table t; -- fails \
-             on them"
-                .to_owned(),
+            None,
         ));
     }
     let keep_size: String = state.get("keep_size");

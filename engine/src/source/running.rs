@@ -7,7 +7,7 @@ use lastgood_pg::{Condition, ReplicationStream};
 use lastgood_proto::copy_both::{ReplicationMessage, StandbyStatus};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile};
-use lastgood_proto::{Lsn, PgTimestamp};
+use lastgood_proto::{Lsn, PgTimestamp, encoding};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
@@ -81,6 +81,7 @@ pub(super) async fn run(
         Start {
             lineage: file.id,
             server_version: file.server_version,
+            encoding: encoding::sent_in(&file.server_encoding).to_owned(),
             durable,
             observed_through: opened.observed_through,
             shape: opened.shape,

@@ -255,6 +255,7 @@ async fn incarnation(
         Start {
             lineage: LINEAGE,
             server_version: 180_000,
+            encoding: "UTF8".to_owned(),
             durable,
             observed_through,
             shape,

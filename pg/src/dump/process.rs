@@ -47,6 +47,8 @@ pub enum ToolError {
         #[source]
         source: io::Error,
     },
+    #[error("the name {name} has no form in {encoding}, in which pg_dump wants it")]
+    Name { name: String, encoding: String },
     #[error("{tool} has no pipe")]
     NoPipe { tool: &'static str },
 }
@@ -69,7 +71,8 @@ impl ToolError {
             Self::Failed { .. }
             | Self::NotFound { .. }
             | Self::Spawn { .. }
-            | Self::Socket { .. } => Class::NeedsOperator,
+            | Self::Socket { .. }
+            | Self::Name { .. } => Class::NeedsOperator,
             Self::Io { .. } | Self::NoPipe { .. } => Class::Transient,
         }
     }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-/// One entry. Its text is kept as printed, because that is what `--use-list` takes.
+use lastgood_proto::encoding;
+
+/// One entry. Its text is kept as printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TocEntry {
     line: String,
@@ -50,7 +52,7 @@ const LONG_KINDS: &[&str] = &[
 ];
 
 impl TocEntry {
-    /// As printed, for a list file.
+    /// As printed, in UTF-8; for a list file, of which the tool takes the dump id only.
     #[must_use]
     pub fn line(&self) -> &str {
         &self.line
@@ -111,9 +113,17 @@ impl fmt::Display for TocEntry {
     }
 }
 
-/// Comments and empty lines are left out.
-pub(super) fn parse(text: &str) -> Vec<TocEntry> {
-    text.lines().filter_map(entry).collect()
+/// The list as printed, its names in whatever the archive is in.
+pub struct Contents(pub(super) Vec<u8>);
+
+impl Contents {
+    /// The entries in their order, of an archive in this encoding. Comments and empty lines are left
+    /// out.
+    #[must_use]
+    pub fn entries(&self, encoding: &str) -> Vec<TocEntry> {
+        let text = encoding::decode(encoding, &self.0);
+        text.lines().filter_map(entry).collect()
+    }
 }
 
 /// `3456; 1259 16385 TABLE public users owner`
@@ -155,7 +165,7 @@ mod tests {
 3191; 2606 16400 FK CONSTRAINT my schema odd name odd fk postgres
 2; 3079 16500 EXTENSION - pgcrypto
 ";
-        let entries = parse(text);
+        let entries = Contents(text.into()).entries("UTF8");
         assert_eq!(entries.len(), 5);
         assert_eq!(
             entries[0].line(),

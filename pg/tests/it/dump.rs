@@ -308,14 +308,14 @@ async fn parts_of_a_database() -> Result<()> {
     };
     let part = dump(&tools, &database.url(), &part).await?;
 
-    let toc = tools.list(main.as_slice()).await?;
+    let toc = tools.list(main.as_slice()).await?.entries("UTF8");
     let has = |kind, schema, tag| toc.iter().any(|entry| entry.is(kind, schema, tag));
     assert!(has("TABLE", "my * schema", "big \" table"));
     assert!(!has("TABLE DATA", "my * schema", "big \" table"));
     assert!(has("TABLE DATA", "public", "small"));
     assert!(has("CONSTRAINT", "public", "small small_pkey"));
     assert!(!has("TABLE", "ours", "hidden"));
-    let toc = tools.list(part.as_slice()).await?;
+    let toc = tools.list(part.as_slice()).await?.entries("UTF8");
     assert_eq!(toc.len(), 1, "{toc:?}");
 
     // Section by section, the table's archive in between, from a file and with a list.
@@ -342,6 +342,7 @@ async fn parts_of_a_database() -> Result<()> {
     let lines: String = tools
         .list(main.as_slice())
         .await?
+        .entries("UTF8")
         .iter()
         .filter(|entry| entry.kind() == "CONSTRAINT")
         .map(|entry| format!("{entry}\n"))

@@ -6,18 +6,23 @@ use super::message::{
     ReplicaIdentity, Truncate, Tuple, Type, Update, Value,
 };
 use crate::cursor::{Cursor, DecodeError};
-use crate::text::escaped;
+use crate::encoding;
 use crate::{Lsn, Oid, PgTimestamp, Xid};
 
-/// One message: the data of one XLogData.
+/// One message: the data of one XLogData, sent in UTF8.
 pub fn decode(data: &[u8]) -> Result<Message<'_>, DecodeError> {
+    decode_in(data, "UTF8")
+}
+
+/// One message, sent in this client encoding. Names become UTF-8, values stay as they are.
+pub fn decode_in<'a>(data: &'a [u8], encoding: &str) -> Result<Message<'a>, DecodeError> {
     let mut cursor = Cursor::new(data);
     let message = match cursor.u8()? {
         b'B' => Message::Begin(begin(&mut cursor)?),
         b'C' => Message::Commit(commit(&mut cursor)?),
         b'O' => Message::Origin(origin(&mut cursor)?),
-        b'R' => Message::Relation(relation(&mut cursor)?),
-        b'Y' => Message::Type(custom_type(&mut cursor)?),
+        b'R' => Message::Relation(relation(&mut cursor, encoding)?),
+        b'Y' => Message::Type(custom_type(&mut cursor, encoding)?),
         b'I' => Message::Insert(insert(&mut cursor)?),
         b'U' => Message::Update(update(&mut cursor)?),
         b'D' => Message::Delete(delete(&mut cursor)?),
@@ -55,10 +60,10 @@ fn origin<'a>(cursor: &mut Cursor<'a>) -> Result<Origin<'a>, DecodeError> {
     })
 }
 
-fn relation(cursor: &mut Cursor<'_>) -> Result<Relation, DecodeError> {
+fn relation(cursor: &mut Cursor<'_>, encoding: &str) -> Result<Relation, DecodeError> {
     let oid = Oid::new(cursor.u32()?);
-    let schema = schema(cursor)?;
-    let table = escaped(cursor.cstr()?);
+    let schema = schema(cursor, encoding)?;
+    let table = encoding::decode(encoding, cursor.cstr()?);
     let identity = match cursor.u8()? {
         b'd' => ReplicaIdentity::Default,
         b'n' => ReplicaIdentity::Nothing,
@@ -67,7 +72,7 @@ fn relation(cursor: &mut Cursor<'_>) -> Result<Relation, DecodeError> {
         value => return Err(unknown("replica identity", value)),
     };
     let columns = (0..cursor.u16()?)
-        .map(|_| column(cursor))
+        .map(|_| column(cursor, encoding))
         .collect::<Result<_, _>>()?;
     Ok(Relation {
         oid,
@@ -78,7 +83,7 @@ fn relation(cursor: &mut Cursor<'_>) -> Result<Relation, DecodeError> {
     })
 }
 
-fn column(cursor: &mut Cursor<'_>) -> Result<Column, DecodeError> {
+fn column(cursor: &mut Cursor<'_>, encoding: &str) -> Result<Column, DecodeError> {
     let key = match cursor.u8()? {
         0 => false,
         1 => true,
@@ -86,17 +91,17 @@ fn column(cursor: &mut Cursor<'_>) -> Result<Column, DecodeError> {
     };
     Ok(Column {
         key,
-        name: escaped(cursor.cstr()?),
+        name: encoding::decode(encoding, cursor.cstr()?),
         type_oid: Oid::new(cursor.u32()?),
         type_modifier: cursor.i32()?,
     })
 }
 
-fn custom_type(cursor: &mut Cursor<'_>) -> Result<Type, DecodeError> {
+fn custom_type(cursor: &mut Cursor<'_>, encoding: &str) -> Result<Type, DecodeError> {
     Ok(Type {
         oid: Oid::new(cursor.u32()?),
-        schema: schema(cursor)?,
-        name: escaped(cursor.cstr()?),
+        schema: schema(cursor, encoding)?,
+        name: encoding::decode(encoding, cursor.cstr()?),
     })
 }
 
@@ -208,8 +213,8 @@ pub(super) fn value<'a>(cursor: &mut Cursor<'a>) -> Result<Value<'a>, DecodeErro
 pub(super) const CASCADE: u8 = 1;
 pub(super) const RESTART_IDENTITY: u8 = 2;
 
-fn schema(cursor: &mut Cursor<'_>) -> Result<String, DecodeError> {
-    Ok(match escaped(cursor.cstr()?).as_str() {
+fn schema(cursor: &mut Cursor<'_>, encoding: &str) -> Result<String, DecodeError> {
+    Ok(match encoding::decode(encoding, cursor.cstr()?).as_str() {
         "" => "pg_catalog".to_owned(),
         name => name.to_owned(),
     })

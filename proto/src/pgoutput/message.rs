@@ -137,7 +137,7 @@ pub struct LogicalMessage<'a> {
     /// Part of the transaction around it; else it stands between transactions.
     pub transactional: bool,
     pub lsn: Lsn,
-    /// UTF-8 unless the source is SQL_ASCII.
+    /// In the client encoding.
     pub prefix: &'a [u8],
     /// In no particular encoding.
     pub content: &'a [u8],

@@ -9,7 +9,7 @@ mod decode;
 mod encode;
 mod message;
 
-pub use decode::decode;
+pub use decode::{decode, decode_in};
 pub use encode::{EncodeError, encode};
 pub use message::{
     Begin, Column, Commit, Delete, Insert, LogicalMessage, Message, OldTuple, Origin, Relation,

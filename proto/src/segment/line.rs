@@ -43,6 +43,13 @@ pub(super) struct HeaderLine {
     pub(super) lineage: LineageId,
     pub(super) start: Lsn,
     pub(super) server: u32,
+    /// Since version 2.
+    #[serde(
+        default,
+        deserialize_with = "named",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(super) encoding: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -168,6 +175,11 @@ impl From<&Footer> for FooterLine {
 }
 
 /// A field that may be absent but not null.
+fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(deserializer).map(Some)
+}
+
+/// As `named`.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Cell>>, D::Error> {
     Vec::deserialize(deserializer).map(Some)
 }

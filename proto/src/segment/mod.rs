@@ -1,7 +1,7 @@
 //! A segment: the whole transactions of one LSN range as NDJSON, one record a line.
 //!
 //! ```text
-//! {"t":"H","v":1,"source":…,"lineage":…,"start":"0/16B3748","server":150018}
+//! {"t":"H","v":2,"source":…,"lineage":…,"start":"0/16B3748","server":150018,"encoding":"UTF8"}
 //! {"t":"R","rel":16385,"schema":"public","table":"users","identity":"default","columns":[…]}
 //! {"t":"B","xid":742,"lsn":"0/16B3790","time":"2026-11-20T20:01:02.123456Z"}
 //! {"t":"I","rel":16385,"new":["1","ann@example.org",null]}
@@ -19,7 +19,7 @@
 //! transaction between transactions; F last, and nothing after it. The writer refuses any other
 //! order and the reader does so again, together with the counts and the digest of F.
 //!
-//! Values are PostgreSQL's text. Nothing here interprets one.
+//! Values are PostgreSQL's text, in the encoding that H names. Nothing here interprets one.
 
 mod ledger;
 mod line;
@@ -37,8 +37,17 @@ pub use record::{
 };
 pub use writer::{SegmentWriter, WriteError};
 
-/// The version of the format that is written, and the only one that is read.
-pub const VERSION: u32 = 1;
+/// The newest version of the format: its header names the encoding of values. Version 1 did not,
+/// and is read as well.
+pub const VERSION: u32 = 2;
+
+/// The version of a segment with this header.
+const fn version(header: &Header) -> u32 {
+    match header.encoding {
+        None => 1,
+        Some(_) => VERSION,
+    }
+}
 
 /// The longest line, in bytes. A row comes in one protocol message, which PostgreSQL keeps below
 /// 1 GiB, and JSON makes at most six bytes of one; the rest is room for punctuation.

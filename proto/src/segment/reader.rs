@@ -15,7 +15,7 @@ use super::lines::Lines;
 use super::record::{
     Cell, Footer, Header, MessageRecord, Old, Record, RelationRecord, SequenceSample,
 };
-use super::{LINE_BYTES_MAX, VERSION};
+use super::{LINE_BYTES_MAX, VERSION, version};
 use crate::key::SegmentKey;
 use crate::{Class, LineageId, Oid, SourceId};
 
@@ -48,7 +48,7 @@ pub enum ReadError {
     Malformed { line: u64, column: usize },
     #[error("line {line} is a record of an unknown kind")]
     UnknownRecord { line: u64 },
-    #[error("the segment has format version {0}, this program reads {VERSION}")]
+    #[error("the segment has format version {0}, this program reads those up to {VERSION}")]
     Version(u32),
     #[error("line {line} is out of place")]
     Refused {
@@ -101,7 +101,7 @@ impl<R: BufRead> SegmentReader<R> {
             return Err(ReadError::UnknownRecord { line: lines.number });
         }
         let VersionOnly { v } = lines.parse()?;
-        if v != VERSION {
+        if !(1..=VERSION).contains(&v) {
             return Err(ReadError::Version(v));
         }
         let line: HeaderLine = lines.parse()?;
@@ -110,7 +110,12 @@ impl<R: BufRead> SegmentReader<R> {
             lineage: line.lineage,
             start: line.start,
             server: line.server,
+            encoding: line.encoding,
         };
+        if version(&header) != v {
+            let (line, column) = (lines.number, 1);
+            return Err(ReadError::Malformed { line, column });
+        }
         if let Some((source, lineage, key)) = expect {
             agrees("source", &header.source, &source)?;
             agrees("lineage", &header.lineage, &lineage)?;
@@ -118,9 +123,9 @@ impl<R: BufRead> SegmentReader<R> {
         }
         Ok(Self {
             lines,
+            ledger: Ledger::new(header.start),
             header,
             key: expect.map(|(_, _, key)| *key),
-            ledger: Ledger::new(header.start),
             state: State::Reading,
         })
     }

@@ -12,7 +12,7 @@ use crate::pgoutput::{self, ReplicaIdentity};
 use crate::{LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 
 /// The first record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     pub source: SourceId,
     pub lineage: LineageId,
@@ -20,6 +20,9 @@ pub struct Header {
     pub start: Lsn,
     /// `server_version_num` of the source.
     pub server: u32,
+    /// What the bytes of values are in, by PostgreSQL's name. None in version 1: UTF8, or SQL_ASCII
+    /// for a source in SQL_ASCII.
+    pub encoding: Option<String>,
 }
 
 /// Every record between header and footer.
@@ -130,7 +133,7 @@ pub enum Cell {
     /// A TOASTed value that the UPDATE did not touch and the server did not send.
     Unchanged,
     Text(String),
-    /// PostgreSQL's text form too, but no UTF-8: from a SQL_ASCII source.
+    /// PostgreSQL's text form too, but no UTF-8: see [`Header::encoding`].
     Bytes(Vec<u8>),
 }
 

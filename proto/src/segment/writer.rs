@@ -9,7 +9,7 @@ use super::line::{
 };
 use super::record::{Footer, Header, RelationRecord, SequenceSample};
 use super::sink::LineSink;
-use super::{LINE_BYTES_MAX, VERSION};
+use super::{LINE_BYTES_MAX, version};
 use crate::pgoutput::{
     Begin, Commit, Delete, Insert, LogicalMessage, OldTuple, Relation, Truncate, Tuple, Update,
     Value,
@@ -55,11 +55,12 @@ impl<W: Write> SegmentWriter<W> {
         writer.line(|lines| {
             lines.json(&HeaderLine {
                 t: Tag,
-                v: VERSION,
+                v: version(header),
                 source: header.source,
                 lineage: header.lineage,
                 start: header.start,
                 server: header.server,
+                encoding: header.encoding.clone(),
             })
         })?;
         Ok(writer)

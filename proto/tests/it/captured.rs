@@ -66,6 +66,7 @@ fn a_segment_holds_it_all() {
             lineage: LineageId::new(1, 2),
             start: Lsn::new(1),
             server: major * 10_000,
+            encoding: Some("UTF8".to_owned()),
         };
         let mut writer = SegmentWriter::new(Vec::new(), &header).unwrap();
         for message in &messages {

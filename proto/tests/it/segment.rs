@@ -81,6 +81,7 @@ pub(crate) fn header() -> Header {
         lineage: LineageId::new(1, 0xABCD_EF01),
         start: Lsn::new(0x1_0000_1000),
         server: 150_018,
+        encoding: Some("UTF8".to_owned()),
     }
 }
 

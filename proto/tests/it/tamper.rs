@@ -125,7 +125,7 @@ fn read(
     loop {
         match reader.next() {
             Ok(Some(record)) => records.push(record),
-            Ok(None) => return Ok((*reader.header(), records)),
+            Ok(None) => return Ok((reader.header().clone(), records)),
             Err(error) => {
                 assert!(reader.footer().is_none());
                 assert!(matches!(reader.next(), Err(ReadError::Unusable)));
@@ -277,14 +277,30 @@ fn fails_closed_on_what_it_does_not_know() {
     };
     let header = |field: &str| {
         let line = std::str::from_utf8(lines[0]).unwrap().trim_end();
-        replaced(0, &line.replace("\"v\":1", field))
+        replaced(0, &line.replace("\"v\":2", field))
     };
-    assert!(matches!(header("\"v\":2"), ReadError::Version(2)));
-    assert_eq!(header("\"v\":2").class(), Class::NeedsOperator);
-    assert!(matches!(
-        header("\"v\":1,\"more\":1"),
-        ReadError::Malformed { line: 1, .. }
-    ));
+    for (field, version) in [("\"v\":3", 3), ("\"v\":0", 0)] {
+        let error = header(field);
+        assert!(matches!(error, ReadError::Version(found) if found == version));
+        assert_eq!(error.class(), Class::NeedsOperator);
+    }
+    // Version 1 knew no encoding.
+    for field in ["\"v\":2,\"more\":1", "\"v\":1"] {
+        assert!(matches!(
+            header(field),
+            ReadError::Malformed { line: 1, .. }
+        ));
+    }
+    let without = std::str::from_utf8(lines[0]).unwrap();
+    let without = without.replace(",\"encoding\":\"UTF8\"", "");
+    for (line, ok) in [
+        (without.clone(), false),
+        (without.replace("\"v\":2", "\"v\":1"), true),
+    ] {
+        let opened = SegmentReader::open(line.as_bytes(), None);
+        assert_eq!(opened.is_ok(), ok, "{line}");
+        assert!(opened.is_err() || opened.unwrap().header().encoding.is_none());
+    }
     for line in [
         "",
         "{}",

@@ -70,6 +70,7 @@ impl Pair {
             lineage: LineageId::new(1, 1),
             start: start.parse().unwrap(),
             server: 150_000,
+            encoding: Some("UTF8".to_owned()),
         };
         let (segment, _, commits) = capture(&self.source, &self.slot, header, Vec::new()).await;
         Captured {

@@ -621,6 +621,36 @@ async fn without_superuser() {
     }
 }
 
+/// A lineage goes on with segments of another version, whose values are in another encoding.
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_in_two_encodings() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, \"日本\" text)";
+    let mut fixture = Fixture::with_encoding(18, schema, "EUC_JP").await;
+    fixture.run("INSERT INTO t VALUES (1, '日')").await;
+    fixture.seal().await;
+    fixture.sent_in = Some("EUC_JP".to_owned());
+    fixture
+        .run("INSERT INTO t VALUES (2, convert_from('\\xcbdcadf0', 'EUC_JP')); UPDATE t SET id = 3 WHERE id = 1")
+        .await;
+    fixture.seal().await;
+    let planned = plan(&fixture.store, &Target::latest(), &options())
+        .await
+        .unwrap();
+    let name = format!("two_{}", fixture.source.name);
+    let into = Into {
+        connection: fixture.source.server.url("postgres").parse().unwrap(),
+        create_database: Some(name.clone()),
+        allow_source: false,
+    };
+    let token = CancellationToken::new();
+    let done = execute(&planned, &fixture.store, into, &RUN, |_| {}, token).await;
+    done.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let client = fixture.source.server.connect(&name).await.unwrap();
+    let sql = "SELECT string_agg(id || encode(convert_to(\"日本\", 'EUC_JP'), 'hex'), ' ' ORDER BY id) FROM t";
+    let found: String = client.query_one(sql, &[]).await.unwrap().get(0);
+    assert_eq!(found, "2cbdcadf0 3c6fc");
+}
+
 /// Bytes that are no text in any encoding.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_without_an_encoding() {

@@ -90,6 +90,7 @@ async fn source(base_time: i64, segments: &[Sealed<'_>]) -> SourceStore {
             lineage: LINEAGE,
             start,
             server: 180_000,
+            encoding: Some("UTF8".to_owned()),
         };
         let sealer = store.sealer(&object, Vec::new(), 1).unwrap();
         let mut writer = SegmentWriter::new(sealer, &header).unwrap();
