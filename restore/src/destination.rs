@@ -1,8 +1,8 @@
 //! The database that is restored into: made or found empty, and never the source.
 
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
-use lastgood_proto::SourceId;
 use lastgood_proto::manifest::{BaseManifest, LineageFile};
+use lastgood_proto::{SourceId, encoding};
 use tokio_postgres::error::SqlState;
 
 use crate::sql::{literal, quoted};
@@ -66,6 +66,7 @@ pub(crate) async fn look(
             }
         }
     };
+    check_encoding(&session, &lineage.server_encoding, name).await?;
     let earlier = progress_table::read(session.client()).await?;
     match &earlier {
         Some(_) if resume => {}
@@ -154,6 +155,32 @@ async fn create(session: &Session, name: &str, base: &BaseManifest) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The server converts between most encodings and UTF8, and between few others. The bytes of SQL_ASCII
+/// mean nothing to it: from 14 on COPY puts them into any database as they are, text or not.
+async fn check_encoding(session: &Session, source: &str, name: &str) -> Result<(), Error> {
+    let target = session.server_encoding();
+    if target == source {
+        return Ok(());
+    }
+    let refused = |error| Error::OtherEncoding {
+        database: name.to_owned(),
+        target: target.to_owned(),
+        encoding: source.to_owned(),
+        error,
+    };
+    if [source, target].contains(&"SQL_ASCII") {
+        return Err(refused(None));
+    }
+    let sent_in = literal(encoding::sent_in(source));
+    let sql = format!("SET client_encoding = {sent_in}; SET client_encoding = 'UTF8'");
+    match session.client().batch_execute(&sql).await {
+        Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
+            Err(refused(Some(error)))
+        }
+        result => Ok(result?),
+    }
 }
 
 /// What extensions brought along does not count: some providers install theirs in every database.

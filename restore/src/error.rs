@@ -120,6 +120,18 @@ pub enum Error {
     DatabaseExists { database: String },
     #[error("database \"{database}\" is not empty: it has {objects}")]
     NotEmpty { database: String, objects: String },
+    #[error(
+        "database \"{database}\" is in {target} and the source in {encoding}, between which nothing converts: \
+         restore into a database in {encoding}"
+    )]
+    OtherEncoding {
+        database: String,
+        target: String,
+        encoding: String,
+        /// The server's refusal, if it was asked.
+        #[source]
+        error: Option<tokio_postgres::Error>,
+    },
     #[error(transparent)]
     Tool(#[from] lastgood_pg::ToolError),
     #[error("a temporary file failed")]
@@ -310,6 +322,7 @@ impl Error {
             | Error::IsSource { .. }
             | Error::DatabaseExists { .. }
             | Error::NotEmpty { .. }
+            | Error::OtherEncoding { .. }
             | Error::LatestNotRecoverable { .. }
             | Error::InvalidTable { .. }
             | Error::UnknownTable { .. }

@@ -1,6 +1,8 @@
 //! Databases that are not UTF-8: values and names come back as they were, and what cannot be carried is
 //! refused beforehand.
 
+mod elsewhere;
+
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::{Service, Storage, TestDatabase, history, truth};
 use serde_json::{Value, json};
