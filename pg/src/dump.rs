@@ -208,30 +208,44 @@ impl PgTools {
         spawn_reading(command, "pg_dump", session)
     }
 
-    /// One section of a schema's definitions as SQL text, without owners and privileges.
+    /// One section of a schema's definitions as SQL text, without owners and privileges. `encoding`
+    /// is what the text is asked for in; an error if it does not come back from UTF-8 as it was.
     pub async fn script(
         &self,
         session: Loan,
         database: &str,
         schema: &str,
         section: Section,
+        encoding: &str,
     ) -> Result<String, ToolError> {
         let mut command = self.bare_command("pg_dump");
-        command.args(["--format=plain", "--no-password", "--encoding=UTF8"]);
+        let options = DumpOptions {
+            encoding: Some(encoding.to_owned()),
+            ..DumpOptions::default()
+        };
+        command.args(["--format=plain", "--no-password"]);
+        command.arg(format!("--encoding={encoding}"));
         command.args(["--no-owner", "--no-privileges", "--strict-names"]);
         command.args(["--no-publications", "--no-subscriptions"]);
-        command.arg(format!("--schema={}", quote::identifier(schema)));
+        command.arg(argument("schema", &quote::identifier(schema), &options)?);
         command.arg(section.argument());
         command.arg(environment::database_argument(database));
         let mut dump = spawn_reading(command, "pg_dump", session)?;
-        let mut text = String::new();
-        let read = dump.stdout.read_to_string(&mut text).await;
+        let mut bytes = Vec::new();
+        let read = dump.stdout.read_to_end(&mut bytes).await;
         dump.wait().await?.close().await;
         read.map_err(|source| ToolError::Io {
             tool: "pg_dump",
             source,
         })?;
-        Ok(text)
+        let text = encoding::decode(encoding, &bytes);
+        match encoding::encode(encoding, &text).is_some_and(|back| back == bytes) {
+            true => Ok(text),
+            false => Err(ToolError::Definition {
+                schema: schema.to_owned(),
+                encoding: encoding.to_owned(),
+            }),
+        }
     }
 
     /// Starts `pg_dumpall` for what belongs to no database: roles without their passwords,

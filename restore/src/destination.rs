@@ -159,7 +159,11 @@ async fn create(session: &Session, name: &str, base: &BaseManifest) -> Result<()
 
 /// The server converts between most encodings and UTF8, and between few others. The bytes of SQL_ASCII
 /// mean nothing to it: from 14 on COPY puts them into any database as they are, text or not.
-async fn check_encoding(session: &Session, source: &str, name: &str) -> Result<(), Error> {
+pub(crate) async fn check_encoding(
+    session: &Session,
+    source: &str,
+    name: &str,
+) -> Result<(), Error> {
     let target = session.server_encoding();
     if target == source {
         return Ok(());

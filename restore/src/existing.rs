@@ -11,11 +11,11 @@ use futures::{SinkExt as _, StreamExt as _};
 use lastgood_pg::dump::Section;
 use lastgood_pg::{Canceller, ConnectionConfig, PgTools, Purpose, Session};
 use lastgood_proto::manifest::LineageFile;
-use lastgood_proto::{Class, SourceId};
+use lastgood_proto::{Class, SourceId, encoding};
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::Client;
 
-use crate::destination::is_source;
+use crate::destination::{check_encoding, is_source};
 use crate::sql::{literal, qualified, quoted};
 use crate::{Error, Into};
 
@@ -76,6 +76,7 @@ impl Existing {
         if !into.allow_source && is_source(&session, source, lineage, &database).await? {
             return Err(Error::IsSource { database });
         }
+        check_encoding(&session, &lineage.server_encoding, &database).await?;
         let found = session
             .client()
             .query_one(
@@ -170,16 +171,17 @@ impl Existing {
         &self,
         scratch: &Session,
         session: &Session,
-        encoding: &str,
+        server_encoding: &str,
         fed: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
         let tools = PgTools::for_dump(&PgTools::discover().await, scratch.server_version())?;
         let config = self.scratch();
+        let encoding = encoding::sent_in(server_encoding);
         let version = session.server_version();
         let script = async |section| {
             let session = Session::connect(&config, Purpose::Restore).await?;
             let lent = session.lend().await?;
-            let script = tools.script(lent, config.database(), &self.schema, section);
+            let script = tools.script(lent, config.database(), &self.schema, section, encoding);
             let script = script.await?;
             Ok::<_, Error>(for_a_session(&script, version))
         };
@@ -190,19 +192,14 @@ impl Existing {
         client.batch_execute("BEGIN").await?;
         client.batch_execute(&before).await?;
         client.batch_execute(SAME_TEXT).await?;
-        if encoding == "SQL_ASCII" {
-            // Values are bytes then, and no conversion may look at them.
-            for client in [from, client] {
-                let bytes = "SET client_encoding = 'SQL_ASCII'";
-                client.batch_execute(bytes).await?;
-            }
-        }
+        let encoding = literal(encoding);
         for row in from.query(TABLES, &[&self.schema]).await? {
             let (name, columns): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
             let columns = columns.map_or_else(String::new, |columns| format!(" ({columns})"));
             let table = format!("{}{columns}", qualified(&self.schema, &name));
-            let mut rows = Box::pin(from.copy_out(&format!("COPY {table} TO STDOUT")).await?);
-            let copy = format!("COPY {table} FROM STDIN");
+            let copy = format!("COPY {table} TO STDOUT (ENCODING {encoding})");
+            let mut rows = Box::pin(from.copy_out(&copy).await?);
+            let copy = format!("COPY {table} FROM STDIN (ENCODING {encoding})");
             let mut sink = Box::pin(client.copy_in(&copy).await?);
             while let Some(chunk) = rows.next().await {
                 let chunk = chunk?;
@@ -293,7 +290,9 @@ fn for_a_session(script: &str, server_version: u32) -> String {
         _ => body,
     };
     let is_known = |line: &&str| {
+        // The text has become UTF-8, whatever it was asked for in.
         !line.starts_with('\\')
+            && !line.starts_with("SET client_encoding ")
             && (server_version >= 170_000 || !line.starts_with("SET transaction_timeout "))
     };
     let head: Vec<&str> = head.lines().filter(is_known).collect();

@@ -271,12 +271,14 @@ async fn a_table_is_found_by_its_name_in_any_encoding() -> Result<()> {
         .await?;
     service.wait_protected("shop").await?;
     client
-        .batch_execute("UPDATE \"店\".\"注文 書\" SET v = '本' WHERE id = 7")
+        .batch_execute(
+            "UPDATE \"店\".\"注文 書\" SET v = convert_from('\\xadf0', 'EUC_JP') WHERE id = 7",
+        )
         .await?;
     let position = truth::wal_position(&client).await?;
     service.wait_durable("shop", &position).await?;
 
-    let content = "SELECT md5(string_agg(t::text, ' ' ORDER BY id)) FROM \"店\".\"注文 書\" t";
+    let content = "SELECT md5(string_agg(convert_to(t::text, 'EUC_JP')::text, ' ' ORDER BY id)) FROM \"店\".\"注文 書\" t";
     let expected: String = client.query_one(content, &[]).await?.get(0);
     for tables in [json!(["店.\"注文 書\""]), json!(null)] {
         let name = format!(
@@ -311,6 +313,24 @@ async fn a_table_is_found_by_its_name_in_any_encoding() -> Result<()> {
             ensure!(restored.query_one(granted, &[]).await?.get::<_, bool>(0));
         }
     }
+    // Beside it, under a new schema; the second code of a character stays what it was.
+    let body = json!({
+        "target": "latest",
+        "tables": ["店.\"注文 書\""],
+        "into": {"connection": database.server.url(&format!("{}_all", database.name))},
+        "into_schema": "戻",
+    });
+    let begun = service.post("/api/v1/sources/shop/restores", body).await?;
+    let id = begun["id"].as_str().context("an id")?;
+    let ended = service.wait_restore(id).await?;
+    ensure!(ended["status"] == "succeeded", "{ended:#}");
+    let restored = database
+        .server
+        .connect(&format!("{}_all", database.name))
+        .await?;
+    let content = content.replace('店', "戻");
+    let found: String = restored.query_one(&content, &[]).await?.get(0);
+    assert_eq!(found, expected);
     ensure!(service.terminate().await?.success());
     Ok(())
 }

@@ -49,6 +49,10 @@ pub enum ToolError {
     },
     #[error("the name {name} has no form in {encoding}, in which pg_dump wants it")]
     Name { name: String, encoding: String },
+    #[error(
+        "a definition in schema {schema} has a code of {encoding} that does not come back from UTF-8 as it was"
+    )]
+    Definition { schema: String, encoding: String },
     #[error("{tool} has no pipe")]
     NoPipe { tool: &'static str },
 }
@@ -72,7 +76,8 @@ impl ToolError {
             | Self::NotFound { .. }
             | Self::Spawn { .. }
             | Self::Socket { .. }
-            | Self::Name { .. } => Class::NeedsOperator,
+            | Self::Name { .. }
+            | Self::Definition { .. } => Class::NeedsOperator,
             Self::Io { .. } | Self::NoPipe { .. } => Class::Transient,
         }
     }
