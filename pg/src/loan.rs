@@ -43,8 +43,9 @@ const READY: u8 = b'Z';
 /// Protocol numbers of a first message (`pqcomm.h`).
 const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
-/// What tools leave behind that would be in the way of the next one.
-const TIDY: &str = "DEALLOCATE ALL";
+/// What tools leave behind that would be in the way of the next one. An encoding that is set already is
+/// not reported again, and the tool would write the one it was welcomed with into its archive.
+const TIDY: &str = "DEALLOCATE ALL; SET client_encoding = 'UTF8'";
 
 /// A session that nobody is using. Dropping it ends it.
 pub struct Loan {
