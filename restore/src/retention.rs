@@ -149,11 +149,14 @@ fn promised(reach: &Reach, cutoff: PgTimestamp) -> Vec<BaseId> {
     needed.map(|base| base.id).collect()
 }
 
+/// Numbers the hour, day, … that a moment lies in.
+type Period = fn(DateTime<Utc>) -> i64;
+
 /// The bases that are kept for their own moment.
 fn alone(survey: &Survey, policy: &Retention) -> BTreeSet<BaseId> {
     let mut alone: BTreeSet<BaseId> = policy.pinned.clone();
     let bases = by_age(survey);
-    let periods: [(Option<u32>, fn(DateTime<Utc>) -> i64); 5] = [
+    let periods: [(Option<u32>, Period); 5] = [
         (policy.hourly, |time| time.timestamp().div_euclid(3600)),
         (policy.daily, |time| i64::from(time.num_days_from_ce())),
         // The first day of the common era was a Monday.

@@ -116,7 +116,8 @@ async fn every_operation_answers_as_documented() -> Result<()> {
     let change = json!({"schedule": "0 4 * * *", "timezone": "Europe/Berlin"});
     let changed = api.ask("source_update", &shop, "", Some(change)).await?;
     ensure!(changed.body["schedule"] == "0 4 * * *", "{changed:?}");
-    let change = json!({"schedule": null});
+    ensure!(api.ask("retention_run", &shop, "", None).await?.status == 409);
+    let change = json!({"schedule": null, "retention": "30 days, 12 monthly"});
     let changed = api.ask("source_update", &shop, "", Some(change)).await?;
     ensure!(changed.ok()?["schedule"].is_null());
     service.wait_protected("shop").await?;
@@ -133,6 +134,10 @@ async fn every_operation_answers_as_documented() -> Result<()> {
     ensure!(begun.status == 202, "{begun:?}");
     service.wait_bases("shop", 2).await?;
     api.ask("base_list", &shop, "", None).await?.ok()?;
+    for id in ["retention_show", "retention_run"] {
+        let pass = api.ask(id, &shop, "", None).await?.ok()?;
+        ensure!(pass["deleted"]["segments"] == 0, "{pass:#}");
+    }
     let client = database.connect().await?;
     client
         .batch_execute("INSERT INTO t VALUES (1, 'x'); INSERT INTO loose VALUES (1)")
@@ -207,6 +212,8 @@ async fn every_operation_answers_as_documented() -> Result<()> {
         "window",
         "point_list",
         "base_take",
+        "retention_show",
+        "retention_run",
     ] {
         ensure!(api.ask(id, &nobody, "", None).await?.status == 404, "{id}");
     }
