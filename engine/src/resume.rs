@@ -160,7 +160,7 @@ pub fn durable_end(listing: &LineageListing, file: &LineageFile) -> Lsn {
 mod tests {
     use super::*;
     use lastgood_proto::key::SegmentKey;
-    use lastgood_proto::listing::Fork;
+    use lastgood_proto::listing::{Fork, GivenUp};
     use lastgood_proto::manifest::Version1;
     use lastgood_proto::{LineageId, PgTimestamp};
 
@@ -173,6 +173,7 @@ mod tests {
             bases: Vec::new(),
             points: Vec::new(),
             retired: Vec::new(),
+            given_up: GivenUp::default(),
             shapes: Vec::new(),
             segments: segments
                 .iter()

@@ -1,12 +1,13 @@
 //! What a source holds, made of nothing but its object keys. Pure.
 //!
-//! Invariant: `LineageListing::segments` is a contiguous chain from the lineage's start, each
-//! segment beginning where the one before ends. Segments that overlap were made by two
+//! Invariant: `LineageListing::segments` is a contiguous chain from the lineage's start, or from what
+//! retention has left, each segment beginning where the one before ends. Segments that overlap were made by two
 //! writers: the chain ends before such a fork, and none of what follows is ever chosen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::key::{PointKey, SegmentKey, ShapeKey, SourceObject};
+use crate::manifest::RetiredFile;
 use crate::{BaseId, LineageId, Lsn, PgTimestamp};
 
 /// All lineages of one source, in the order of their making.
@@ -32,11 +33,47 @@ pub struct LineageListing {
     pub shapes: Vec<ShapeKey>,
     /// When retention gave something up, oldest first.
     pub retired: Vec<PgTimestamp>,
+    /// None of it is above or below.
+    pub given_up: GivenUp,
     /// The contiguous chain, by LSN.
     pub segments: Vec<SegmentKey>,
     /// Segments that do not join the chain: something between is missing.
     pub orphans: Vec<SegmentKey>,
     pub fork: Option<Fork>,
+}
+
+/// What retention has given up of a lineage: no longer used, whether it is still there or not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GivenUp {
+    pub bases: BTreeSet<BaseId>,
+    /// Segments that end at or before it.
+    pub before: Lsn,
+}
+
+impl GivenUp {
+    #[must_use]
+    pub fn has(&self, segment: &SegmentKey) -> bool {
+        segment.end <= self.before
+    }
+
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        self.before >= other.before && self.bases.is_superset(&other.bases)
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.before = self.before.max(other.before);
+        self.bases.extend(&other.bases);
+    }
+}
+
+impl From<RetiredFile> for GivenUp {
+    fn from(file: RetiredFile) -> Self {
+        Self {
+            bases: file.bases.into_iter().collect(),
+            before: file.before,
+        }
+    }
 }
 
 /// Where two services wrote into one lineage.
@@ -79,11 +116,23 @@ impl Listing {
                 }
             }
         }
-        let lineages = parts.into_iter().map(|(id, parts)| parts.join(id));
+        let lineages = parts.into_iter().map(|(id, parts)| parts.lineage(id));
         Self {
             described,
             lineages: lineages.collect(),
         }
+    }
+
+    /// What is left once this is given up: the segments that stay are joined anew, so nothing depends on
+    /// how much of the others has been deleted.
+    #[must_use]
+    pub fn without(mut self, unneeded: &BTreeMap<LineageId, GivenUp>) -> Self {
+        for lineage in &mut self.lineages {
+            if let Some(given) = unneeded.get(&lineage.id) {
+                lineage.give_up(given);
+            }
+        }
+        self
     }
 
     /// The newest lineage that was begun.
@@ -100,6 +149,20 @@ impl Listing {
 }
 
 impl LineageListing {
+    /// All segments that are there, in the chain or not.
+    pub fn all_segments(&self) -> impl Iterator<Item = &SegmentKey> {
+        let behind = self.fork.iter().flat_map(|fork| &fork.segments);
+        self.segments.iter().chain(&self.orphans).chain(behind)
+    }
+
+    fn give_up(&mut self, given: &GivenUp) {
+        self.given_up.add(given);
+        self.bases.retain(|base| !given.bases.contains(base));
+        let left = self.all_segments().filter(|segment| !given.has(segment));
+        let joined = Joined::of(left.copied().collect());
+        (self.segments, self.orphans, self.fork) = (joined.chain, joined.orphans, joined.fork);
+    }
+
     /// End LSN of the contiguous durable run; none before the first segment.
     #[must_use]
     pub fn durable_lsn(&self) -> Option<Lsn> {
@@ -128,10 +191,35 @@ struct Parts {
 }
 
 impl Parts {
-    fn join(self, id: LineageId) -> LineageListing {
-        let mut chain: Vec<SegmentKey> = Vec::with_capacity(self.segments.len());
+    fn lineage(self, id: LineageId) -> LineageListing {
+        let joined = Joined::of(self.segments);
+        LineageListing {
+            id,
+            described: self.described,
+            ended: self.ended,
+            bases: self.bases.into_iter().collect(),
+            points: self.points.into_iter().collect(),
+            shapes: self.shapes.into_iter().collect(),
+            retired: self.retired.into_iter().collect(),
+            given_up: GivenUp::default(),
+            segments: joined.chain,
+            orphans: joined.orphans,
+            fork: joined.fork,
+        }
+    }
+}
+
+struct Joined {
+    chain: Vec<SegmentKey>,
+    orphans: Vec<SegmentKey>,
+    fork: Option<Fork>,
+}
+
+impl Joined {
+    fn of(segments: BTreeSet<SegmentKey>) -> Self {
+        let mut chain: Vec<SegmentKey> = Vec::with_capacity(segments.len());
         let mut orphans: Vec<SegmentKey> = Vec::new();
-        let mut segments: Vec<SegmentKey> = self.segments.into_iter().collect();
+        let mut segments: Vec<SegmentKey> = segments.into_iter().collect();
         let forked = segments
             .iter()
             .zip(segments.iter().skip(1))
@@ -143,15 +231,8 @@ impl Parts {
                 Some(_) | None => chain.push(segment),
             }
         }
-        LineageListing {
-            id,
-            described: self.described,
-            ended: self.ended,
-            bases: self.bases.into_iter().collect(),
-            points: self.points.into_iter().collect(),
-            shapes: self.shapes.into_iter().collect(),
-            retired: self.retired.into_iter().collect(),
-            segments: chain,
+        Self {
+            chain,
             orphans,
             fork: behind.first().map(|first| Fork {
                 start: first.start,
@@ -214,6 +295,30 @@ mod tests {
         let listing = list(&[segment(1, 2), segment(2, 3), segment(4, 5), segment(5, 6)]);
         assert_eq!(listing.lineages[0].durable_lsn(), Some(Lsn::new(3)));
         assert_eq!(listing.lineages[0].orphans, [segment(4, 5), segment(5, 6)]);
+    }
+
+    #[test]
+    fn what_is_given_up_leaves_no_hole_however_much_of_it_is_gone() {
+        let all = [
+            segment(1, 2),
+            segment(2, 3),
+            segment(3, 4),
+            segment(4, 5),
+            segment(5, 6),
+        ];
+        let id = LineageId::new(1, 1);
+        let given = GivenUp {
+            before: Lsn::new(4),
+            ..GivenUp::default()
+        };
+        for deleted in 0..8_usize {
+            let there = |at: &usize| *at > 2 || deleted & (1 << at) == 0;
+            let there = all.iter().enumerate().filter(|(at, _)| there(at));
+            let there: Vec<SegmentKey> = there.map(|(_, segment)| *segment).collect();
+            let left = list(&there).without(&BTreeMap::from([(id, given.clone())]));
+            assert_eq!(left.lineages[0].segments, all[3..]);
+            assert_eq!(left.lineages[0].orphans, []);
+        }
     }
 
     #[test]

@@ -217,7 +217,9 @@ fn beyond_the_windows(survey: &Survey, choice: &Choice) -> Option<Error> {
         .unwrap_or_default();
     let why = match newest.id == choice.lineage {
         true => {
-            newest.durable_lsn().filter(|durable| *durable > at)?;
+            // Also what stands behind a hole.
+            let captured = newest.segments.iter().chain(&newest.orphans);
+            captured.map(|segment| segment.end).find(|end| *end > at)?;
             let change = survey.change_at(newest.id, at);
             format!(
                 "{}, and no base was taken since",

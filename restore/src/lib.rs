@@ -59,7 +59,7 @@ pub use execute::{Into, Options, Replay, check, execute, unfinished};
 pub use partial::{LeftOut, Partial, PartialTable};
 pub use plan::{NotCovered, Plan, PlanOptions, PlannedBase, PlannedSegment, Stop, plan};
 pub use report::{Phase, PhaseTime, Progress, Report};
-pub use retention::{GivenUp, Held, Pass, Pending, Unneeded, pass};
+pub use retention::{Held, Pass, Pending, Unneeded, pass};
 pub use selection::{TableName, split_list};
 pub use survey::{BaseInfo, Survey};
 pub use target::{ParseTargetError, Target, TargetKind};

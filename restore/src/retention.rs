@@ -10,8 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Datelike, Utc};
-use lastgood_proto::key::SegmentKey;
-use lastgood_proto::listing::LineageListing;
+use lastgood_proto::listing::{GivenUp, LineageListing};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, Retention};
 
 use crate::Error;
@@ -23,29 +22,6 @@ mod pass;
 pub use pass::{Held, Pass, Pending, pass};
 
 const DAY_MICROS: i64 = 86_400_000_000;
-
-/// What a lineage gives up.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct GivenUp {
-    pub bases: BTreeSet<BaseId>,
-    /// Segments that end at or before it.
-    pub before: Lsn,
-}
-
-impl GivenUp {
-    pub(crate) fn has(&self, segment: &SegmentKey) -> bool {
-        segment.end <= self.before
-    }
-
-    pub(crate) fn contains(&self, other: &Self) -> bool {
-        self.before >= other.before && self.bases.is_superset(&other.bases)
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.before = self.before.max(other.before);
-        self.bases.extend(&other.bases);
-    }
-}
 
 /// By lineage; those that give up nothing are not in it.
 pub type Unneeded = BTreeMap<LineageId, GivenUp>;
@@ -63,7 +39,7 @@ pub(crate) fn unneeded(
     let Some(newest) = survey.listing.newest() else {
         return Ok(unneeded);
     };
-    let followed = followed(survey, policy, cutoff(policy, now));
+    let followed = followed(survey, policy, cutoff(survey, policy, now));
     let alone = alone(survey, policy);
     for lineage in survey
         .listing
@@ -81,7 +57,7 @@ pub(crate) fn unneeded(
             None => Lsn::MAX,
         };
         let given = GivenUp { bases, before };
-        if !given.bases.is_empty() || segments(lineage).any(|segment| given.has(segment)) {
+        if !given.bases.is_empty() || lineage.all_segments().any(|segment| given.has(segment)) {
             unneeded.insert(lineage.id, given);
         }
     }
@@ -92,27 +68,27 @@ pub(crate) fn unneeded(
 /// How much of a lineage a base at `point` does not need. The last segment before it stays: where capture
 /// goes on if there is none after it, and what the window's end was observed by.
 fn before(lineage: &LineageListing, point: Lsn) -> Lsn {
-    let passed = segments(lineage).filter(|segment| segment.end <= point);
+    let passed = lineage
+        .all_segments()
+        .filter(|segment| segment.end <= point);
     passed
         .map(|segment| segment.start)
         .max()
         .unwrap_or_default()
 }
 
-pub(crate) fn segments(lineage: &LineageListing) -> impl Iterator<Item = &SegmentKey> {
-    let behind = lineage.fork.iter().flat_map(|fork| &fork.segments);
-    lineage
-        .segments
-        .iter()
-        .chain(&lineage.orphans)
-        .chain(behind)
-}
-
-/// Moments after it are promised; none if no days are.
-fn cutoff(policy: &Retention, now: PgTimestamp) -> Option<PgTimestamp> {
+/// Moments after it are promised; none if no days are. They are counted back from the newest moment there
+/// is: neither a source that is gone nor a clock that is ahead costs what was captured last.
+fn cutoff(survey: &Survey, policy: &Retention, now: PgTimestamp) -> Option<PgTimestamp> {
     let micros = i64::from(policy.days?).saturating_mul(DAY_MICROS);
+    let newest = survey
+        .windows()
+        .into_iter()
+        .map(|window| window.to.time)
+        .max();
+    let from = newest.map_or(now, |newest| newest.min(now));
     Some(PgTimestamp::from_micros(
-        now.as_micros().saturating_sub(micros),
+        from.as_micros().saturating_sub(micros),
     ))
 }
 
@@ -193,6 +169,10 @@ fn by_age(survey: &Survey) -> Vec<&BaseInfo> {
     bases
 }
 
+fn earliest(bases: &[BaseInfo]) -> Option<PgTimestamp> {
+    bases.iter().map(|base| base.snapshot_time).min()
+}
+
 /// Whether every promise that holds now holds afterwards: the last word before anything is deleted,
 /// so it asks for the windows again and trusts nothing above.
 fn check(
@@ -202,22 +182,24 @@ fn check(
     now: PgTimestamp,
 ) -> Result<(), Error> {
     let after = survey.without(unneeded);
-    let left = after.windows();
-    let cutoff = cutoff(policy, now);
+    let left = reaches(&after);
+    let cutoff = cutoff(survey, policy, now);
     for Reach { window, bases, .. } in reaches(survey) {
         let days = cutoff.filter(|cutoff| window.to.time >= *cutoff);
-        let from_time = days.map(|cutoff| cutoff.max(window.from.time));
+        // A clock may have been set back: the earliest of a window need not be its oldest base's.
+        let from_time = days.map(|cutoff| earliest(&bases).max(Some(cutoff)));
         let newest = newest(survey, policy).filter(|base| bases.contains(base));
         let from_lsn = newest.map(|base| base.id.consistent_point()).min();
         let promised = from_time.is_some() || from_lsn.is_some();
         let holds = left.iter().any(|left| {
-            left.lineage == window.lineage
-                && left.to.lsn == window.to.lsn
-                && from_time.is_none_or(|from| left.from.time <= from)
-                && from_lsn.is_none_or(|from| left.from.lsn <= from)
+            left.window.lineage == window.lineage
+                && left.window.to.lsn == window.to.lsn
+                && from_time.is_none_or(|from| earliest(&left.bases) <= from)
+                && from_lsn.is_none_or(|from| left.window.from.lsn <= from)
         });
         if promised && !holds {
-            let (from, to) = (from_time.unwrap_or(window.from.time), window.to.time);
+            let from = from_time.flatten().unwrap_or(window.from.time);
+            let to = window.to.time;
             let what = format!("the time from {from} to {to} could not be restored any more");
             return Err(Error::RetentionBroken { what });
         }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::Listing;
-use lastgood_proto::manifest::{BaseManifest, LineageEnd, RetiredFile, ShapeFile};
+use lastgood_proto::manifest::{BaseManifest, LineageEnd, ShapeFile};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 
 use crate::Error;
-use crate::retention::{GivenUp, Unneeded};
+use crate::retention::Unneeded;
 
 /// A finished base and the server's clock right after its snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +30,6 @@ pub struct Survey {
     pub bases: Vec<BaseInfo>,
     pub ends: BTreeMap<LineageId, LineageEnd>,
     pub shapes: BTreeMap<LineageId, Vec<ShapeFile>>,
-    /// What retention has given up; none of it is above.
-    pub retired: Unneeded,
 }
 
 impl Survey {
@@ -40,20 +38,11 @@ impl Survey {
     /// # Errors
     /// If the repository cannot be read, or its keys contradict each other.
     pub async fn read(store: &SourceStore) -> Result<Self, Error> {
-        let listing = store.list().await?;
-        let mut retired = Unneeded::new();
-        for (lineage, file) in read_retired(store, &listing).await? {
-            retired.entry(lineage).or_default().add(&file.into());
-        }
-        Self::of(store, without(listing, &retired), retired).await
+        Self::of(store, store.list().await?).await
     }
 
-    /// All that is still there, whether it was given up or not.
-    pub(crate) async fn read_all(store: &SourceStore, listing: Listing) -> Result<Self, Error> {
-        Self::of(store, listing, Unneeded::new()).await
-    }
-
-    async fn of(store: &SourceStore, listing: Listing, retired: Unneeded) -> Result<Self, Error> {
+    /// Reads what a listing names.
+    pub(crate) async fn of(store: &SourceStore, listing: Listing) -> Result<Self, Error> {
         let mut bases = Vec::new();
         let mut ends = BTreeMap::new();
         let mut shapes: BTreeMap<LineageId, Vec<ShapeFile>> = BTreeMap::new();
@@ -85,58 +74,18 @@ impl Survey {
             bases,
             ends,
             shapes,
-            retired,
         })
     }
 
     /// What it will be once all of this is given up.
     pub(crate) fn without(&self, unneeded: &Unneeded) -> Self {
         let mut left = self.clone();
-        left.listing = without(left.listing, unneeded);
+        left.listing = left.listing.without(unneeded);
         left.bases.retain(|base| {
             let given = unneeded.get(&base.lineage);
             given.is_none_or(|given| !given.bases.contains(&base.id))
         });
-        for (lineage, given) in unneeded {
-            left.retired.entry(*lineage).or_default().add(given);
-        }
         left
-    }
-}
-
-fn without(mut listing: Listing, unneeded: &Unneeded) -> Listing {
-    for lineage in &mut listing.lineages {
-        let Some(given) = unneeded.get(&lineage.id) else {
-            continue;
-        };
-        lineage.bases.retain(|base| !given.bases.contains(base));
-        lineage.segments.retain(|segment| !given.has(segment));
-        lineage.orphans.retain(|segment| !given.has(segment));
-    }
-    listing
-}
-
-/// What retention wrote down, lineage by lineage, oldest first.
-pub(crate) async fn read_retired(
-    store: &SourceStore,
-    listing: &Listing,
-) -> Result<Vec<(LineageId, RetiredFile)>, Error> {
-    let mut files = Vec::new();
-    for lineage in &listing.lineages {
-        for time in &lineage.retired {
-            let object = SourceObject::Retired(lineage.id, *time);
-            files.push((lineage.id, store.get_json(&object).await?));
-        }
-    }
-    Ok(files)
-}
-
-impl From<RetiredFile> for GivenUp {
-    fn from(file: RetiredFile) -> Self {
-        Self {
-            bases: file.bases.into_iter().collect(),
-            before: file.before,
-        }
     }
 }
 
@@ -199,7 +148,6 @@ pub(crate) mod tests {
             bases: bases.to_vec(),
             ends: BTreeMap::new(),
             shapes: BTreeMap::new(),
-            retired: Unneeded::new(),
         }
     }
 

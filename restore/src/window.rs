@@ -180,9 +180,19 @@ impl Survey {
 
     /// Whether what followed a window is gone because nobody wanted it kept.
     fn given_up(&self, window: &Window) -> Option<String> {
-        let given = self.retired.get(&window.lineage)?;
+        let given = &self.listing.lineage(window.lineage)?.given_up;
         (window.to.lsn < given.before)
             .then(|| "the source's retention does not keep what is between".to_owned())
+    }
+
+    /// Whether a base is ahead of the segments, which are still on their way.
+    fn not_yet(&self, window: &Window) -> Option<String> {
+        let newest = self.listing.newest()?;
+        let on_its_way = newest.id == window.lineage
+            && !newest.ended
+            && newest.orphans.is_empty()
+            && newest.durable_lsn() <= Some(window.to.lsn);
+        on_its_way.then(|| "what was committed between is not durable yet".to_owned())
     }
 
     /// Why nothing right after a window can be restored; none if a segment is missing, or if nothing
@@ -194,7 +204,7 @@ impl Survey {
         };
         self.given_up(window)
             .or_else(|| match next.lineage == window.lineage {
-                true => change(),
+                true => change().or_else(|| self.not_yet(window)),
                 false => Some(self.ends.get(&window.lineage)?.detail.clone()),
             })
     }
@@ -282,6 +292,18 @@ mod tests {
             .collect();
         assert_eq!(spans, [(15, 30), (50, 60)]);
         assert_eq!(survey.gaps().len(), 1);
+    }
+
+    #[test]
+    fn a_gap_that_is_about_to_close_says_so() {
+        let mut survey = survey(&[segment(1, 10, 20)], &[base(1, 10), base(1, 25)]);
+        assert_eq!(survey.gaps()[0].reason, None);
+        survey.listing.lineages[0].described = true;
+        let reason = survey.gaps()[0].reason.clone();
+        assert!(reason.is_some_and(|reason| reason.contains("not durable yet")));
+        // Nothing more will come.
+        survey.listing.lineages[0].ended = true;
+        assert_eq!(survey.gaps()[0].reason, None);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! One source's part of a repository: its objects by name, sealed and opened with its data key.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use lastgood_proto::key::{Key, KeyId, SourceObject};
-use lastgood_proto::listing::Listing;
+use lastgood_proto::listing::{GivenUp, Listing};
+use lastgood_proto::manifest::RetiredFile;
 use lastgood_proto::{LineageId, Lsn, PgTimestamp, SourceId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -76,14 +77,40 @@ impl SourceStore {
         Key::Source(self.inner.id, object.clone(), self.inner.repository.form()).path()
     }
 
-    /// What the source holds, by keys alone. On local disk, all of it is durable on return.
+    /// What the source holds, by keys alone, without what retention has given up. On local disk, all of
+    /// it is durable on return.
     ///
     /// # Errors
     /// If the store fails.
     pub async fn list(&self) -> Result<Listing> {
         let objects = self.objects().await?;
         let objects = objects.into_iter().map(|entry| entry.object);
-        Ok(Listing::from_objects(objects))
+        let listing = Listing::from_objects(objects);
+        let mut given_up: BTreeMap<LineageId, GivenUp> = BTreeMap::new();
+        for (lineage, file) in self.retired(&listing).await? {
+            given_up.entry(lineage).or_default().add(&file.into());
+        }
+        Ok(listing.without(&given_up))
+    }
+
+    /// What retention has written down, lineage by lineage, oldest first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn retired(&self, listing: &Listing) -> Result<Vec<(LineageId, RetiredFile)>> {
+        let mut files = Vec::new();
+        for lineage in &listing.lineages {
+            for time in &lineage.retired {
+                let object = SourceObject::Retired(lineage.id, *time);
+                match self.get_json(&object).await {
+                    Ok(file) => files.push((lineage.id, file)),
+                    // Taken back meanwhile, or the last of its lineage.
+                    Err(Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(files)
     }
 
     /// Every object of the source, sorted by key.

@@ -1,6 +1,7 @@
 //! The index of segments.
 
-use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::key::SegmentKey;
+use lastgood_proto::listing::GivenUp;
 use lastgood_proto::{LineageId, Lsn, SourceId};
 use rusqlite::{Row, Transaction, params};
 
@@ -28,30 +29,24 @@ impl Catalog {
             .await
     }
 
-    /// Forget objects that were deleted.
-    pub(crate) async fn forget_objects(
+    /// Forget what retention has deleted of a lineage.
+    pub(crate) async fn forget_given_up(
         &self,
         source: SourceId,
-        gone: Vec<SourceObject>,
+        lineage: LineageId,
+        gone: GivenUp,
     ) -> Result<()> {
         self.transact(move |transaction| {
-            let source = source.to_string();
-            for object in gone {
-                match object {
-                    SourceObject::Segment(lineage, key) => transaction.execute(
-                        "DELETE FROM segment WHERE source = ?1 AND lineage = ?2 AND start_lsn = ?3",
-                        params![source, lineage.to_string(), lsn_text(key.start)],
-                    )?,
-                    SourceObject::Manifest(lineage, base) => transaction.execute(
-                        "DELETE FROM base WHERE source = ?1 AND lineage = ?2 AND base = ?3",
-                        params![source, lineage.to_string(), base.to_string()],
-                    )?,
-                    SourceObject::Point(_, point) => transaction.execute(
-                        "DELETE FROM point WHERE source = ?1 AND name = ?2 AND lsn = ?3",
-                        params![source, point.name(), lsn_text(point.lsn)],
-                    )?,
-                    _ => 0,
-                };
+            let (source, lineage) = (source.to_string(), lineage.to_string());
+            transaction.execute(
+                "DELETE FROM segment WHERE source = ?1 AND lineage = ?2 AND end_lsn <= ?3",
+                params![source, lineage, lsn_text(gone.before)],
+            )?;
+            for base in gone.bases {
+                transaction.execute(
+                    "DELETE FROM base WHERE source = ?1 AND lineage = ?2 AND base = ?3",
+                    params![source, lineage, base.to_string()],
+                )?;
             }
             Ok(())
         })

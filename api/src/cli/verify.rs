@@ -79,11 +79,10 @@ async fn verify(store: &SourceStore, output: &Output) -> Result<Tally, Failure> 
             for lineage in &survey.listing.lineages {
                 // Every base needs the segments from its consistent point on, unless it is kept for its own
                 // moment alone.
-                let retired = survey.retired.get(&lineage.id).map(|given| given.before);
                 let first = lineage.segments.first().map(|segment| segment.start);
                 for base in &lineage.bases {
                     let needs = base.consistent_point();
-                    if retired.is_some_and(|before| needs < before) {
+                    if needs < lineage.given_up.before {
                         continue;
                     }
                     if let Some(first) = first.filter(|first| *first > needs) {

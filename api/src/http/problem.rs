@@ -57,7 +57,6 @@ codes! {
     MethodNotAllowed METHOD_NOT_ALLOWED Usage "method_not_allowed" "The method does not fit the resource";
     DuplicateName CONFLICT Operator "duplicate_name" "The name is taken";
     BaseRunning CONFLICT Failed "base_running" "A base of this source is running";
-    NoRetention CONFLICT Operator "no_retention" "The source's settings keep everything";
     SourcePaused CONFLICT Operator "source_paused" "The source is paused";
     SourceNotReady CONFLICT Failed "source_not_ready" "The source is not being captured yet";
     RestoreFinished CONFLICT Operator "restore_finished" "The restore has ended";

@@ -6,7 +6,7 @@ use lastgood_restore::{Held, Pass, Pending};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::openapi::{Clash, Common, Missing, Refused};
+use super::openapi::{Common, Missing, Refused};
 use super::problem::{Code, Problem};
 use super::windows::WindowView;
 use crate::app::Shared;
@@ -88,7 +88,7 @@ impl From<Pass> for RetentionView {
     operation_id = "retention_show",
     tag = "sources",
     params(("source" = String, Path, description = "Id or name")),
-    responses((status = 200, body = RetentionView), Common, Missing, Clash, Refused)
+    responses((status = 200, body = RetentionView), Common, Missing, Refused)
 )]
 pub(super) async fn show(
     State(app): State<Shared>,
@@ -104,7 +104,7 @@ pub(super) async fn show(
     operation_id = "retention_run",
     tag = "sources",
     params(("source" = String, Path, description = "Id or name")),
-    responses((status = 200, body = RetentionView), Common, Missing, Clash, Refused)
+    responses((status = 200, body = RetentionView), Common, Missing, Refused)
 )]
 pub(super) async fn run(
     State(app): State<Shared>,
@@ -114,9 +114,13 @@ pub(super) async fn run(
 }
 
 async fn pass(app: &Shared, source: &str, dry_run: bool) -> Result<Json<RetentionView>, Problem> {
-    let row = app.source(source).await?;
-    match Box::pin(jobs::retention::pass(app, &row, dry_run)).await? {
-        Some(pass) => Ok(Json(pass.into())),
-        None => Err(Problem::new(Code::NoRetention)),
-    }
+    let source = app.source(source).await?.id;
+    let app = Shared::clone(app);
+    // It goes on if whoever asked has left.
+    let task = app
+        .tracker
+        .clone()
+        .spawn(async move { Box::pin(jobs::retention::pass(&app, source, dry_run)).await });
+    let pass = task.await.map_err(|_| Problem::new(Code::Internal))??;
+    Ok(Json(pass.into()))
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use lastgood_engine::SourceSettings;
+use lastgood_proto::SourceId;
 use lastgood_restore::Pass;
 
 use crate::app::Shared;
-use crate::catalog::SourceRow;
 use crate::clock::now;
 use crate::http::{Code, Problem, chain};
 
@@ -14,38 +14,35 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 /// A service that has just started has more urgent things to do.
 const FIRST: Duration = Duration::from_secs(60);
 
-/// Run a pass over a source, or only say what it would do; none if its settings keep everything.
+/// Run a pass over a source, or only say what it would do.
 ///
 /// # Errors
 /// The repository cannot be read or does not allow to delete.
-pub(crate) async fn pass(
-    app: &Shared,
-    row: &SourceRow,
-    dry_run: bool,
-) -> Result<Option<Pass>, Problem> {
+pub(crate) async fn pass(app: &Shared, source: SourceId, dry_run: bool) -> Result<Pass, Problem> {
     let unreadable = |error: &dyn std::error::Error| {
         Problem::field(Code::InvalidSettings, "retention", chain(error))
     };
-    let settings: SourceSettings =
-        serde_json::from_value(row.settings.clone()).map_err(|error| unreadable(&error))?;
-    let policy = settings.retention().map_err(|error| unreadable(&error))?;
-    let Some(policy) = policy else {
-        return Ok(None);
-    };
-    // A request and the hour may meet.
+    // A request and the hour may meet; and what is set before one of them counts.
     let _one = app.retention.lock().await;
-    let store = app.repository.source(row.id).await?;
+    let row = app.source(&source.to_string()).await?;
+    let settings: SourceSettings =
+        serde_json::from_value(row.settings).map_err(|error| unreadable(&error))?;
+    let policy = settings.retention().map_err(|error| unreadable(&error))?;
+    let store = app.repository.source(source).await?;
     let grace = Duration::from_secs(u64::from(settings.retention_grace_hours) * 3600);
-    let mut pass = lastgood_restore::pass(&store, &policy, grace, now(), dry_run).await?;
-    let gone = std::mem::take(&mut pass.gone);
-    if !gone.is_empty() {
-        tracing::info!(
-            source = %row.id, bases = pass.deleted.bases.len(), segments = pass.deleted.segments,
-            stored_bytes = pass.deleted.stored_bytes, "retention has deleted what was given up"
-        );
-        app.catalog.forget_objects(row.id, gone).await?;
+    let pass = lastgood_restore::pass(&store, policy.as_ref(), grace, now(), dry_run).await?;
+    if !dry_run {
+        if pass.deleted.stored_bytes > 0 {
+            tracing::info!(
+                %source, bases = pass.deleted.bases.len(), segments = pass.deleted.segments,
+                stored_bytes = pass.deleted.stored_bytes, "retention has deleted what was given up"
+            );
+        }
+        for (lineage, gone) in pass.gone.clone() {
+            app.catalog.forget_given_up(source, lineage, gone).await?;
+        }
     }
-    Ok(Some(pass))
+    Ok(pass)
 }
 
 /// A pass over every source, every hour, until the service ends.
@@ -66,8 +63,14 @@ pub(crate) async fn keep(app: Shared) {
             }
         };
         for row in rows {
-            if let Err(problem) = Box::pin(pass(&app, &row, false)).await {
-                tracing::warn!(source = %row.id, ?problem, "retention failed; nothing is lost by it");
+            let source = row.id;
+            tokio::select! {
+                () = app.shutdown.cancelled() => return,
+                passed = Box::pin(pass(&app, source, false)) => {
+                    if let Err(problem) = passed {
+                        tracing::warn!(%source, ?problem, "retention failed; nothing is lost by it");
+                    }
+                }
             }
         }
     }

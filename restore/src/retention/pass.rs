@@ -3,26 +3,29 @@
 //!
 //! Two phases, both safe to stop anywhere. What is given up is written down first, as an object of its own:
 //! from then on no plan uses it. After the grace period it is deleted, if still nothing needs it; a policy
-//! that has come to need it again takes it back.
+//! that has come to need it again takes it back. The last record stays as long as its lineage, and says
+//! why what came before is missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{TryStreamExt, stream};
 use lastgood_proto::key::SourceObject;
-use lastgood_proto::listing::{LineageListing, Listing};
+use lastgood_proto::listing::{GivenUp, LineageListing, Listing};
 use lastgood_proto::manifest::{RetiredFile, Version1};
 use lastgood_proto::{BaseId, LineageId, PgTimestamp, Retention};
 use lastgood_store::{ObjectEntry, SourceStore};
 use serde::Serialize;
 
-use super::{GivenUp, Unneeded, unneeded};
+use super::{Unneeded, unneeded};
 use crate::Error;
-use crate::survey::{Survey, read_retired};
+use crate::survey::Survey;
 use crate::window::Window;
 
 /// Deletions under way at the same time.
 const DELETIONS: usize = 16;
+/// After so long without a manifest, archives are those of a base that was cut short.
+const ABANDONED_MICROS: i64 = 7 * super::DAY_MICROS;
 
 /// What a pass did, or would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,9 +40,9 @@ pub struct Pass {
     pub deleted: Held,
     /// What can be restored afterwards.
     pub windows: Vec<Window>,
-    /// The objects that were deleted, for an index of them.
+    /// What is deleted, now or before, for an index of it.
     #[serde(skip)]
-    pub gone: Vec<SourceObject>,
+    pub gone: Unneeded,
 }
 
 /// Bases and segments, and what they take.
@@ -68,35 +71,46 @@ struct Record {
     given: GivenUp,
 }
 
-/// Runs a pass, or with `dry_run` only says what it would do.
+/// Runs a pass, or with `dry_run` only says what it would do. Without a policy everything is wanted:
+/// what was given up is taken back as far as it is there.
 ///
 /// # Errors
 /// If the repository cannot be read or does not allow to delete; [`Error::RetentionBroken`].
 pub async fn pass(
     store: &SourceStore,
-    policy: &Retention,
+    policy: Option<&Retention>,
     grace: Duration,
     now: PgTimestamp,
     dry_run: bool,
 ) -> Result<Pass, Error> {
     let objects = Objects::of(store.objects().await?);
-    let survey = Survey::read_all(store, objects.listing.clone()).await?;
-    let unneeded = unneeded(&survey, policy, now)?;
-    let files = read_retired(store, &objects.listing).await?;
-    let records = files.into_iter().map(|(lineage, file)| Record {
-        lineage,
-        time: file.time,
-        given: file.into(),
-    });
-    let (mut records, back): (Vec<Record>, Vec<Record>) = records.partition(|record| {
-        let given = unneeded.get(&record.lineage);
-        given.is_some_and(|given| given.contains(&record.given))
-    });
+    let files = store.retired(&objects.listing).await?;
+    let records: Vec<Record> = files
+        .into_iter()
+        .map(|(lineage, file)| Record {
+            lineage,
+            time: file.time,
+            given: file.into(),
+        })
+        .collect();
+    let survey = Survey::of(store, objects.listing.clone()).await?;
+    let unneeded = match policy {
+        Some(policy) => unneeded(&survey, policy, now)?,
+        None => Unneeded::new(),
+    };
+    let (mut records, back): (Vec<Record>, Vec<Record>) = records
+        .into_iter()
+        .partition(|record| objects.is_unneeded(record, &unneeded));
     let new = missing(&unneeded, &records, now);
+    let mut pass = Pass {
+        given_up: objects.held(&new),
+        pending: Vec::new(),
+        taken_back: objects.held(&back),
+        deleted: Held::default(),
+        windows: survey.without(&unneeded).windows(),
+        gone: Unneeded::new(),
+    };
     if !dry_run {
-        for record in &back {
-            store.delete(&record.object()).await?;
-        }
         for record in &new {
             let file = RetiredFile {
                 v: Version1,
@@ -106,15 +120,11 @@ pub async fn pass(
             };
             store.put_json(&record.object(), &file).await?;
         }
+        // Only now: what both name is never wanted in between.
+        for record in &back {
+            store.delete(&record.object()).await?;
+        }
     }
-    let mut pass = Pass {
-        given_up: objects.held(&new),
-        pending: Vec::new(),
-        taken_back: objects.held(&back),
-        deleted: Held::default(),
-        windows: survey.without(&unneeded).windows(),
-        gone: Vec::new(),
-    };
     records.extend(new);
     let grace = i64::try_from(grace.as_micros()).unwrap_or(i64::MAX);
     let end =
@@ -129,8 +139,16 @@ pub async fn pass(
         });
     }
     pass.deleted = objects.held(&due);
+    let abandoned = objects.abandoned(now);
+    pass.deleted.stored_bytes += abandoned.iter().map(|entry| entry.bytes).sum::<u64>();
+    for record in &due {
+        let gone = pass.gone.entry(record.lineage).or_default();
+        gone.add(&record.given);
+    }
     if !dry_run {
-        pass.gone = delete(store, &objects, &due).await?;
+        delete(store, &objects, &pass.gone, &due).await?;
+        let abandoned = abandoned.into_iter().map(|entry| entry.object.clone());
+        remove(store, &abandoned.collect::<Vec<_>>()).await?;
     }
     Ok(pass)
 }
@@ -163,35 +181,31 @@ fn missing(unneeded: &Unneeded, records: &[Record], now: PgTimestamp) -> Vec<Rec
     new
 }
 
+/// Whatever of it is still there: an earlier pass may have come half-way.
 async fn delete(
     store: &SourceStore,
     objects: &Objects,
+    gone: &Unneeded,
     due: &[Record],
-) -> Result<Vec<SourceObject>, Error> {
-    let mut deleted = Vec::new();
-    let mut given = Unneeded::new();
-    for record in due {
-        given.entry(record.lineage).or_default().add(&record.given);
-    }
-    for (id, given) in &given {
+) -> Result<(), Error> {
+    for (id, given) in gone {
         let Some(lineage) = objects.listing.lineage(*id) else {
             continue;
         };
         // Without its manifest a base is none, so no half of one is ever seen.
-        let manifests = given.bases.iter();
-        let manifests = manifests
-            .map(|base| SourceObject::Manifest(*id, *base))
-            .collect();
-        let held = objects.of_lineage(*id).filter(|object| match object {
-            SourceObject::Archive(_, base, _) => given.bases.contains(base),
-            SourceObject::Segment(_, segment) => given.has(segment),
-            _ => false,
-        });
-        let held = held.cloned().collect();
-        let newest = objects
-            .listing
-            .newest()
-            .is_some_and(|newest| newest.id == *id);
+        let (manifests, held): (Vec<SourceObject>, Vec<SourceObject>) = objects
+            .of_lineage(*id)
+            .filter(|object| match object {
+                SourceObject::Manifest(_, base) | SourceObject::Archive(_, base, _) => {
+                    given.bases.contains(base)
+                }
+                SourceObject::Segment(_, segment) => given.has(segment),
+                _ => false,
+            })
+            .cloned()
+            .partition(|object| matches!(object, SourceObject::Manifest(..)));
+        let newest = objects.listing.newest();
+        let newest = newest.is_some_and(|newest| newest.id == *id);
         let rest = match is_empty_without(lineage, given) && !newest {
             true => objects.of_lineage(*id).cloned().collect(),
             false => outdated(lineage, given, due),
@@ -202,31 +216,26 @@ async fn delete(
             .partition(|object| matches!(object, SourceObject::Retired(..)));
         for objects in [manifests, held, rest, records] {
             remove(store, &objects).await?;
-            deleted.extend(objects);
         }
     }
-    Ok(deleted)
+    Ok(())
 }
 
 fn is_empty_without(lineage: &LineageListing, given: &GivenUp) -> bool {
     lineage.bases.iter().all(|base| given.bases.contains(base))
-        && super::segments(lineage).all(|segment| given.has(segment))
+        && lineage.all_segments().all(|segment| given.has(segment))
 }
 
 /// Points that can be restored no longer, and records that a later one has made superfluous.
 fn outdated(lineage: &LineageListing, given: &GivenUp, due: &[Record]) -> Vec<SourceObject> {
-    let mut bases = lineage
-        .bases
-        .iter()
-        .filter(|base| !given.bases.contains(base));
-    let points = lineage.points.iter().filter(|point| {
-        point.lsn < given.before && !bases.any(|base| base.consistent_point() == point.lsn)
-    });
+    let bases = lineage.bases.iter();
+    let left = bases.filter(|base| !given.bases.contains(base));
+    let moments: BTreeSet<_> = left.map(|base| base.consistent_point()).collect();
+    let points = lineage.points.iter();
+    let points = points.filter(|point| point.lsn < given.before && !moments.contains(&point.lsn));
     let points = points.map(|point| SourceObject::Point(lineage.id, point.clone()));
-    let mut records: Vec<&Record> = due
-        .iter()
-        .filter(|record| record.lineage == lineage.id)
-        .collect();
+    let records = due.iter().filter(|record| record.lineage == lineage.id);
+    let mut records: Vec<&Record> = records.collect();
     records.sort_by_key(|record| (record.given.before, record.time));
     records.pop();
     points
@@ -259,6 +268,47 @@ impl Objects {
     fn of_lineage(&self, id: LineageId) -> impl Iterator<Item = &SourceObject> {
         let objects = self.entries.iter().map(|entry| &entry.object);
         objects.filter(move |object| object.lineage() == Some(id))
+    }
+
+    /// Whether nothing that a record gives up and that is there is needed.
+    fn is_unneeded(&self, record: &Record, unneeded: &Unneeded) -> bool {
+        let Some(lineage) = self.listing.lineage(record.lineage) else {
+            return true;
+        };
+        let none = GivenUp::default();
+        let given = unneeded.get(&record.lineage).unwrap_or(&none);
+        let mut bases = lineage
+            .bases
+            .iter()
+            .filter(|base| record.given.bases.contains(base));
+        let mut segments = lineage
+            .all_segments()
+            .filter(|segment| record.given.has(segment));
+        bases.all(|base| given.bases.contains(base)) && segments.all(|segment| given.has(segment))
+    }
+
+    /// Archives of bases that never came to be.
+    fn abandoned(&self, now: PgTimestamp) -> Vec<&ObjectEntry> {
+        let lineages = self.listing.lineages.iter();
+        let finished: BTreeSet<BaseId> = lineages
+            .flat_map(|lineage| lineage.bases.iter().copied())
+            .collect();
+        let before = now.as_micros().saturating_sub(ABANDONED_MICROS);
+        let mut newest: BTreeMap<BaseId, i64> = BTreeMap::new();
+        for entry in &self.entries {
+            if let SourceObject::Archive(_, base, _) = entry.object {
+                let modified = newest.entry(base).or_insert(i64::MIN);
+                *modified = entry.modified.as_micros().max(*modified);
+            }
+        }
+        let is_abandoned = |entry: &&ObjectEntry| match entry.object {
+            SourceObject::Archive(_, base, _) => {
+                !finished.contains(&base)
+                    && newest.get(&base).is_some_and(|modified| *modified < before)
+            }
+            _ => false,
+        };
+        self.entries.iter().filter(is_abandoned).collect()
     }
 
     /// What of these records is there.

@@ -90,7 +90,7 @@ proptest! {
             })
         };
         prop_assert_eq!(choose(&survey, Cut::Latest), choose(&after, Cut::Latest));
-        if let Some(cutoff) = cutoff(&policy, now) {
+        if let Some(cutoff) = cutoff(&survey, &policy, now) {
             for back in targets {
                 let micros = now.as_micros() - back * HOUR / 3;
                 for (time, inclusive) in [(time(micros), true), (time(micros), false)] {
@@ -192,7 +192,7 @@ fn an_old_lineage_goes_whole_and_the_newest_stays() {
     for lineage in &mut survey.listing.lineages {
         lineage.described = true;
     }
-    let policy: Retention = "1 day".parse().unwrap();
+    let policy: Retention = "1 base".parse().unwrap();
     let now = time(100 * DAY_MICROS);
     // Its base is the only one.
     assert_eq!(unneeded(&survey, &policy, now).unwrap(), Unneeded::new());
