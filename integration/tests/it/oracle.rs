@@ -112,9 +112,15 @@ async fn check(case: Case) -> Result<()> {
 async fn check_all(cases: impl IntoIterator<Item = Case>) -> Result<()> {
     let jobs = number("LASTGOOD_ORACLE_JOBS").unwrap_or(2);
     let jobs = usize::try_from(jobs)?.max(1);
+    let cases: Vec<Case> = cases.into_iter().collect();
+    let (mut done, all) = (0, cases.len());
     let said = |checked: &Result<()>| {
+        done += 1;
         if let Err(error) = checked {
             eprintln!("{error:#}");
+        }
+        if done % 25 == 0 {
+            eprintln!("{done} of {all} cases played");
         }
     };
     let checked: Vec<Result<()>> = futures::stream::iter(cases.into_iter().map(check))
