@@ -586,7 +586,7 @@ fn client() -> Result<reqwest::Client> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     });
     Ok(reqwest::Client::builder()
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_secs(300))
         .build()?)
 }
 
