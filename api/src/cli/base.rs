@@ -52,6 +52,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
                     .map(row)
                     .collect();
                 let headings = [
+                    "BASE",
                     "STARTED",
                     "STATUS",
                     "CAUSE",
@@ -113,6 +114,7 @@ async fn wait(client: &Client, path: &str, id: &Value) -> Result<Value, Failure>
 
 fn row(base: &Value) -> Vec<String> {
     vec![
+        show(&base["base"]),
         show(&base["started"]),
         show(&base["status"]),
         show(&base["cause"]),
