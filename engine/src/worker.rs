@@ -122,6 +122,9 @@ pub struct Progress {
     pub observed_through: Option<PgTimestamp>,
     /// Fingerprint of the shape that was seen last.
     pub shape: Option<String>,
+    /// Changes of it that this worker has put on record: one and back again in between two looks at
+    /// this are two.
+    pub reshaped: usize,
     /// Why uploads are being repeated.
     pub trouble: Option<String>,
 }
@@ -410,7 +413,8 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             self.retry = (self.retry * 2).min(RETRY_LONGEST);
             return Ok(());
         }
-        let sealed = cut.sealed;
+        let Cut { sealed, changes } = cut;
+        let changes = changes.len();
         let key: SegmentKey = sealed.key;
         self.durable = key.end;
         self.events.send(Event::Segment {
@@ -423,6 +427,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         self.progress.send_modify(|progress| {
             progress.durable = key.end;
             progress.observed_through = key.observed_through;
+            progress.reshaped += changes;
             progress.trouble = None;
         });
         self.asked = self.asked.filter(|(_, position)| *position > key.end);

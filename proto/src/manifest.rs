@@ -131,6 +131,20 @@ pub struct ShapeFile {
     pub time: PgTimestamp,
 }
 
+/// How far changes can be replayed on a base: to the last look before another shape was seen.
+///
+/// A shape equal to the base's came before its snapshot, or changed back after it, and then the
+/// change away from it is the one that counts.
+#[must_use]
+pub fn reach(consistent_point: Lsn, fingerprint: &str, shapes: &[ShapeFile]) -> Lsn {
+    shapes
+        .iter()
+        .filter(|shape| shape.to > consistent_point && shape.fingerprint != fingerprint)
+        .map(|shape| shape.from)
+        .min()
+        .unwrap_or(Lsn::MAX)
+}
+
 /// `retired/….json`: what retention has given up in this lineage, written down before anything is deleted.
 ///
 /// No plan uses what stands here, whether it has been deleted yet or not.
@@ -289,5 +303,36 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    fn shape(from: u64, to: u64, fingerprint: &str) -> ShapeFile {
+        ShapeFile {
+            v: Version1,
+            from: Lsn::new(from),
+            to: Lsn::new(to),
+            fingerprint: fingerprint.to_owned(),
+            detail: String::new(),
+            time: PgTimestamp::from_micros(0),
+        }
+    }
+
+    #[test]
+    fn a_base_reaches_to_the_first_other_shape() {
+        let shapes = [shape(10, 12, "a"), shape(40, 45, "b"), shape(70, 75, "a")];
+        let check = |at: u64, fingerprint, expect: Lsn| {
+            assert_eq!(
+                reach(Lsn::new(at), fingerprint, &shapes),
+                expect,
+                "{at} {fingerprint}"
+            );
+        };
+        check(10, "a", Lsn::new(40));
+        // Taken before the first look, and something changed between: only its own moment.
+        check(10, "x", Lsn::new(10));
+        check(42, "b", Lsn::new(70));
+        // Before the change that the look at 45 saw.
+        check(42, "a", Lsn::new(40));
+        check(50, "b", Lsn::new(70));
+        check(80, "a", Lsn::MAX);
     }
 }

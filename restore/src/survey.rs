@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::Listing;
-use lastgood_proto::manifest::{BaseManifest, LineageEnd, ShapeFile};
+use lastgood_proto::manifest::{BaseManifest, LineageEnd, ShapeFile, reach};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 
@@ -89,19 +89,6 @@ impl Survey {
     }
 }
 
-/// How far changes can be replayed on a base: to the last look before another shape was seen.
-///
-/// A shape equal to the base's came before its snapshot, or changed back after it, and then the
-/// change away from it is the one that counts.
-fn reach(consistent_point: Lsn, fingerprint: &str, shapes: &[ShapeFile]) -> Lsn {
-    shapes
-        .iter()
-        .filter(|shape| shape.to > consistent_point && shape.fingerprint != fingerprint)
-        .map(|shape| shape.from)
-        .min()
-        .unwrap_or(Lsn::MAX)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -149,36 +136,5 @@ pub(crate) mod tests {
             ends: BTreeMap::new(),
             shapes: BTreeMap::new(),
         }
-    }
-
-    fn shape(from: u64, to: u64, fingerprint: &str) -> ShapeFile {
-        ShapeFile {
-            v: lastgood_proto::manifest::Version1,
-            from: Lsn::new(from),
-            to: Lsn::new(to),
-            fingerprint: fingerprint.to_owned(),
-            detail: String::new(),
-            time: time(0),
-        }
-    }
-
-    #[test]
-    fn a_base_reaches_to_the_first_other_shape() {
-        let shapes = [shape(10, 12, "a"), shape(40, 45, "b"), shape(70, 75, "a")];
-        let check = |at: u64, fingerprint, expect: Lsn| {
-            assert_eq!(
-                reach(Lsn::new(at), fingerprint, &shapes),
-                expect,
-                "{at} {fingerprint}"
-            );
-        };
-        check(10, "a", Lsn::new(40));
-        // Taken before the first look, and something changed between: only its own moment.
-        check(10, "x", Lsn::new(10));
-        check(42, "b", Lsn::new(70));
-        // Before the change that the look at 45 saw.
-        check(42, "a", Lsn::new(40));
-        check(50, "b", Lsn::new(70));
-        check(80, "a", Lsn::MAX);
     }
 }

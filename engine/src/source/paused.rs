@@ -34,6 +34,7 @@ pub(super) async fn run(
         received: durable,
         shape: None,
         observed_through: newest.observed_through(),
+        reshaped: 0,
         trouble: None,
     };
     let mut guard = Watch::new(source, &file);

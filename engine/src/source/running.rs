@@ -6,7 +6,7 @@ use std::time::Duration;
 use lastgood_pg::{Condition, ReplicationStream};
 use lastgood_proto::copy_both::{ReplicationMessage, StandbyStatus};
 use lastgood_proto::key::SourceObject;
-use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile};
+use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile, ShapeFile, reach};
 use lastgood_proto::{Lsn, PgTimestamp, encoding};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
@@ -67,6 +67,7 @@ pub(super) async fn run(
         received: durable,
         observed_through: opened.observed_through,
         shape: opened.shape.clone(),
+        reshaped: 0,
         trouble: None,
     });
     let worker = worker::run(
@@ -177,8 +178,9 @@ pub(super) async fn run(
 struct Rebase {
     /// Since when the shape is as it is.
     since: Instant,
-    shape: Option<String>,
-    /// The newest base has this shape, or one that is wanted is on its way.
+    /// The shape, and how many changes are on record: what came and went again is one, too.
+    seen: (Option<String>, usize),
+    /// The newest base goes on as the shape does, or one that is wanted is on its way.
     compared: bool,
 }
 
@@ -186,31 +188,35 @@ impl Rebase {
     fn new() -> Self {
         Self {
             since: Instant::now(),
-            shape: None,
+            seen: (None, 0),
             compared: false,
         }
     }
 
-    /// Once the shape has settled, compares it with the newest base's.
+    /// Once the shape has settled, looks whether the newest base reaches what comes now.
     async fn is_due(
         &mut self,
         progress: &Progress,
         store: &SourceStore,
         file: &LineageFile,
     ) -> bool {
-        if progress.shape != self.shape {
+        let seen = (progress.shape.clone(), progress.reshaped);
+        if seen != self.seen {
             *self = Self {
-                shape: progress.shape.clone(),
+                seen,
                 ..Self::new()
             };
         }
-        if self.compared || self.shape.is_none() || self.since.elapsed() < SETTLED {
+        let (Some(shape), false) = (&self.seen.0, self.compared) else {
+            return false;
+        };
+        if self.since.elapsed() < SETTLED {
             return false;
         }
-        match newest_base_shape(store, file).await {
-            Ok(based) => {
+        match newest_base_holds(store, file, shape).await {
+            Ok(holds) => {
                 self.compared = true;
-                based != self.shape
+                !holds
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the newest base cannot be read");
@@ -221,20 +227,30 @@ impl Rebase {
     }
 }
 
-async fn newest_base_shape(
+/// Whether the newest base was taken under `shape`, and no other has been seen since.
+async fn newest_base_holds(
     store: &SourceStore,
     file: &LineageFile,
-) -> Result<Option<String>, Error> {
+    shape: &str,
+) -> Result<bool, Error> {
     let listing = store.list().await?;
-    let bases = listing
-        .lineage(file.id)
-        .map(|lineage| lineage.bases.as_slice());
-    let Some(newest) = bases.and_then(<[_]>::last) else {
-        return Ok(None);
+    let Some(lineage) = listing.lineage(file.id) else {
+        return Ok(false);
+    };
+    let Some(newest) = lineage.bases.last() else {
+        return Ok(false);
     };
     let object = SourceObject::Manifest(file.id, *newest);
-    let manifest: BaseManifest = store.get_json(&object).await?;
-    Ok(Some(manifest.fingerprint))
+    let base: BaseManifest = store.get_json(&object).await?;
+    let mut shapes: Vec<ShapeFile> = Vec::new();
+    for key in &lineage.shapes {
+        if key.to > base.consistent_point {
+            let object = SourceObject::Shape(file.id, *key);
+            shapes.push(store.get_json(&object).await?);
+        }
+    }
+    let reach = reach(base.consistent_point, &base.fingerprint, &shapes);
+    Ok(base.fingerprint == shape && reach == Lsn::MAX)
 }
 
 /// Streaming means that we are the slot's only reader; but whoever was it before us may have

@@ -233,6 +233,7 @@ async fn incarnation(
         received: durable,
         observed_through,
         shape: shape.clone(),
+        reshaped: 0,
         trouble: None,
     });
     let from = server.confirmed();

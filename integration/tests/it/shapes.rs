@@ -91,6 +91,42 @@ async fn check(service: &Service, number: usize, change: &str) -> Result<()> {
     restore(json!("latest"), &later, "later").await
 }
 
+/// Whatever was seen ends what a base reaches, though the shape is as it was again before it has settled.
+#[tokio::test]
+async fn a_change_that_is_taken_back_at_once_is_followed_by_a_base() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    database.execute(TABLES).await?;
+    service
+        .add_source("back", &database.url(), history::settings())
+        .await?;
+    service.wait_protected("back").await?;
+    let mut client = database.connect().await?;
+    let change = "CREATE UNIQUE INDEX x ON t (b); INSERT INTO t VALUES (2, 2, 3)";
+    client.batch_execute(change).await?;
+    // Durable is only what was looked at.
+    let lsn = truth::wal_position(&client).await?;
+    service.wait_durable("back", &lsn).await?;
+    client
+        .batch_execute("DROP INDEX x; INSERT INTO t VALUES (3, 3, 3)")
+        .await?;
+    wait_beyond(&service, "back", &truth::wal_position(&client).await?).await?;
+
+    client.batch_execute("UPDATE t SET a = 7").await?;
+    let later = digest::of(&mut client, None).await?;
+    let lsn = truth::wal_position(&client).await?;
+    service.wait_durable("back", &lsn).await?;
+    let copy = format!("{}_later", database.name);
+    let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
+    service.restore("back", &json!("latest"), into).await?;
+    let restored = digest::of(&mut database.server.connect(&copy).await?, None).await?;
+    later.assert_restored(&restored, "later");
+    history::drop_database(&database.server, &copy).await?;
+    assert!(service.terminate().await?.success());
+    Ok(())
+}
+
 /// Until a window begins behind `changed`: a base was taken since. No window may hold `changed`.
 pub(crate) async fn wait_beyond(service: &Service, name: &str, changed: &str) -> Result<()> {
     let changed = lastgood_integration::service::parse_lsn(changed)?;
