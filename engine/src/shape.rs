@@ -41,7 +41,7 @@ SELECT n.nspname, c.relname, md5(concat_ws(' ', c.oid, c.relkind, c.relreplident
         WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisunique OR x.indisexclusion)
        UNION ALL
        SELECT pg_get_constraintdef(o.oid) FROM pg_constraint o
-        WHERE o.conrelid = c.oid AND o.contype IN ('c', 'x')) AS demands(d)),
+        WHERE o.conrelid = c.oid AND o.contype IN ('c', 'f', 'x')) AS demands(d)),
     (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
                                  a.attisdropped, a.xmin), ',' ORDER BY a.attnum)
      FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)))
@@ -214,6 +214,7 @@ mod tests {
         "ALTER TABLE t ALTER a SET DEFAULT 5",
         "ALTER TABLE t DROP CONSTRAINT positive",
         "DROP INDEX t_b",
+        "ALTER TABLE child DROP CONSTRAINT parent",
         "ALTER DOMAIN small DROP CONSTRAINT small",
         "ALTER TABLE t DROP b; ALTER TABLE t ADD b int",
         "DROP TABLE t",
@@ -250,6 +251,7 @@ mod tests {
             let setup = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (x int, y int); \
                 CREATE TABLE t(id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), b int); \
                 CREATE UNIQUE INDEX t_b ON t(b); CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 10); CREATE UNLOGGED TABLE u(id int); CREATE SEQUENCE counter; \
+                CREATE TABLE child(id int PRIMARY KEY, up int CONSTRAINT parent REFERENCES child); \
                 CREATE TABLE root(id int) PARTITION BY LIST (id); \
                 CREATE TABLE p1 PARTITION OF root FOR VALUES IN (1); CREATE PUBLICATION pub FOR TABLE t";
             database.execute(setup).await.unwrap();

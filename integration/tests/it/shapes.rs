@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 10000); \
     CREATE TABLE t (id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), b int, feels mood, once int, limited small); INSERT INTO t VALUES (1, 1, 2); \
     CREATE UNIQUE INDEX t_once ON t (once); CREATE UNLOGGED TABLE scratch (id int PRIMARY KEY); INSERT INTO scratch VALUES (1); \
-    CREATE TABLE dropped (id int PRIMARY KEY); INSERT INTO dropped VALUES (1);";
+    CREATE TABLE dropped (id int PRIMARY KEY); INSERT INTO dropped VALUES (1); \
+    CREATE TABLE child (id int PRIMARY KEY, up int CONSTRAINT parent REFERENCES child); INSERT INTO child VALUES (1, 1);";
 
 /// Each of these once made a restore succeed with wrong values, or without a table.
 const CHANGES: &[&str] = &[
@@ -21,6 +22,7 @@ const CHANGES: &[&str] = &[
     "ALTER TYPE mood ADD VALUE 'glad'; COMMIT; INSERT INTO t VALUES (3, 3, 3, 'glad')",
     "ALTER TABLE t DROP CONSTRAINT positive; INSERT INTO t VALUES (3, -10, 3)",
     "DROP INDEX t_once; INSERT INTO t VALUES (3, 3, 3, NULL, 7), (4, 4, 4, NULL, 7)",
+    "ALTER TABLE child DROP CONSTRAINT parent; INSERT INTO child VALUES (2, 99)",
     "ALTER DOMAIN small DROP CONSTRAINT small; INSERT INTO t (id, a, limited) VALUES (3, 3, 20000)",
     "DROP TABLE dropped; CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (1)",
     "ALTER PUBLICATION {publication} SET (publish = 'insert'); UPDATE t SET a = 100",
