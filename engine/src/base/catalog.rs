@@ -17,7 +17,7 @@ pub(super) struct Contents {
     pub(super) tables: Vec<TableEntry>,
     pub(super) sequences: Vec<SequenceEntry>,
     pub(super) large_objects: u64,
-    /// Of the captured tables, by OID.
+    /// Of the tables that are locked, by OID.
     fingerprints: BTreeMap<u32, String>,
 }
 
@@ -103,16 +103,12 @@ pub(super) async fn read(
         .await
         .map_err(Error::sql("counting large objects"))?;
     let large_objects: i64 = row.get(0);
-    let captured: Vec<u32> = entries
-        .iter()
-        .filter(|entry| entry.protection == Protection::Full)
-        .map(|entry| entry.oid.get())
-        .collect();
+    let held: Vec<u32> = locked.iter().copied().map(Oid::get).collect();
     Ok(Contents {
         tables: entries,
         sequences: sequences(client, fresh).await?,
         large_objects: u64::try_from(large_objects).unwrap_or(0),
-        fingerprints: fingerprints(client, &captured).await?,
+        fingerprints: fingerprints(client, &held).await?,
     })
 }
 
@@ -167,9 +163,9 @@ pub(super) async fn sizes(
     Ok(rows.iter().filter_map(size).collect())
 }
 
-/// Compares captured tables with what they were under the snapshot. Says something only while
-/// they are locked. Tables that are only as fresh as the base are not compared: what was truncated
-/// is then simply empty.
+/// Compares the tables with what they were under the snapshot. Says something only while they are
+/// locked. Those that are only as fresh as the base count as well: one that was rewritten since would
+/// be dumped as empty, which it never was.
 ///
 /// # Errors
 /// [`Error::CatalogMoved`] if one has changed.
@@ -194,12 +190,15 @@ mod tests {
     use super::*;
     use lastgood_integration::TestDatabase;
 
-    /// Between the snapshot and the dump's locks `change` is run.
+    /// Between the snapshot and the dump's locks `change` is run. Only `t` is captured.
     async fn dumped_after(change: &str) -> Result<(), Error> {
         let database = TestDatabase::new(18).await.unwrap();
         let other = database.connect().await.unwrap();
         other
-            .batch_execute("CREATE TABLE t(id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
+            .batch_execute(
+                "CREATE TABLE t(id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t;
+                 CREATE TABLE n(a int); INSERT INTO n VALUES (1)",
+            )
             .await
             .unwrap();
         let keeper = database.connect().await.unwrap();
@@ -214,7 +213,7 @@ mod tests {
         other.batch_execute(change).await.unwrap();
         let settings = SourceSettings::default();
         let contents = read(&keeper, &other, 180_000, &settings, oid, &locked).await?;
-        assert_eq!(contents.tables.len(), 1);
+        assert_eq!(contents.tables.len(), 2);
         unchanged(&other, &contents).await
     }
 
@@ -229,6 +228,9 @@ mod tests {
             "ALTER TABLE t RENAME TO u; CREATE TABLE t(id int PRIMARY KEY)",
             "ALTER TABLE t ADD COLUMN v text",
             "ALTER TABLE t ALTER COLUMN id TYPE bigint",
+            "ALTER TABLE n ALTER COLUMN a TYPE bigint",
+            "BEGIN; TRUNCATE n; INSERT INTO n VALUES (2); COMMIT",
+            "ALTER TABLE n RENAME TO m; CREATE TABLE n(a int)",
         ] {
             let outcome = dumped_after(change).await;
             assert!(
