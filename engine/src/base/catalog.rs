@@ -58,9 +58,8 @@ pub(super) fn is_locked(kind: char, extension: bool) -> bool {
 /// Reads under the keeper's snapshot, which holds the tables of `locked`.
 ///
 /// # Errors
-/// [`Error::CatalogMoved`] if there is a table that nobody held when the snapshot was taken, or one
-/// that should be captured is not in the publication at the consistent point: it was made a moment
-/// before, and the next attempt covers it.
+/// [`Error::CatalogMoved`] if a table that should be captured is not in the publication at the
+/// consistent point: it was made a moment before, and the next attempt covers it.
 pub(super) async fn read(
     client: &Client,
     fresh: &Client,
@@ -73,9 +72,6 @@ pub(super) async fn read(
     let listed = tables::list(client, server_version).await?;
     let mut entries = Vec::with_capacity(listed.len());
     for table in listed {
-        if is_locked(table.kind, table.extension) && !locked.contains(&table.oid) {
-            return Err(Error::CatalogMoved);
-        }
         let protection = match table.protection(settings) {
             Protection::Full if !members.contains(&table.oid) => {
                 if !table.needs_full(settings) {

@@ -4,7 +4,8 @@
 //! A table that is truncated in between would be dumped as empty (TRUNCATE and rewriting commands do
 //! not heed older snapshots) and its earlier changes would come in the stream all the same. The
 //! locks are taken in the command that takes the snapshot over, in the very sessions that the tools
-//! are lent afterwards. They are those that `pg_dump` takes anyway, and are held as long.
+//! are lent afterwards; those of tables that were being made when the others were listed, right after.
+//! They are those that `pg_dump` takes anyway, and are held as long.
 //!
 //! What is not to be had at once is not insisted on, neither these locks nor anything else that
 //! somebody holds: he may be waiting for us, and the server cannot see that our sessions belong
@@ -98,7 +99,7 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Error::CatalogMoved`] if a table is gone, [`Error::TablesLocked`] if one cannot be had.
-    pub(crate) async fn hold(self, slot: &CreatedSlot) -> Result<Snapshot, Error> {
+    pub(crate) async fn hold(mut self, slot: &CreatedSlot) -> Result<Snapshot, Error> {
         // The server's own name, hexadecimal digits and dashes: safe inside quotes.
         let import = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}'; ",
@@ -122,6 +123,7 @@ impl Prepared {
             )
             .await
             .map_err(Error::sql("reading the clock"))?;
+        self.hold_late().await?;
         Ok(Snapshot {
             keeper: self.keeper,
             hands: self.hands,
@@ -133,6 +135,28 @@ impl Prepared {
             consistent_point: slot.consistent_point,
             taken: PgTimestamp::from_unix_micros(row.get(0)),
         })
+    }
+
+    /// Locks what the snapshot has and the list has not: whoever was making a table when ours were
+    /// listed was waited for by the slot.
+    async fn hold_late(&mut self) -> Result<(), Error> {
+        let listed = tables::list(self.keeper.client(), self.keeper.server_version()).await?;
+        let mut late: BTreeMap<Oid, String> = listed
+            .into_iter()
+            .filter(|table| catalog::is_locked(table.kind, table.extension))
+            .filter(|table| !self.tables.contains_key(&table.oid))
+            .map(|table| (table.oid, table.quoted))
+            .collect();
+        if late.is_empty() {
+            return Ok(());
+        }
+        let everything = lock(late.values());
+        let locked = self.keeper.client().batch_execute(&everything).await;
+        locked.map_err(refused)?;
+        let sizes = catalog::sizes(self.fresh.client(), late.keys().copied()).await?;
+        self.sizes.extend(sizes);
+        self.tables.append(&mut late);
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lastgood_engine::{Error, Event, Events, take_base};
-use lastgood_integration::TestDatabase;
+use lastgood_integration::{TestDatabase, wait};
 use lastgood_proto::manifest::Protection;
 
 use crate::majors;
@@ -185,4 +185,45 @@ async fn truncates_many_times_a_second_leave_room_for_a_base() -> Result<()> {
         running.stop().await?;
     }
     Ok(())
+}
+
+/// Whoever makes one table after the other is always making one: the slot waits for it, and then the
+/// snapshot has a table that was not there when tables were listed.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_made_all_the_time_leave_room_for_a_base() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute("CREATE TABLE t(id int PRIMARY KEY)")
+        .await?;
+    let fixture = Fixture::new(&database.url(), quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (writer, stopped) = (database.connect().await?, stop.clone());
+    let writer = tokio::spawn(async move {
+        let mut number = 0;
+        while !stopped.is_cancelled() {
+            number += 1;
+            let round = format!(
+                "BEGIN; CREATE TABLE x_{number} AS SELECT 1 AS a; SELECT pg_sleep(1); COMMIT"
+            );
+            writer.batch_execute(&round).await?;
+        }
+        anyhow::Ok(())
+    });
+    wait::until("a table being made", async || {
+        let waits = "SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        Ok(client.query_opt(waits, &[]).await?.map(drop))
+    })
+    .await?;
+    let (sender, _receiver) = tokio::sync::mpsc::channel(100);
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let base = take_base(&fixture.source, &fixture.store, Events::new(sender), cancel);
+    let base = tokio::time::timeout(crate::running::DEADLINE, base).await??;
+    ensure!(base.tables.iter().any(|table| table.name.starts_with("x_")));
+    stop.cancel();
+    writer.await??;
+    running.stop().await
 }
