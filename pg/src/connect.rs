@@ -132,8 +132,9 @@ impl Session {
     /// # Errors
     /// If the connection is broken.
     pub async fn lend(self) -> Result<Loan, Error> {
+        let canceller = self.canceller();
         let server = self.reclaim.from(self.client).await.ok_or(Error::Closed)?;
-        Loan::new(server, self.parameters)
+        Loan::new(server, canceller, self.parameters)
             .await
             .map_err(Error::Broken)
     }

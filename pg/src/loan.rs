@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::connect::Canceller;
 use crate::transport::Transport;
 
 /// What libpq and `pg_dump` look at. Anything else they ask for by SQL.
@@ -47,9 +48,12 @@ const GSS_REQUEST: u32 = 80_877_104;
 /// not reported again, and the tool would write the one it was welcomed with into its archive.
 const TIDY: &str = "DEALLOCATE ALL; SET client_encoding = 'UTF8'";
 
-/// A session that nobody is using. Dropping it ends it.
+/// A session that nobody is using. Dropping it ends it, also while it waits for a lock: a server
+/// process that does would not notice that nobody is there any more, and keep the locks it has.
 pub struct Loan {
     server: Transport,
+    /// Until the session has been left in good order.
+    canceller: Option<Canceller>,
     parameters: Vec<(&'static str, String)>,
     /// Of the last ReadyForQuery: whether a transaction is open.
     status: u8,
@@ -59,10 +63,12 @@ impl Loan {
     /// Takes over a server process that waits for a command.
     pub(crate) async fn new(
         server: Transport,
+        canceller: Canceller,
         parameters: Vec<(&'static str, String)>,
     ) -> io::Result<Self> {
         let mut loan = Self {
             server,
+            canceller: Some(canceller),
             parameters,
             status: b'I',
         };
@@ -73,6 +79,7 @@ impl Loan {
     /// Says the good-bye that the tools were not let say. A session that is dropped without it ends as
     /// well, and the server notes in its log that nobody said so.
     pub async fn close(mut self) {
+        self.canceller = None;
         let good_bye = [TERMINATE, 0, 0, 0, 4];
         // An error here is one of a connection that ends anyway.
         let _ended = self.server.write_all(&good_bye).await;
@@ -155,6 +162,22 @@ impl Loan {
         message(b'K', &[0; 8]);
         message(READY, &[self.status]);
         client.write_all(&welcome).await
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let (Some(canceller), Ok(runtime)) =
+            (self.canceller.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        runtime.spawn(async move {
+            if let Err(error) = canceller.cancel().await {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, "a lent session could not be cancelled");
+            }
+        });
     }
 }
 

@@ -198,6 +198,45 @@ async fn a_lent_session_goes_from_tool_to_tool() -> Result<()> {
     Ok(())
 }
 
+/// A server process that waits for a lock does not look whether its client is still there.
+#[tokio::test]
+async fn a_lent_session_that_is_dropped_lets_its_locks_go_though_it_waits() -> Result<()> {
+    let found = all().await?;
+    let database = TestDatabase::new(18).await?;
+    let held = "CREATE TABLE held (id int); CREATE TABLE wanted (id int)";
+    database.execute(held).await?;
+    let other = database.connect().await?;
+    other
+        .batch_execute("BEGIN; LOCK TABLE wanted IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    let lent = session(&database.url()).await;
+    lent.client()
+        .batch_execute(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+             LOCK TABLE public.held IN ACCESS SHARE MODE",
+        )
+        .await?;
+    let tools = PgTools::for_dump(&found, 180_000)?;
+    let url = database.url();
+    let options = DumpOptions::default();
+    let process = tools.dump(lent.lend().await?, config(&url).database(), &options)?;
+    let client = database.connect().await?;
+    let locks = async |sql: &str| -> Result<i64> { Ok(client.query_one(sql, &[]).await?.get(0)) };
+    wait::until("the tool to wait", async || {
+        let waiting =
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'wanted'::regclass";
+        Ok((locks(waiting).await? > 0).then_some(()))
+    })
+    .await?;
+    drop(process);
+    wait::until("its locks to be gone", async || {
+        let left = "SELECT count(*) FROM pg_locks WHERE relation = 'held'::regclass";
+        Ok((locks(left).await? == 0).then_some(()))
+    })
+    .await?;
+    Ok(other.batch_execute("ROLLBACK").await?)
+}
+
 async fn restore(
     found: &[PgTools],
     target: &TestDatabase,
