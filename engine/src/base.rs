@@ -15,6 +15,7 @@
 mod archive;
 mod catalog;
 mod snapshot;
+mod waits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -162,11 +163,13 @@ pub(crate) async fn dump(
     let shape = shape::read(keeper.client(), version, &publication, &source.settings).await?;
     let started = clock(fresh.client()).await?;
 
+    let mut pids = vec![waits::pid(&keeper).await?];
     let mut sessions = archive::Sessions {
         main: keeper.lend().await?,
         hands: Vec::new(),
     };
     for hand in snapshot.hands {
+        pids.push(waits::pid(&hand).await?);
         sessions.hands.push(hand.lend().await?);
     }
     let place = archive::Place {
@@ -185,10 +188,13 @@ pub(crate) async fn dump(
     let dumped_bytes = Arc::clone(&place.dumped_bytes);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     let archives = archive::all(&place, sessions, big, &source.settings);
-    tokio::pin!(archives);
+    let waiting = waits::until_one_waits(fresh.client(), &pids);
+    tokio::pin!(archives, waiting);
     let archives = loop {
+        // What is left of the archives ends with the sessions that it is made in.
         tokio::select! {
             archives = &mut archives => break archives?,
+            error = &mut waiting => return Err(error),
             _ = ticks.tick() => events.send(Event::BaseProgress {
                 base,
                 dumped_bytes: dumped_bytes.load(Ordering::Relaxed),

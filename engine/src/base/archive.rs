@@ -200,10 +200,9 @@ impl Place {
                 Err(error) => {
                     writer.abort().await;
                     return Err(match error {
-                        // The lock is waited for by a statement timeout of the tool's own.
                         Error::Pg(lastgood_pg::Error::Tool(ToolError::Failed {
                             stderr, ..
-                        })) if bytes == 0 && stderr.contains("timeout") => Error::TablesLocked,
+                        })) if was_in_the_way(bytes, &stderr) => Error::TablesLocked,
                         error => error,
                     });
                 }
@@ -217,6 +216,12 @@ impl Place {
         };
         Ok((archive, session))
     }
+}
+
+/// Whether somebody else's lock ended a tool, which tells it by its words only. It waits for tables by
+/// a statement timeout of its own, before it has written anything.
+fn was_in_the_way(written: u64, stderr: &str) -> bool {
+    stderr.contains("deadlock detected") || (written == 0 && stderr.contains("timeout"))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,6 +1,6 @@
 //! Bases of a real server.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lastgood_engine::{Error, Event, Events, take_base};
 use lastgood_integration::{TestDatabase, wait};
 use lastgood_proto::manifest::Protection;
@@ -226,4 +226,54 @@ async fn tables_made_all_the_time_leave_room_for_a_base() -> Result<()> {
     stop.cancel();
     writer.await??;
     running.stop().await
+}
+
+/// Whoever drops a view that a base is about to read, and then alters a table that the base holds,
+/// is not the one who is ended, whoever of the two would have noticed first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_gives_way_to_whoever_it_waits_for() -> Result<()> {
+    for patience in ["60s", "10ms"] {
+        let database = TestDatabase::new(18).await?;
+        let client = database.connect().await?;
+        let name = &database.name;
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE t(id int PRIMARY KEY); CREATE VIEW v AS SELECT 1 AS one;
+                 ALTER DATABASE {name} SET deadlock_timeout = '{patience}'"
+            ))
+            .await?;
+        let other = database.connect().await?;
+        // The server looks for a deadlock after this, in the session that waits.
+        other.batch_execute("SET deadlock_timeout = '5s'").await?;
+        let fixture = Fixture::new(&database.url(), quick()).await?;
+        let mut running = fixture.start();
+        running.base().await?;
+        let (sender, mut events) = tokio::sync::mpsc::channel(1000);
+        let (source, store) = (fixture.source.clone(), fixture.store.clone());
+        let cancel = tokio_util::sync::CancellationToken::new();
+        let taking =
+            tokio::spawn(
+                async move { take_base(&source, &store, Events::new(sender), cancel).await },
+            );
+        while let Some(event) = events.recv().await {
+            if matches!(event, Event::BaseStarted { .. }) {
+                break;
+            }
+        }
+        other.batch_execute("BEGIN; DROP VIEW v").await?;
+        other
+            .batch_execute("ALTER TABLE t ADD c int; COMMIT")
+            .await
+            .with_context(|| format!("deadlock_timeout {patience}"))?;
+        let mut begun_again = 0;
+        while let Some(event) = events.recv().await {
+            begun_again += usize::from(matches!(event, Event::BaseStarted { .. }));
+        }
+        taking
+            .await?
+            .with_context(|| format!("deadlock_timeout {patience}"))?;
+        ensure!(begun_again > 0, "the first attempt was not in the way");
+        running.stop().await?;
+    }
+    Ok(())
 }
