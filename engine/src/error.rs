@@ -74,10 +74,12 @@ pub enum Error {
     Ended { reason: EndReason, detail: String },
     /// The slot stands before a row that this server can never send; so does every later attempt.
     #[error(
-        "the server cannot send a changed row, because its values as text are longer than 1 GB (a bytea \
-         doubles in length; REPLICA IDENTITY FULL sends the old row as well): what was committed since \
-         cannot be captured; make the value smaller in its table, then pause the source without \
-         its slot (--slot drop) and resume it, which begins a new lineage"
+        "the server cannot send a changed row, most likely because its values as text are longer than \
+         1 GB (a bytea doubles in length; REPLICA IDENTITY FULL sends the old row as well). Damaged \
+         data and bugs of old minor releases end in the same error, so first upgrade the server to \
+         its newest minor release: capture tries again by itself. If it stays so, make the value \
+         smaller in its table, then pause the source without its slot (--slot drop) and resume it, \
+         which begins a new lineage; what was committed in between is not captured"
     )]
     RowTooLong(#[source] lastgood_pg::Error),
     /// The server closed the stream without an error.

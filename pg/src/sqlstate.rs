@@ -38,8 +38,8 @@ pub enum Condition {
     Encoding,
     /// The walsender does not know an option of ours: it is older than we took it for.
     OptionUnknown,
-    /// A row whose values as text are longer than a server's buffer can be (1 GB), so that it can be
-    /// stored and never sent.
+    /// Most likely a row whose values as text are longer than a server's buffer can be (1 GB), so that
+    /// it can be stored and never sent.
     RowTooLong,
     /// An exported snapshot is gone, or lives on another server.
     SnapshotMissing,
@@ -47,7 +47,8 @@ pub enum Condition {
     Other,
 }
 
-/// What the server says when a single value is too long; an internal message, never translated.
+/// What the server says when a single value is too long; an internal message, never translated. Damaged
+/// data and bugs of the server can end in it as well.
 const TOO_LONG: &str = "invalid memory alloc request size";
 
 /// The functions that check `wal_level` before a slot is made or read (`logical.c`, `slot.c`).
