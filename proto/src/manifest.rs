@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::key::ArchiveName;
 use crate::{BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId};
 
-/// The version of every file here. A change that an older reader would misread raises it.
+/// The version of every file here. A change that an older reader would misread raises it; a new
+/// optional field does not, since an older reader refuses what it does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Version1;
 
@@ -177,7 +178,7 @@ pub struct BaseManifest {
     pub pg_dump_version: String,
     pub database: String,
     pub encoding: String,
-    /// Absent from bases of an earlier lastgood.
+    /// May be there from 0.1.0 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locale: Option<Locale>,
     pub archives: Vec<Archive>,
@@ -260,7 +261,7 @@ pub enum Protection {
     Derived,
 }
 
-/// A sequence as it was under the base's snapshot.
+/// A sequence that is there under the base's snapshot; its value was read after the consistent point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceEntry {
