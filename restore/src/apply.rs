@@ -78,6 +78,8 @@ pub(crate) struct Applier<'a> {
     prepared: HashMap<Oid, Prepared>,
     made: usize,
     open: bool,
+    /// What the progress row says.
+    replayed: Replayed,
 }
 
 struct Prepared {
@@ -87,13 +89,15 @@ struct Prepared {
 }
 
 impl<'a> Applier<'a> {
-    /// The session must have [`SESSION`] set and belong to this applier alone.
-    pub(crate) fn new(client: &'a Client) -> Self {
+    /// The session must have [`SESSION`] set and belong to this applier alone. It goes on from
+    /// `replayed`.
+    pub(crate) fn new(client: &'a Client, replayed: Replayed) -> Self {
         Self {
             client,
             prepared: HashMap::new(),
             made: 0,
             open: false,
+            replayed,
         }
     }
 
@@ -113,9 +117,17 @@ impl<'a> Applier<'a> {
             self.truncate(truncate, &batch.index).await?;
         }
         if let Some(replayed) = &batch.commit {
-            let sql = format!("{}; COMMIT", progress_table::replayed_sql(replayed));
-            self.client.batch_execute(&sql).await?;
+            let progress = progress_table::replayed_sql(&self.replayed, replayed);
+            let commit = format!("{progress}; COMMIT");
+            let committed = self.client.batch_execute(&commit).await;
+            committed.map_err(|error| match error.code() {
+                Some(code) if code.code() == progress_table::MOVED => Error::ProgressMoved {
+                    expected: self.replayed.through,
+                },
+                _ => error.into(),
+            })?;
             self.open = false;
+            self.replayed = *replayed;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use lastgood_proto::{SourceId, encoding};
 use tokio_postgres::error::SqlState;
 
 use crate::sql::{literal, quoted};
-use crate::{Error, Into, locale, progress_table};
+use crate::{Error, Into, locale, lock, progress_table};
 
 /// A destination that may be written to.
 pub(crate) struct Destination {
@@ -67,6 +67,8 @@ pub(crate) async fn look(
         }
     };
     check_encoding(&session, &lineage.server_encoding, name).await?;
+    // Before the state is read, which another restore may be about to change.
+    lock::take(&session).await?;
     let earlier = progress_table::read(session.client()).await?;
     match &earlier {
         Some(_) if resume => {}
@@ -91,16 +93,22 @@ pub(crate) async fn open(
 ) -> Result<Destination, Error> {
     let config = into.connection.with_database(into.database());
     match look(into, source, lineage, resume).await? {
-        Found::Ready { session, earlier } => Ok(Destination {
-            config,
-            session,
-            created: false,
-            earlier,
-        }),
+        Found::Ready { session, earlier } => {
+            if earlier.is_some() {
+                end_tools(&session).await?;
+            }
+            Ok(Destination {
+                config,
+                session,
+                created: false,
+                earlier,
+            })
+        }
         Found::Missing(entry) => {
             create(&entry, into.database(), base).await?;
             entry.close().await;
             let session = Session::connect(&config, Purpose::Restore).await?;
+            lock::take(&session).await?;
             Ok(Destination {
                 config,
                 session,
@@ -235,6 +243,15 @@ async fn check_empty(session: &Session, name: &str) -> Result<(), Error> {
         database: name.to_owned(),
         objects: names.join(", "),
     })
+}
+
+/// Ends the tools of an attempt that was killed, which may have lived on: what they still write would
+/// come beside what is written now.
+async fn end_tools(session: &Session) -> Result<(), Error> {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND usename = current_user
+                  AND application_name = 'pg_restore'";
+    Ok(session.client().batch_execute(sql).await?)
 }
 
 /// Ends what a cancelled or failed restore may still have running on the server: a client that is

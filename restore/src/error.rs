@@ -116,6 +116,20 @@ pub enum Error {
     Cancelled,
     #[error("database \"{database}\" is the source itself")]
     IsSource { database: String },
+    #[error(
+        "another restore is writing to database \"{database}\"{}: wait until it has ended",
+        held_by(process)
+    )]
+    AnotherRestore {
+        database: String,
+        /// The server's process that has the lock, if it still had it when we asked.
+        process: Option<i32>,
+    },
+    #[error(
+        "another restore has written to this database: its progress is no longer at {expected}; drop the \
+         database and begin again"
+    )]
+    ProgressMoved { expected: Lsn },
     #[error("database \"{database}\" exists already")]
     DatabaseExists { database: String },
     #[error("database \"{database}\" is not empty: it has {objects}")]
@@ -285,6 +299,14 @@ fn and_scratch(scratch: &Option<String>) -> String {
     })
 }
 
+fn held_by(process: &Option<i32>) -> String {
+    process.map_or_else(String::new, |process| {
+        format!(
+            " (if its client is gone, SELECT pg_terminate_backend({process}) there ends what it left)"
+        )
+    })
+}
+
 fn did_you_mean(near: &[String]) -> String {
     match near {
         [] => String::new(),
@@ -321,6 +343,8 @@ impl Error {
             | Error::Cancelled
             | Error::IsSource { .. }
             | Error::DatabaseExists { .. }
+            | Error::AnotherRestore { .. }
+            | Error::ProgressMoved { .. }
             | Error::NotEmpty { .. }
             | Error::OtherEncoding { .. }
             | Error::LatestNotRecoverable { .. }

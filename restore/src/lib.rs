@@ -30,6 +30,7 @@ mod gather;
 mod identity;
 mod leftover;
 mod locale;
+mod lock;
 mod ownership;
 mod partial;
 mod plan;

@@ -123,11 +123,22 @@ pub(crate) async fn enter(client: &Client, stage: Stage) -> Result<(), Error> {
     Ok(())
 }
 
-/// To be executed in the transaction that replays.
-pub(crate) fn replayed_sql(replayed: &Replayed) -> String {
+/// The progress was not where the restore had left it.
+pub(crate) const MOVED: &str = "LG002";
+
+/// To be executed in the transaction that replays; fails if somebody else has moved on meanwhile.
+pub(crate) fn replayed_sql(before: &Replayed, replayed: &Replayed) -> String {
     format!(
-        "UPDATE lastgood_restore.progress SET through_lsn = '{}', transactions = {}, rows = {}",
-        replayed.through, replayed.transactions, replayed.rows
+        "DO $$ BEGIN
+             UPDATE lastgood_restore.progress SET through_lsn = '{}', transactions = {}, rows = {}
+              WHERE through_lsn = '{}' AND transactions = {};
+             IF NOT FOUND THEN RAISE EXCEPTION 'the progress is elsewhere' USING ERRCODE = '{MOVED}'; END IF;
+         END $$",
+        replayed.through,
+        replayed.transactions,
+        replayed.rows,
+        before.through,
+        before.transactions
     )
 }
 

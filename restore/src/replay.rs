@@ -39,7 +39,7 @@ pub(crate) async fn replay(
     let (sender, mut batches) = mpsc::channel(1);
     let reader = Reader::new(plan, store, tables, base, server_encoding, replayed);
     let reading = tokio::task::spawn_blocking(move || reader.run(&sender));
-    let mut applier = Applier::new(client);
+    let mut applier = Applier::new(client, replayed);
     let mut outcome = replayed;
     while let Some(batch) = batches.recv().await {
         let batch: Batch = batch;

@@ -110,7 +110,7 @@ impl Pair {
         };
         let tables = Arc::new(catalog::tables(&client).await?);
         let mut batcher = Batcher::new(range, tables, Arc::new(base), None);
-        let mut applier = Applier::new(&client);
+        let mut applier = Applier::new(&client, range.replayed);
         let mut reader = SegmentReader::open(captured.segment.as_slice(), None).unwrap();
         while let Some(record) = reader.next().unwrap() {
             if let Some(batch) = batcher.feed(record)? {
@@ -423,6 +423,37 @@ async fn a_divergence_is_an_error_with_its_place() {
         matches!(&error, Error::Change { place, .. } if Some(place.commit_lsn) == captured.last),
         "{error:?}"
     );
+}
+
+/// What a group of transactions brings in comes back if another restore has brought it in already.
+#[tokio::test]
+async fn progress_that_somebody_else_has_moved() {
+    let copy = TestDatabase::new(15).await.unwrap();
+    let (client, other) = (copy.connect().await.unwrap(), copy.connect().await.unwrap());
+    progress_table::create(&client, "test").await.unwrap();
+    let at = |number| Replayed {
+        through: Lsn::new(number),
+        transactions: number,
+        rows: number,
+    };
+    let batch = |number| Batch {
+        tables: Vec::new(),
+        encoding: "UTF8".into(),
+        index: Vec::new(),
+        truncate: None,
+        commit: Some(at(number)),
+    };
+    let mut first = Applier::new(&client, at(0));
+    let mut second = Applier::new(&other, at(0));
+    first.apply(batch(1)).await.unwrap();
+    first.apply(batch(2)).await.unwrap();
+    let error = second.apply(batch(1)).await.unwrap_err();
+    assert!(
+        matches!(error, Error::ProgressMoved { expected } if expected == Lsn::INVALID),
+        "{error:?}"
+    );
+    let state = progress_table::read(&client).await.unwrap().unwrap();
+    assert_eq!(state.replayed, at(2));
 }
 
 #[tokio::test]

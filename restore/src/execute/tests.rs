@@ -7,7 +7,7 @@ use lastgood_proto::PgTimestamp;
 
 use super::*;
 use crate::testing::{Fixture, chain, content, majors, tables};
-use crate::{PlanOptions, Target, TargetKind, plan};
+use crate::{PlanOptions, TableName, Target, TargetKind, plan};
 
 const SHOP: &str = "
     CREATE TABLE customer (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text UNIQUE, note text);
@@ -413,6 +413,80 @@ async fn an_interrupted_restore_resumes() {
         assert_eq!(report.transactions, 9, "{phase:?}");
         expected.assert_restored(&content(&copy).await, &format!("{phase:?}"));
         same_definitions(&fixture.source, &copy).await;
+    }
+}
+
+/// A second one into the same place would bring the same changes in beside the first, and a table
+/// without a key would not tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_restores_at_once() {
+    let mut fixture = Fixture::new(
+        15,
+        "CREATE TABLE log (line text); ALTER TABLE log REPLICA IDENTITY FULL",
+    )
+    .await;
+    for part in ["1, 70000", "70001, 140000"] {
+        let insert = format!("INSERT INTO log SELECT 'line ' || g FROM generate_series({part}) g");
+        fixture.run(&insert).await;
+    }
+    fixture.seal().await;
+    let expected = fixture.content().await;
+    for schema in [None, Some("recovered")] {
+        let wanted = PlanOptions {
+            tables: schema
+                .map(|_| TableName::parse("log").unwrap())
+                .into_iter()
+                .collect(),
+            into_schema: schema.map(ToOwned::to_owned),
+            ..options()
+        };
+        let planned = plan(&fixture.store, &Target::latest(), &wanted)
+            .await
+            .unwrap();
+        let copy = fixture.source.sibling().await.unwrap();
+        // The first one stops between two commits of the replay until it is told to go on.
+        let (reached, has_reached) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let may_go_on = Mutex::new(Some(may_go_on));
+        let hold = move |progress: Progress| {
+            if progress.phase == Phase::Replay
+                && progress.transactions == 1
+                && let Some(may_go_on) = may_go_on.lock().unwrap().take()
+            {
+                reached.send(()).unwrap();
+                tokio::task::block_in_place(|| may_go_on.recv().unwrap());
+            }
+        };
+        let (plan, store, target) = (planned.clone(), fixture.store.clone(), into(&copy));
+        let first = tokio::spawn(async move {
+            execute(&plan, &store, target, &RUN, hold, CancellationToken::new()).await
+        });
+        tokio::task::block_in_place(|| has_reached.recv().unwrap());
+        for resume in [true, false] {
+            let again = Options { resume, ..RUN };
+            let token = CancellationToken::new();
+            let second =
+                execute(&planned, &fixture.store, into(&copy), &again, |_| {}, token).await;
+            let error = second.unwrap_err();
+            let is_refused = match (schema, resume) {
+                (Some(_), false) => matches!(error, Error::ScratchExists { .. }),
+                _ => matches!(
+                    error,
+                    Error::AnotherRestore {
+                        process: Some(_),
+                        ..
+                    }
+                ),
+            };
+            assert!(is_refused, "{schema:?} {resume}: {}", chain(&error));
+        }
+        go_on.send(()).unwrap();
+        let report = first.await.unwrap();
+        let report = report.unwrap_or_else(|error| panic!("{schema:?}: {}", chain(&error)));
+        assert!(!report.resumed);
+        let (expected, found) = (tables(&expected), content(&copy).await);
+        let name = format!("{}.log", schema.unwrap_or("public"));
+        assert_eq!(expected["public.log"], tables(&found)[&name], "{schema:?}");
     }
 }
 
