@@ -2,10 +2,9 @@
 
 use lastgood_pg::ConnectionConfig;
 use lastgood_proto::{BaseId, LineageId};
-use lastgood_restore::{Error, Into, Options, Plan, Progress, Replay, Report};
+use lastgood_restore::{Error, Interrupt, Into, Options, Plan, Progress, Replay, Report};
 use lastgood_store::SourceStore;
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 
 /// Parallel jobs unless something else is asked for.
 const JOBS: u32 = 4;
@@ -69,7 +68,7 @@ pub(crate) async fn execute(
     order: Order,
     store: SourceStore,
     progress: impl Fn(Progress) + Send + Sync + 'static,
-    cancel: CancellationToken,
+    interrupt: Interrupt,
 ) -> Result<Report, Stopped> {
     let into = order.place();
     let Order {
@@ -82,7 +81,8 @@ pub(crate) async fn execute(
     };
     let runtime = Handle::current();
     let executing = tokio::task::spawn_blocking(move || {
-        let executing = lastgood_restore::execute(&plan, &store, into, &options, progress, cancel);
+        let executing =
+            lastgood_restore::execute(&plan, &store, into, &options, progress, interrupt);
         runtime.block_on(executing)
     });
     match executing.await {

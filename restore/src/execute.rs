@@ -74,7 +74,33 @@ pub struct Options {
     pub resume: bool,
 }
 
-/// Brings the source back as the plan says. Dropping the future stops it too, but only `cancel`
+/// What ends a restore before it is done.
+pub struct Interrupt {
+    /// Nobody wants it any more.
+    pub cancel: CancellationToken,
+    /// The process has to end; somebody may go on with the restore afterwards.
+    pub shutdown: CancellationToken,
+}
+
+impl From<CancellationToken> for Interrupt {
+    fn from(cancel: CancellationToken) -> Self {
+        Self {
+            cancel,
+            shutdown: CancellationToken::new(),
+        }
+    }
+}
+
+impl Interrupt {
+    async fn comes(&self) {
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = self.shutdown.cancelled() => {}
+        }
+    }
+}
+
+/// Brings the source back as the plan says. Dropping the future stops it too, but only an interrupt
 /// also ends what is still running on the server.
 ///
 /// # Errors
@@ -85,8 +111,9 @@ pub async fn execute(
     into: Into,
     options: &Options,
     progress: impl Fn(Progress) + Send + Sync,
-    cancel: CancellationToken,
+    interrupt: impl std::convert::Into<Interrupt>,
 ) -> Result<Report, Error> {
+    let interrupt = interrupt.into();
     let Replay::Ordered = options.replay;
     let manifest = SourceObject::Manifest(plan.lineage, plan.base.id);
     let manifest: BaseManifest = store.get_json(&manifest).await?;
@@ -110,7 +137,7 @@ pub async fn execute(
     };
     let destination = tokio::select! {
         biased;
-        () = cancel.cancelled() => return Err(Error::Cancelled),
+        () = interrupt.comes() => return Err(Error::Cancelled),
         opened = open.boxed() => opened?,
     };
     let (config, created) = (destination.config.clone(), destination.created);
@@ -126,7 +153,7 @@ pub async fn execute(
     };
     let outcome = tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(Error::Cancelled),
+        () = interrupt.comes() => Err(Error::Cancelled),
         done = run.all(destination).boxed() => done,
     };
     match outcome {
@@ -142,7 +169,11 @@ pub async fn execute(
             destination::end_sessions(&config).await;
             let left_behind = match &existing {
                 None => left_behind(&config, created),
-                Some(existing) => existing.left_behind(&error).await,
+                Some(existing) => {
+                    // What took long to make goes only if whoever began it does not want it.
+                    let is_unwanted = interrupt.cancel.is_cancelled() || phase < Phase::Data;
+                    existing.left_behind(!created || !is_unwanted).await
+                }
             };
             Err(Error::Failed {
                 phase,

@@ -6,12 +6,13 @@
 //! existing database sees all of it or nothing, and nothing but the one schema.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{SinkExt as _, StreamExt as _};
 use lastgood_pg::dump::Section;
 use lastgood_pg::{Canceller, ConnectionConfig, PgTools, Purpose, Session};
 use lastgood_proto::manifest::LineageFile;
-use lastgood_proto::{Class, SourceId, encoding};
+use lastgood_proto::{SourceId, encoding};
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::Client;
 
@@ -26,6 +27,17 @@ pub(crate) struct Existing {
     /// The scratch database: the same for the same schema of the same database, so that a second
     /// attempt finds it and two at a time cannot be.
     scratch: String,
+    /// The advisory lock of the transaction that makes the schema: who gets it, knows that it ended.
+    lock: i64,
+    /// That transaction was told to commit.
+    committing: AtomicBool,
+}
+
+/// What is known of the schema after a failure.
+enum Made {
+    Yes,
+    No,
+    Unknown(Error),
 }
 
 impl Existing {
@@ -35,13 +47,17 @@ impl Existing {
         digest.update([0]);
         digest.update(schema);
         let mut scratch = "lastgood_scratch_".to_owned();
+        let mut lock = 0;
         for byte in digest.finalize().iter().take(8) {
             let _ = write!(scratch, "{byte:02x}");
+            lock = lock << 8 | i64::from(*byte);
         }
         Self {
             config: into.connection.clone(),
             schema: schema.to_owned(),
             scratch,
+            lock,
+            committing: AtomicBool::new(false),
         }
     }
 
@@ -189,7 +205,8 @@ impl Existing {
         let after = script(Section::PostData).await?;
         let (from, client) = (scratch.client(), session.client());
         from.batch_execute(SAME_TEXT).await?;
-        client.batch_execute("BEGIN").await?;
+        let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({})", self.lock);
+        client.batch_execute(&begin).await?;
         client.batch_execute(&before).await?;
         client.batch_execute(SAME_TEXT).await?;
         let encoding = literal(encoding);
@@ -221,6 +238,7 @@ impl Existing {
             client.batch_execute(&set).await?;
         }
         client.batch_execute(&after).await?;
+        self.committing.store(true, Ordering::Relaxed);
         client.batch_execute("COMMIT").await?;
         Ok(())
     }
@@ -237,22 +255,63 @@ impl Existing {
         Ok(())
     }
 
-    /// What is left after a failure, in one sentence. The scratch database stays if another attempt
-    /// may go on with it, else it goes.
-    pub(crate) async fn left_behind(&self, error: &Error) -> String {
-        let (schema, database) = (quoted(&self.schema), quoted(self.database()));
-        let may_go_on =
-            matches!(error, Error::NotResumable { .. }) || error.class() == Class::Transient;
-        if !may_go_on && self.drop_scratch().await.is_ok() {
-            return format!(
-                "nothing: schema {schema} of database {database} was not made, and the scratch database was dropped"
-            );
+    /// Whether the schema was made, after a failure or a cancel that may have come during its COMMIT.
+    async fn made(&self) -> Made {
+        // Whatever is there of that name now, is not ours.
+        if !self.committing.load(Ordering::Relaxed) {
+            return Made::No;
         }
+        let look = async {
+            let session = Session::connect(&self.config, Purpose::Restore).await?;
+            let client = session.client();
+            let ended = format!(
+                "SET lock_timeout = '10s'; SELECT pg_advisory_lock({})",
+                self.lock
+            );
+            client.batch_execute(&ended).await?;
+            let exists = "SELECT FROM pg_namespace WHERE nspname = $1";
+            let found = client.query_opt(exists, &[&self.schema]).await?;
+            session.close().await;
+            Ok::<_, Error>(found.is_some())
+        };
+        match look.await {
+            Ok(true) => Made::Yes,
+            Ok(false) => Made::No,
+            Err(error) => Made::Unknown(error),
+        }
+    }
+
+    /// What is left after a failure, in one sentence. The scratch database stays while it is
+    /// `wanted`: another attempt may go on with it.
+    pub(crate) async fn left_behind(&self, wanted: bool) -> String {
+        let name = format!(
+            "schema {} of database {}",
+            quoted(&self.schema),
+            quoted(self.database())
+        );
         let scratch = quoted(&self.scratch);
-        format!(
-            "scratch database {scratch} of an unfinished restore; schema {schema} of database {database} is \
-             complete or not there: resume the restore, or drop the scratch database with DROP DATABASE {scratch}"
-        )
+        match self.made().await {
+            Made::Yes => {
+                let rest = match self.drop_scratch().await {
+                    Ok(()) => String::new(),
+                    Err(_) => {
+                        format!("; not dropped: the scratch database; DROP DATABASE {scratch}")
+                    }
+                };
+                format!("{name}, which was made all the same and is complete{rest}")
+            }
+            Made::No if !wanted && self.drop_scratch().await.is_ok() => {
+                format!("nothing: {name} was not made, and the scratch database was dropped")
+            }
+            Made::No => format!(
+                "scratch database {scratch} of an unfinished restore; {name} was not made: resume the restore, \
+                 or drop the scratch database with DROP DATABASE {scratch}"
+            ),
+            Made::Unknown(error) => format!(
+                "scratch database {scratch}, and perhaps {name}, which could not be found out ({error}): if the \
+                 schema is there, it is complete, and DROP DATABASE {scratch}; else resume the restore"
+            ),
+        }
     }
 
     /// Of a restore that succeeded otherwise.
@@ -301,7 +360,66 @@ fn for_a_session(script: &str, server_version: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lastgood_integration::{TestDatabase, wait};
+
     use super::*;
+
+    /// The connection was lost, or somebody cancelled, while the schema's transaction was ending.
+    #[tokio::test]
+    async fn whether_the_schema_was_made() {
+        let database = TestDatabase::new(15).await.unwrap();
+        let into = Into {
+            connection: database.url().parse().unwrap(),
+            create_database: None,
+            allow_source: false,
+        };
+        let existing = Existing::new(&into, "Recovered");
+        database
+            .execute("CREATE SCHEMA \"Recovered\"")
+            .await
+            .unwrap();
+        let left = existing.left_behind(true).await;
+        assert!(left.contains("was not made: resume"), "another's: {left}");
+        database.execute("DROP SCHEMA \"Recovered\"").await.unwrap();
+
+        existing.committing.store(true, Ordering::Relaxed);
+        for (end, words) in [
+            ("ROLLBACK", "nothing: schema \"Recovered\""),
+            ("COMMIT", "was made all the same"),
+        ] {
+            let client = database.connect().await.unwrap();
+            let begin = format!(
+                "BEGIN; SELECT pg_advisory_xact_lock({}); CREATE SCHEMA \"Recovered\"",
+                existing.lock
+            );
+            client.batch_execute(&begin).await.unwrap();
+            let ending = async {
+                let waits = async || {
+                    let sql = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+                    let row = client.query_one(sql, &[]).await?;
+                    Ok(row.get::<_, bool>(0).then_some(()))
+                };
+                wait::until("somebody to wait for the end", waits)
+                    .await
+                    .unwrap();
+                client.batch_execute(end).await.unwrap();
+            };
+            let (left, ()) = tokio::join!(existing.left_behind(false), ending);
+            assert!(left.contains(words), "{end}: {left}");
+        }
+
+        let nowhere = Into {
+            connection: "postgresql://x@127.0.0.1:1/x?connect_timeout=2"
+                .parse()
+                .unwrap(),
+            ..into
+        };
+        let existing = Existing::new(&nowhere, "Recovered");
+        existing.committing.store(true, Ordering::Relaxed);
+        let left = existing.left_behind(false).await;
+        assert!(left.contains("could not be found out"), "{left}");
+    }
 
     #[test]
     fn a_script_without_the_words_of_psql() {

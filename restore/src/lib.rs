@@ -56,7 +56,7 @@ mod window;
 
 pub use boundary::{TableChanges, Transaction};
 pub use error::{Error, Outside, Place};
-pub use execute::{Into, Options, Replay, check, execute, unfinished};
+pub use execute::{Interrupt, Into, Options, Replay, check, execute, unfinished};
 pub use partial::{LeftOut, Partial, PartialTable};
 pub use plan::{NotCovered, Plan, PlanOptions, PlannedBase, PlannedSegment, Stop, plan};
 pub use report::{Phase, PhaseTime, Progress, Report};

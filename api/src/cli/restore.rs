@@ -227,7 +227,7 @@ async fn by_itself(
             watched.take(&step);
         }
     };
-    let outcome = execute::execute(order, store.clone(), tell, cancel).await;
+    let outcome = execute::execute(order, store.clone(), tell, cancel.into()).await;
     watcher.abort();
     bar.clear();
     match outcome {

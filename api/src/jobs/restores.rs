@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lastgood_restore::Progress;
+use lastgood_restore::{Interrupt, Progress};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -156,16 +156,11 @@ async fn work(
     let tell = move |step| {
         progress.send_replace(Some(step));
     };
-    let executing = execute::execute(order, store, tell, cancel.clone());
-    tokio::pin!(executing);
-    let outcome = tokio::select! {
-        outcome = &mut executing => outcome,
-        () = app.shutdown.cancelled() => {
-            cancel.cancel();
-            executing.await
-        }
+    let interrupt = Interrupt {
+        cancel,
+        shutdown: app.shutdown.clone(),
     };
-    match outcome {
+    match execute::execute(order, store, tell, interrupt).await {
         Ok(report) => serde_json::to_value(ReportView::from(&report))
             .map(|report| Ending::Succeeded { report })
             .map_err(|error| failed(&error)),

@@ -490,6 +490,85 @@ async fn two_restores_at_once() {
     }
 }
 
+/// A scratch database holds what may have taken hours: it goes only if whoever began it cancels.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_a_scratch_database() {
+    let mut fixture = Fixture::new(15, "CREATE TABLE t (id int PRIMARY KEY)").await;
+    fixture
+        .run("INSERT INTO t SELECT generate_series(1, 100)")
+        .await;
+    fixture.seal().await;
+    let wanted = PlanOptions {
+        tables: vec![TableName::parse("t").unwrap()],
+        into_schema: Some("recovered".to_owned()),
+        ..options()
+    };
+    let planned = plan(&fixture.store, &Target::latest(), &wanted)
+        .await
+        .unwrap();
+    let copy = fixture.source.sibling().await.unwrap();
+    for (is_cancel, phase, resume, stays) in [
+        (true, Phase::Replay, false, false),
+        (false, Phase::Schema, false, false),
+        (false, Phase::Replay, false, true),
+        (true, Phase::Constraints, true, true),
+        (false, Phase::Constraints, true, true),
+    ] {
+        let what = format!("{is_cancel} {phase:?} {resume}");
+        let (cancel, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let stop = |progress: Progress| match is_cancel {
+            _ if progress.phase != phase => {}
+            true => cancel.cancel(),
+            false => shutdown.cancel(),
+        };
+        let interrupt = Interrupt {
+            cancel: cancel.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let options = Options { resume, ..RUN };
+        let done = execute(
+            &planned,
+            &fixture.store,
+            into(&copy),
+            &options,
+            stop,
+            interrupt,
+        )
+        .await;
+        let Err(Error::Failed { left_behind, .. }) = &done else {
+            panic!("{what}: {done:?}");
+        };
+        assert!(
+            left_behind.contains("schema \"recovered\""),
+            "{what}: {left_behind}"
+        );
+        assert_eq!(
+            left_behind.starts_with("nothing"),
+            !stays,
+            "{what}: {left_behind}"
+        );
+        let begun = unfinished(&into(&copy), Some("recovered")).await.unwrap();
+        assert_eq!(begun.is_some(), stays, "{what}");
+    }
+    let resume = Options {
+        resume: true,
+        ..RUN
+    };
+    let token = CancellationToken::new();
+    let done = execute(
+        &planned,
+        &fixture.store,
+        into(&copy),
+        &resume,
+        |_| {},
+        token,
+    )
+    .await;
+    assert!(done.unwrap().resumed);
+    let (truth, found) = (fixture.content().await, content(&copy).await);
+    assert_eq!(tables(&truth)["public.t"], tables(&found)["recovered.t"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_not_covered_is_said_and_does_not_stop_a_restore() {
     let schema =
