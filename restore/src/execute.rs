@@ -33,7 +33,8 @@ use crate::replay::{Outcome, replay};
 use crate::report::{Phase, PhaseTime, Progress, Report};
 use crate::sql::qualified;
 use crate::{
-    Error, foreign_keys, gather, identity, leftover, locale, ownership, partial, prune, sequences,
+    Error, foreign_keys, gather, identity, indexes, leftover, locale, ownership, partial, prune,
+    sequences,
 };
 
 /// Where to.
@@ -335,7 +336,14 @@ impl Run<'_> {
                 .await?;
             self.notes.extend(notes);
             if let Some(partial) = &self.plan.partial {
-                let extensions = prune::check(client, partial).await?;
+                let indexes = match self.existing {
+                    None => Vec::new(),
+                    Some(_) => {
+                        let script = archives.script_of(&head, &["INDEX", "CONSTRAINT"]).await?;
+                        indexes::statements(&script, &partial.names())
+                    }
+                };
+                let extensions = prune::check(client, partial, &indexes).await?;
                 if let Some(existing) = self.existing {
                     existing.has_extensions(client, &extensions).await?;
                 }
@@ -390,7 +398,7 @@ impl Run<'_> {
         }
         if let Some(existing) = self.existing {
             if stage <= Stage::Prune {
-                gather::for_good(client, existing.schema()).await?;
+                gather::for_good(client, existing).await?;
             }
             self.transfer(existing, session).await?;
         } else {

@@ -8,6 +8,7 @@
 use tokio_postgres::Client;
 
 use crate::Error;
+use crate::existing::Existing;
 use crate::progress_table::{self, Stage};
 use crate::sql::{literal, quoted};
 
@@ -46,10 +47,11 @@ SELECT i.type, i.identity, i.schema,
  -- A function is named with the types of its arguments: they are moved after it.
  ORDER BY i.type IN ('type', 'table', 'sequence'), i.type, i.identity";
 
-/// Gathers, and remembers that it is done.
-pub(crate) async fn for_good(client: &Client, schema: &str) -> Result<(), Error> {
+/// Gathers, and remembers that it is done, unless the existing database lacks something for it.
+pub(crate) async fn for_good(client: &Client, existing: &Existing) -> Result<(), Error> {
     client.batch_execute("BEGIN").await?;
-    gather(client, schema).await?;
+    let extensions = gather(client, existing.schema()).await?;
+    existing.has_extensions(client, &extensions).await?;
     progress_table::enter(client, Stage::Transfer).await?;
     client.batch_execute("COMMIT").await?;
     Ok(())

@@ -28,6 +28,7 @@ mod existing;
 mod foreign_keys;
 mod gather;
 mod identity;
+mod indexes;
 mod leftover;
 mod locale;
 mod lock;

@@ -7,10 +7,10 @@
 
 use tokio_postgres::Client;
 
-use crate::Error;
 use crate::gather::gather;
 use crate::partial::{LeftOut, Partial};
 use crate::sql::qualified;
+use crate::{Error, indexes};
 
 const CHOSEN: &str = "
 CREATE TABLE IF NOT EXISTS lastgood_restore.chosen (oid oid PRIMARY KEY);
@@ -168,14 +168,21 @@ pub(crate) async fn left_out(client: &Client) -> Result<Vec<LeftOut>, Error> {
 }
 
 /// Fails early, before any row is loaded, if the chosen tables cannot stand alone, or not under their
-/// schema. Answers the extensions that they need there.
-pub(crate) async fn check(client: &Client, partial: &Partial) -> Result<Vec<String>, Error> {
+/// schema. Answers the extensions that they and their `indexes` need there.
+pub(crate) async fn check(
+    client: &Client,
+    partial: &Partial,
+    indexes: &[String],
+) -> Result<Vec<String>, Error> {
     client.batch_execute("BEGIN").await?;
     let checked = async {
         mark(client, partial).await?;
         match &partial.schema {
             None => Ok(Vec::new()),
-            Some(schema) => gather(client, schema).await,
+            Some(schema) => {
+                indexes::try_out(client, indexes).await?;
+                gather(client, schema).await
+            }
         }
     };
     let checked = checked.await;

@@ -72,11 +72,11 @@ fn foreign_key(statement: String) -> Option<ForeignKey> {
     })
 }
 
-fn strip_any<'t>(text: &'t str, prefixes: &[&str]) -> Option<&'t str> {
+pub(crate) fn strip_any<'t>(text: &'t str, prefixes: &[&str]) -> Option<&'t str> {
     prefixes.iter().find_map(|prefix| text.strip_prefix(prefix))
 }
 
-fn qualified(text: &str) -> Option<(Name, &str)> {
+pub(crate) fn qualified(text: &str) -> Option<(Name, &str)> {
     let (schema, rest) = identifier(text).ok()?;
     let (name, rest) = identifier(rest.strip_prefix('.')?).ok()?;
     Some(((schema, name), rest))

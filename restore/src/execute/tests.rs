@@ -569,6 +569,48 @@ async fn what_becomes_of_a_scratch_database() {
     assert_eq!(tables(&truth)["public.t"], tables(&found)["recovered.t"]);
 }
 
+/// Told before any row is loaded, with what mends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extension_that_only_an_index_needs() {
+    let schema = "CREATE EXTENSION pg_trgm; CREATE EXTENSION btree_gist;
+        CREATE TABLE t (id int PRIMARY KEY, name text, EXCLUDE USING gist (id WITH =));
+        CREATE TABLE other (name text); CREATE INDEX ON t USING gin (name gin_trgm_ops)";
+    let fixture = Fixture::new(15, schema).await;
+    fixture
+        .run("INSERT INTO t SELECT g, 'name ' || g FROM generate_series(1, 100) g")
+        .await;
+    fixture.base().await;
+    let copy = fixture.source.sibling().await.unwrap();
+    let attempt = async |table: &str, schema: &str| {
+        let wanted = PlanOptions {
+            tables: vec![TableName::parse(table).unwrap()],
+            into_schema: Some(schema.to_owned()),
+            ..options()
+        };
+        let planned = plan(&fixture.store, &Target::latest(), &wanted)
+            .await
+            .unwrap();
+        let token = CancellationToken::new();
+        execute(&planned, &fixture.store, into(&copy), &RUN, |_| {}, token).await
+    };
+    attempt("other", "without").await.unwrap();
+    for extension in ["btree_gist", "pg_trgm"] {
+        let error = attempt("t", "recovered").await.unwrap_err();
+        let Error::Failed { phase, source, .. } = &error else {
+            panic!("{}", chain(&error));
+        };
+        assert_eq!(*phase, Phase::Schema);
+        let Error::MissingExtension { remedy, .. } = &**source else {
+            panic!("{}", chain(&error));
+        };
+        assert!(remedy.contains(extension), "{remedy}");
+        copy.execute(remedy).await.unwrap();
+    }
+    attempt("t", "recovered").await.unwrap();
+    let (truth, found) = (fixture.content().await, content(&copy).await);
+    assert_eq!(tables(&truth)["public.t"], tables(&found)["recovered.t"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_not_covered_is_said_and_does_not_stop_a_restore() {
     let schema =
