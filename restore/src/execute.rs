@@ -400,7 +400,7 @@ impl Run<'_> {
             if stage <= Stage::Prune {
                 gather::for_good(client, existing).await?;
             }
-            self.transfer(existing, session).await?;
+            self.transfer(existing, session, &head).await?;
         } else {
             let is_partial = partial.is_some();
             let notes = ownership::apply(client, &archives, &head, is_partial).await?;
@@ -439,7 +439,12 @@ impl Run<'_> {
     }
 
     /// From the scratch database to the existing one; then nothing is left of the first.
-    async fn transfer(&mut self, existing: &Existing, scratch: Session) -> Result<(), Error> {
+    async fn transfer(
+        &mut self,
+        existing: &Existing,
+        scratch: Session,
+        head: &Head,
+    ) -> Result<(), Error> {
         self.tracker.enter(Phase::Transfer);
         let (session, canceller) = existing.connect().await?;
         self.transferring = Some(canceller);
@@ -451,7 +456,11 @@ impl Run<'_> {
             }
         };
         let encoding = &self.manifest.encoding;
-        let transferred = existing.transfer(&scratch, &session, encoding, &fed);
+        let tables = self.plan.partial.iter().flat_map(|partial| &partial.tables);
+        let protected =
+            tables.filter(|table| partial::has_row_security(head, &table.schema, &table.name));
+        let protected: Vec<&str> = protected.map(|table| table.name.as_str()).collect();
+        let transferred = existing.transfer(&scratch, &session, encoding, &protected, &fed);
         transferred.await?;
         self.transferring = None;
         session.close().await;
@@ -608,7 +617,7 @@ impl Run<'_> {
         for entry in &head.entries {
             match entry.kind() {
                 "EVENT TRIGGER" => {}
-                // The plan has named them.
+                // The plan has named them; row security comes back with the schema.
                 kind if under_a_schema && partial::ATTACHED.contains(&kind) => {}
                 // They would be made of tables that are empty, and then dropped.
                 "MATERIALIZED VIEW DATA" if is_partial => {}

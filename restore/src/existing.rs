@@ -182,12 +182,15 @@ impl Existing {
         Ok((session, canceller))
     }
 
-    /// Makes the schema, in one transaction. `fed` is told of each piece of rows.
+    /// Makes the schema, in one transaction, so that nobody but its owner reads what is in it:
+    /// `row_security` names the tables that some could not read all of. `fed` is told of each piece of
+    /// rows.
     pub(crate) async fn transfer(
         &self,
         scratch: &Session,
         session: &Session,
         server_encoding: &str,
+        row_security: &[&str],
         fed: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
         let tools = PgTools::for_dump(&PgTools::discover().await, scratch.server_version())?;
@@ -238,6 +241,18 @@ impl Existing {
             client.batch_execute(&set).await?;
         }
         client.batch_execute(&after).await?;
+        for table in row_security {
+            // Without a policy, nobody else sees a row.
+            let enable = format!(
+                "ALTER TABLE {} ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY",
+                qualified(&self.schema, table)
+            );
+            client.batch_execute(&enable).await?;
+        }
+        for row in client.query(GRANTED, &[&self.schema]).await? {
+            let revoke: String = row.try_get(0)?;
+            client.batch_execute(&revoke).await?;
+        }
         self.committing.store(true, Ordering::Relaxed);
         client.batch_execute("COMMIT").await?;
         Ok(())
@@ -338,6 +353,26 @@ SELECT c.relname::text, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnu
 const SEQUENCES: &str = "
 SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = $1 AND c.relkind = 'S'";
+
+/// What ALTER DEFAULT PRIVILEGES of the existing database has given away of the new objects. (Array and
+/// multirange types have the privileges of what they are made of.)
+const GRANTED: &str = "
+WITH made(kind, name, acl, owner) AS (
+    SELECT 'SCHEMA', quote_ident(nspname), nspacl, nspowner FROM pg_namespace WHERE nspname = $1
+  UNION ALL
+    SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, relacl, relowner
+      FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1
+  UNION ALL
+    SELECT 'ROUTINE', p.oid::regprocedure::text, proacl, proowner
+      FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace WHERE nspname = $1
+  UNION ALL
+    SELECT 'TYPE', t.oid::regtype::text, typacl, typowner
+      FROM pg_type t JOIN pg_namespace n ON n.oid = typnamespace
+     WHERE nspname = $1 AND typtype <> 'm' AND typcategory <> 'A'
+)
+SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', kind, name,
+              CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
+  FROM made CROSS JOIN LATERAL aclexplode(acl) WHERE grantee <> owner";
 
 /// A script of `pg_dump` without what only `psql` knows, and without the setting that only 17 knows.
 /// Only before the first and after the last definition: a function may have such a line.

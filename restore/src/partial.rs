@@ -29,7 +29,8 @@ pub struct Partial {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<String>,
     /// Triggers, rules, policies and row security of these tables: they come back in a database of
-    /// their own, as far as what they name does. Not under a new schema: there they are left out.
+    /// their own, as far as what they name does. Under a new schema only row security does, without
+    /// policies: it hides every row from everybody but the owner.
     pub attached: Vec<String>,
     pub left_out: Vec<LeftOut>,
 }
@@ -142,10 +143,17 @@ pub(crate) async fn select(
             written(&key.references.0, &key.references.1)
         ),
     }));
-    let mut attached = Vec::new();
-    for (schema, name) in chosen.keys() {
+    let (mut attached, mut row_security) = (Vec::new(), Vec::new());
+    for (own, name) in chosen.keys() {
         for entry in &head.entries {
-            attached.extend(attachment(entry, schema, name));
+            attached.extend(attachment(entry, own, name));
+        }
+        if has_row_security(&head, own, name) {
+            let alone = match schema {
+                None => "",
+                Some(_) => ", without its policies: nobody but the role that restores sees a row",
+            };
+            row_security.push(format!("row security of {}{alone}", written(own, name)));
         }
     }
     if let Some(schema) = schema {
@@ -156,9 +164,12 @@ pub(crate) async fn select(
         }));
         left_out.push(LeftOut {
             object: "owners and privileges".to_owned(),
-            why: "the schema and all in it belong to the role that restores".to_owned(),
+            why: "the schema and all in it belong to the role that restores, and nobody else may use \
+                  them, whatever the default privileges there are"
+                .to_owned(),
         });
     }
+    attached.extend(row_security);
     if head
         .entries
         .iter()
@@ -223,15 +234,18 @@ fn one_of_each_name<'n>(tables: impl Iterator<Item = &'n Name>, schema: &str) ->
 /// The kinds of entries that act on a table.
 pub(crate) const ATTACHED: [&str; 4] = ["TRIGGER", "RULE", "POLICY", "ROW SECURITY"];
 
+/// Whether some roles see some rows of the table only.
+pub(crate) fn has_row_security(head: &Head, schema: &str, name: &str) -> bool {
+    let mut entries = head.entries.iter();
+    entries.any(|entry| entry.is("ROW SECURITY", schema, name))
+}
+
 /// What acts on a table: `trigger shout on public.customer`.
 fn attachment(entry: &TocEntry, schema: &str, name: &str) -> Option<String> {
     let kind = match entry.kind() {
         "TRIGGER" => "trigger",
         "RULE" => "rule",
         "POLICY" => "policy",
-        "ROW SECURITY" if entry.is("ROW SECURITY", schema, name) => {
-            return Some(format!("row security of {}", written(schema, name)));
-        }
         _ => return None,
     };
     let tag = crate::leftover::printed(&format!("{schema} {name} "));

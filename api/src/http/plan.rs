@@ -84,7 +84,8 @@ pub(super) struct PartialView {
     /// back under its own, in a database of their own.
     schema: Option<String>,
     /// Triggers, rules, policies and row security of these tables: they come back in a database of
-    /// their own, as far as what they name does. Not under a new schema: there they are left out.
+    /// their own, as far as what they name does. Under a new schema only row security does, without
+    /// policies: it hides every row from everybody but the owner.
     attached: Vec<String>,
     /// What of these tables does not come back.
     left_out: Vec<LeftOutView>,

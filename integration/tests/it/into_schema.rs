@@ -81,7 +81,6 @@ async fn beside_the_others(major: u32) -> Result<()> {
     for object in [
         "trigger \"shout\" on public.users",
         "policy \"own\" on public.users",
-        "row security of public.users",
         "owners and privileges",
     ] {
         let left_out = plan["left_out"].as_array().context("a list")?;

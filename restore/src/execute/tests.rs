@@ -611,6 +611,81 @@ async fn an_extension_that_only_an_index_needs() {
     assert_eq!(tables(&truth)["public.t"], tables(&found)["recovered.t"]);
 }
 
+/// What comes back beside the others is its owner's alone: default privileges of the existing database
+/// give nothing of it away, and who saw some rows only does not see all of them now.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_may_use_what_comes_back_under_a_schema() {
+    for major in majors().await {
+        let schema = "CREATE TYPE mood AS ENUM ('sad'); CREATE TYPE span AS RANGE (subtype = int);
+            CREATE FUNCTION twice(n int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT n * 2';
+            CREATE TABLE t (id serial PRIMARY KEY, mood mood, span span, CHECK (twice(id) > 0));
+            ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY;
+            CREATE POLICY own ON t USING (id > 50); INSERT INTO t SELECT generate_series(1, 100)";
+        let mut fixture = Fixture::new(major, schema).await;
+        fixture.run("UPDATE t SET mood = 'sad' WHERE id = 1").await;
+        fixture.seal().await;
+        let copy = fixture.source.sibling().await.unwrap();
+        let app = format!("app {}", copy.name);
+        for objects in ["SCHEMAS", "TABLES", "SEQUENCES", "ROUTINES", "TYPES"] {
+            let sql =
+                format!("ALTER DEFAULT PRIVILEGES GRANT ALL ON {objects} TO PUBLIC, \"{app}\"");
+            if objects == "SCHEMAS" {
+                copy.execute(&format!("CREATE ROLE \"{app}\""))
+                    .await
+                    .unwrap();
+            }
+            copy.execute(&sql).await.unwrap();
+        }
+        let wanted = PlanOptions {
+            tables: vec![TableName::parse("t").unwrap()],
+            into_schema: Some("Re covered".to_owned()),
+            ..options()
+        };
+        let planned = plan(&fixture.store, &Target::latest(), &wanted)
+            .await
+            .unwrap();
+        let attached = &planned.partial.as_ref().unwrap().attached;
+        assert!(
+            attached[0].starts_with("row security of public.t, without its policies"),
+            "{attached:?}"
+        );
+        let token = CancellationToken::new();
+        let done = execute(&planned, &fixture.store, into(&copy), &RUN, |_| {}, token).await;
+        done.unwrap_or_else(|error| panic!("{major}: {}", chain(&error)));
+        let (truth, found) = (fixture.content().await, content(&copy).await);
+        assert_eq!(
+            tables(&truth)["public.t"],
+            tables(&found)["\"Re covered\".t"]
+        );
+        let sql = "WITH made AS (
+                SELECT nspacl AS acl, nspowner AS owner FROM pg_namespace WHERE nspname = $1
+                UNION ALL SELECT relacl, relowner FROM pg_class WHERE relnamespace = $1::text::regnamespace
+                UNION ALL SELECT proacl, proowner FROM pg_proc WHERE pronamespace = $1::text::regnamespace
+                UNION ALL SELECT typacl, typowner FROM pg_type WHERE typnamespace = $1::text::regnamespace AND typtype <> 'm')
+            SELECT (SELECT count(acl) FROM made), (SELECT count(*) FROM made CROSS JOIN LATERAL aclexplode(acl) WHERE grantee <> owner),
+                   relrowsecurity, relforcerowsecurity FROM pg_class WHERE relname = 't' AND relkind = 'r'";
+        let client = copy.connect().await.unwrap();
+        let row = client
+            .query_one(
+                &sql.replace("$1::text", "'\"Re covered\"'"),
+                &[&"Re covered"],
+            )
+            .await
+            .unwrap();
+        assert!(
+            row.get::<_, i64>(0) >= 5,
+            "the server has made grants at all"
+        );
+        assert_eq!(
+            (row.get(1), row.get(2), row.get(3)),
+            (0_i64, true, false),
+            "{major}"
+        );
+        let clean = format!("DROP OWNED BY \"{app}\"; DROP ROLE \"{app}\"");
+        copy.execute(&clean).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_not_covered_is_said_and_does_not_stop_a_restore() {
     let schema =

@@ -288,9 +288,9 @@ async fn a_plan_of_some_tables_says_what_comes_and_what_does_not() {
         partial.attached,
         [
             "trigger \"audited\" on public.customer",
-            "row security of public.customer",
             "policy \"known\" on public.customer",
-            "policy \"own\" on public.customer"
+            "policy \"own\" on public.customer",
+            "row security of public.customer"
         ]
         .into_iter()
         .collect::<Vec<_>>()
