@@ -157,16 +157,7 @@ async fn by_service(
     output: &Output,
 ) -> Result<(), Failure> {
     let path = source_path(client, args.plan.source.wanted()).await?;
-    let planned = json!({
-        "target": args.plan.target(),
-        "lineage": args.plan.lineage,
-        "base": args.plan.base,
-        "tables": args.plan.tables(),
-        "into_schema": args.plan.into_schema,
-    });
-    let plan = client.post(&format!("{path}/plan"), &planned).await?;
-    announce(&plan, connection, &args, output)?;
-    let body = json!({
+    let mut body = json!({
         "target": args.plan.target(),
         "lineage": args.plan.lineage,
         "into": {
@@ -177,10 +168,12 @@ async fn by_service(
         "base": args.plan.base,
         "tables": args.plan.tables(),
         "into_schema": args.plan.into_schema,
-        "jobs": args.jobs,
-        "replay": "ordered",
         "resume": args.resume,
     });
+    let plan = client.post(&format!("{path}/plan"), &body).await?;
+    announce(&plan, connection, &args, output)?;
+    body["jobs"] = json!(args.jobs);
+    body["replay"] = json!("ordered");
     let begun = client.post(&format!("{path}/restores"), &body).await?;
     let id = show(&begun["id"]);
     output.note(format!(

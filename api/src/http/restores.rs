@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::Stream;
+use lastgood_pg::ConnectionConfig;
 use lastgood_proto::{BaseId, LineageId, ParseIdError, PgTimestamp};
 use lastgood_restore::{Plan, PlanOptions, TableName};
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,7 @@ use crate::jobs;
 const EVENTS_AT_A_TIME: usize = 256;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PlanRequest {
     target: TargetRequest,
@@ -47,6 +48,11 @@ pub(super) struct PlanRequest {
     /// `into.connection`'s own. A scratch database on its server serves to make them.
     #[schema(example = "recovered")]
     into_schema: Option<String>,
+    /// Where the restore will go, if that is known already.
+    into: Option<IntoRequest>,
+    /// Go on with the restore that was begun there: the plan starts from its base.
+    #[serde(default)]
+    resume: bool,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -199,11 +205,34 @@ pub(super) async fn plan(
     Body(request): Body<PlanRequest>,
 ) -> Result<Json<PlanView>, Problem> {
     let row = app.source(&source).await?;
-    let only = (request.lineage.as_deref(), request.base.as_deref());
+    let schema = request.into_schema.as_deref();
+    let into = request.into.as_ref().filter(|_| request.resume);
+    let begun = match (&request.base, into) {
+        (None, Some(into)) => into.begun_from(schema).await?,
+        _ => None,
+    };
+    let (lineage, base) = begun.unwrap_or((request.lineage, request.base));
+    let only = (lineage.as_deref(), base.as_deref());
     let tables = (request.tables.as_slice(), request.into_schema);
     let plan = make_plan(&app, &row, &request.target, only, tables).await?;
     Ok(Json(PlanView::from(&plan)))
 }
+
+impl IntoRequest {
+    fn connection(&self) -> Result<ConnectionConfig, Problem> {
+        connection(&self.connection).map_err(|problem| problem.with("field", "into.connection"))
+    }
+
+    /// Lineage and base of the unfinished restore that is there, to be named in its plan.
+    async fn begun_from(&self, schema: Option<&str>) -> Result<Option<Only>, Problem> {
+        let database = self.create_database.as_deref();
+        let begun = execute::begun_from(&self.connection()?, database, schema).await?;
+        Ok(begun.map(|(lineage, base)| (Some(lineage.to_string()), Some(base.to_string()))))
+    }
+}
+
+/// Lineage and base, if only one will do.
+type Only = (Option<String>, Option<String>);
 
 async fn make_plan(
     app: &Shared,
@@ -267,8 +296,7 @@ async fn begin(
             "into_schema is for a database that exists",
         ));
     }
-    let into = connection(&request.into.connection)
-        .map_err(|problem| problem.with("field", "into.connection"))?;
+    let into = request.into.connection()?;
     if request
         .jobs
         .is_some_and(|jobs| !(1..=JOBS_MAX).contains(&jobs))
@@ -279,14 +307,16 @@ async fn begin(
             "jobs is from 1 to 64",
         ));
     }
-    let (mut lineage, mut base) = (request.lineage.clone(), request.base.clone());
-    if request.resume && base.is_none() {
-        let database = request.into.create_database.as_deref();
-        let schema = request.into_schema.as_deref();
-        if let Some(begun) = execute::begun_from(&into, database, schema).await? {
-            (lineage, base) = (Some(begun.0.to_string()), Some(begun.1.to_string()));
+    let begun = match request.resume && request.base.is_none() {
+        true => {
+            request
+                .into
+                .begun_from(request.into_schema.as_deref())
+                .await?
         }
-    }
+        false => None,
+    };
+    let (lineage, base) = begun.unwrap_or((request.lineage.clone(), request.base.clone()));
     let only = (lineage.as_deref(), base.as_deref());
     let tables = (request.tables.as_slice(), request.into_schema.clone());
     let plan = make_plan(app, &row, &request.target, only, tables).await?;

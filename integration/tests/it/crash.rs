@@ -185,7 +185,15 @@ async fn interrupted(service: &Service, moment: &Moment, into: Value, more: Valu
     service.post("/api/v1/sources/big/bases", json!({})).await?;
     service.wait_bases("big", bases + 1).await?;
     body["resume"] = true.into();
+    let plan = service
+        .post("/api/v1/sources/big/plan", body.clone())
+        .await?;
     let resumed = service.post(restores, body).await?;
+    ensure!(
+        plan["base"] == resumed["plan"]["base"]
+            && plan["base"]["id"] == ended["plan"]["base"]["id"],
+        "{plan:#} {resumed:#}"
+    );
     let resumed = service
         .wait_restore(resumed["id"].as_str().unwrap_or_default())
         .await?;
