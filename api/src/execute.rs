@@ -55,6 +55,20 @@ pub(crate) async fn begun_from(
     lastgood_restore::unfinished(&into, into_schema).await
 }
 
+/// The roles of the plan's base that are not where it is to go.
+pub(crate) async fn missing_roles(
+    plan: &Plan,
+    store: &SourceStore,
+    connection: &ConnectionConfig,
+) -> Result<Vec<String>, Error> {
+    let into = Into {
+        connection: connection.clone(),
+        create_database: None,
+        allow_source: false,
+    };
+    lastgood_restore::missing_roles(plan, store, &into).await
+}
+
 /// Whether [`execute`] would begin: refused here, no work has been done for nothing.
 pub(crate) async fn check(order: &Order, store: &SourceStore) -> Result<(), Error> {
     lastgood_restore::check(&order.plan, store, &order.place(), order.resume).await

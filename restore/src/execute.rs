@@ -323,6 +323,13 @@ impl Run<'_> {
         let (stage, replayed) = self.begin(client, earlier).await?;
 
         if stage <= Stage::Schema {
+            if self.existing.is_none() {
+                let roles = ownership::missing(client, &archives, &head).await?;
+                if !roles.is_empty() {
+                    let roles = roles.join(", ");
+                    tracing::warn!(roles, "not there: what they own and may do is not kept");
+                }
+            }
             self.tracker.enter(Phase::Schema);
             // Large objects belong to no table; their definitions would make empty ones.
             let is_wanted = |entry: &&TocEntry| !matches!(entry.kind(), "BLOB" | "BLOB METADATA");

@@ -58,6 +58,7 @@ mod window;
 pub use boundary::{TableChanges, Transaction};
 pub use error::{Error, Outside, Place};
 pub use execute::{Interrupt, Into, Options, Replay, check, execute, unfinished};
+pub use ownership::missing_roles;
 pub use partial::{LeftOut, Partial, PartialTable};
 pub use plan::{NotCovered, Plan, PlanOptions, PlannedBase, PlannedSegment, Stop, plan};
 pub use report::{Phase, PhaseTime, Progress, Report};

@@ -4,14 +4,81 @@
 //! has not are the statements that set owners. So nothing has to be guessed from names, and no text
 //! inside a function can be taken for a statement.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use lastgood_pg::dump::ArchiveMaker;
+use lastgood_pg::{PgTools, Purpose, Session};
+use lastgood_proto::key::SourceObject;
+use lastgood_proto::manifest::BaseManifest;
+use lastgood_store::SourceStore;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::Error;
 use crate::archive::{Archives, Head};
+use crate::execute::major;
+use crate::plan::Plan;
+use crate::selection::identifier;
 use crate::sql::ends_statement;
+use crate::{Error, Into};
+
+/// The roles that own something in the plan's base or have privileges there and are not at the place
+/// it is to be restored to.
+///
+/// # Errors
+/// If the server or the base cannot be asked.
+pub async fn missing_roles(
+    plan: &Plan,
+    store: &SourceStore,
+    into: &Into,
+) -> Result<Vec<String>, Error> {
+    // All of it will belong to the role that restores.
+    if plan.schema().is_some() {
+        return Ok(Vec::new());
+    }
+    let manifest = SourceObject::Manifest(plan.lineage, plan.base.id);
+    let manifest: BaseManifest = store.get_json(&manifest).await?;
+    let session = Session::connect(&into.connection, Purpose::Restore).await?;
+    let maker = ArchiveMaker(major(&manifest.pg_dump_version));
+    let found = PgTools::discover().await;
+    let tools = PgTools::for_restore(&found, session.server_version(), maker)?;
+    let archives = Archives {
+        store,
+        lineage: plan.lineage,
+        base: plan.base.id,
+        tools: &tools,
+    };
+    let head = archives.head().await?;
+    let roles = missing(session.client(), &archives, &head).await?;
+    session.close().await;
+    Ok(roles)
+}
+
+/// Those roles that the server does not have.
+pub(crate) async fn missing(
+    client: &Client,
+    archives: &Archives<'_>,
+    head: &Head,
+) -> Result<Vec<String>, Error> {
+    let statements = statements(archives, head).await?;
+    let named: BTreeSet<String> = statements.iter().filter_map(|text| role(text)).collect();
+    let named: Vec<String> = named.into_iter().collect();
+    let sql = "SELECT name FROM unnest($1::text[]) name
+                WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = name) ORDER BY 1";
+    let missing = client.query(sql, &[&named]).await?;
+    let names = missing.iter().map(|row| row.try_get(0));
+    Ok(names.collect::<Result<_, _>>()?)
+}
+
+/// Whom a statement names: who owns, or who may. (What it names besides may be called anything.)
+fn role(statement: &str) -> Option<String> {
+    [" TO ", " FROM ", "SET SESSION AUTHORIZATION "]
+        .iter()
+        .flat_map(|word| statement.match_indices(word))
+        .filter_map(|(at, word)| identifier(&statement[at + word.len()..]).ok())
+        .find(|(_, rest)| matches!(*rest, ";" | " WITH GRANT OPTION;"))
+        .map(|(name, _)| name)
+        .filter(|name| name != "public")
+}
 
 /// Applies what can be applied; answers what could not. `pruned`: some of the objects were dropped
 /// again.
@@ -21,22 +88,7 @@ pub(crate) async fn apply(
     head: &Head,
     pruned: bool,
 ) -> Result<Vec<String>, Error> {
-    let plain = ["--no-privileges", "--no-owner", "--schema-only"];
-    let without = archives.script(head, None, &plain).await?;
-    let with = archives
-        .script(head, None, &["--no-privileges", "--schema-only"])
-        .await?;
-    let mut statements = added(&without, &with);
-
-    let grants: Vec<_> = head
-        .entries
-        .iter()
-        .filter(|entry| matches!(entry.kind(), "ACL" | "DEFAULT ACL"))
-        .collect();
-    if !grants.is_empty() {
-        let script = archives.script(head, Some(&grants), &[]).await?;
-        statements.extend(split(&script));
-    }
+    let statements = statements(archives, head).await?;
 
     // One role that is missing may own ten thousand tables: one note.
     let mut refused: BTreeMap<String, (u64, String)> = BTreeMap::new();
@@ -83,6 +135,27 @@ pub(crate) async fn apply(
         ),
     };
     Ok(refused.into_iter().map(note).collect())
+}
+
+/// What sets owners and privileges.
+async fn statements(archives: &Archives<'_>, head: &Head) -> Result<Vec<String>, Error> {
+    let plain = ["--no-privileges", "--no-owner", "--schema-only"];
+    let without = archives.script(head, None, &plain).await?;
+    let with = archives
+        .script(head, None, &["--no-privileges", "--schema-only"])
+        .await?;
+    let mut statements = added(&without, &with);
+
+    let grants: Vec<_> = head
+        .entries
+        .iter()
+        .filter(|entry| matches!(entry.kind(), "ACL" | "DEFAULT ACL"))
+        .collect();
+    if !grants.is_empty() {
+        let script = archives.script(head, Some(&grants), &[]).await?;
+        statements.extend(split(&script));
+    }
+    Ok(statements)
 }
 
 /// The lines that `with` has in addition, those that follow each other as one statement. Both have
@@ -171,6 +244,33 @@ mod tests {
                 "ALTER FUNCTION f() OWNER TO \"a\nb\";"
             ]
         );
+    }
+
+    #[test]
+    fn whom_a_statement_names() {
+        for (statement, name) in [
+            (
+                "ALTER TABLE public.\" TO x;\" OWNER TO \"a TO b\";",
+                Some("a TO b"),
+            ),
+            (
+                "GRANT SELECT,UPDATE(c) ON TABLE public.t TO eve WITH GRANT OPTION;",
+                Some("eve"),
+            ),
+            (
+                "REVOKE ALL ON TABLE public.\" FROM bob;\" FROM \"Eve \"\"E\"\"\";",
+                Some("Eve \"E\""),
+            ),
+            (
+                "ALTER DEFAULT PRIVILEGES FOR ROLE bob IN SCHEMA s GRANT ALL ON TABLES TO ann;",
+                Some("ann"),
+            ),
+            ("SET SESSION AUTHORIZATION carl;", Some("carl")),
+            ("RESET SESSION AUTHORIZATION;", None),
+            ("GRANT USAGE ON SCHEMA public TO PUBLIC;", None),
+        ] {
+            assert_eq!(role(statement).as_deref(), name, "{statement}");
+        }
     }
 
     #[test]

@@ -197,7 +197,10 @@ async fn by_itself(
         }
     }
     let plan = args.plan.make(store).await?;
-    announce(&view(&plan)?, &connection, &args, output)?;
+    let roles = execute::missing_roles(&plan, store, &connection).await?;
+    let mut shown = view(&plan)?;
+    shown["missing_roles"] = json!(roles);
+    announce(&shown, &connection, &args, output)?;
     let order = Order {
         plan,
         connection,
@@ -318,6 +321,14 @@ pub(super) fn describe_plan(plan: &Value) -> String {
     ]);
     text.push_str(&describe_partial(&plan["partial"]));
     text.push_str(&describe_not_covered(&plan["not_covered"]));
+    let roles = plan["missing_roles"].as_array().into_iter().flatten();
+    let roles: Vec<String> = roles.map(show).collect();
+    if !roles.is_empty() {
+        text.push_str(&format!(
+            "not on that server: role {}: what they own and may do is not kept\n{ROLES_ARE_KEPT}",
+            roles.join(", ")
+        ));
+    }
     text
 }
 
@@ -467,9 +478,7 @@ pub(super) fn describe_report(report: &Value) -> String {
         text.push_str(&format!("note: {}\n", show(note)));
     }
     if text.contains(MISSING_ROLE) {
-        text.push_str(
-            "      the roles are in the base's globals archive; OPERATIONS.md, \"The worst hour\", step 5\n",
-        );
+        text.push_str(ROLES_ARE_KEPT);
     }
     text.push_str(&describe_not_covered(&report["not_covered"]));
     text.push_str(
@@ -478,6 +487,8 @@ pub(super) fn describe_report(report: &Value) -> String {
     );
     text
 }
+
+const ROLES_ARE_KEPT: &str = "      the roles are in the base's globals archive; OPERATIONS.md, \"The worst hour\", step 5\n";
 
 /// How PostgreSQL begins its message about a role that is not there.
 const MISSING_ROLE: &str = "(role \"";

@@ -30,6 +30,9 @@ pub(crate) struct PlanView {
     not_covered: Vec<NotCoveredView>,
     /// Which tables come back; null if all.
     partial: Option<PartialView>,
+    /// The roles that own something in the base or have privileges there, and are not on the server
+    /// that the request names: what they own and may do will not be kept. Null if it names none.
+    missing_roles: Option<Vec<String>>,
     /// A rough guess.
     expected_seconds: u64,
 }
@@ -128,7 +131,17 @@ impl From<&Plan> for PlanView {
             first_discarded: plan.stop.first_discarded.as_ref().map(Into::into),
             not_covered: plan.not_covered.iter().map(Into::into).collect(),
             partial: plan.partial.as_ref().map(Into::into),
+            missing_roles: None,
             expected_seconds: plan.expected_seconds,
+        }
+    }
+}
+
+impl PlanView {
+    pub(crate) fn with_missing_roles(self, roles: Vec<String>) -> Self {
+        Self {
+            missing_roles: Some(roles),
+            ..self
         }
     }
 }

@@ -215,7 +215,15 @@ pub(super) async fn plan(
     let only = (lineage.as_deref(), base.as_deref());
     let tables = (request.tables.as_slice(), request.into_schema);
     let plan = make_plan(&app, &row, &request.target, only, tables).await?;
-    Ok(Json(PlanView::from(&plan)))
+    let view = PlanView::from(&plan);
+    Ok(Json(match &request.into {
+        None => view,
+        Some(into) => {
+            let store = app.repository.source(row.id).await?;
+            let roles = execute::missing_roles(&plan, &store, &into.connection()?).await?;
+            view.with_missing_roles(roles)
+        }
+    }))
 }
 
 impl IntoRequest {

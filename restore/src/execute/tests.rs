@@ -599,7 +599,7 @@ async fn an_extension_that_only_an_index_needs() {
         let Error::Failed { phase, source, .. } = &error else {
             panic!("{}", chain(&error));
         };
-        assert_eq!(*phase, Phase::Schema);
+        assert_eq!(*phase, Phase::Schema, "{}", chain(&error));
         let Error::MissingExtension { remedy, .. } = &**source else {
             panic!("{}", chain(&error));
         };
@@ -749,6 +749,9 @@ async fn owners_and_grants_where_the_role_exists() {
     fixture
         .run(&format!("DROP OWNED BY \"{gone}\"; DROP ROLE \"{gone}\""))
         .await;
+    let place = into(&fixture.source);
+    let missing = crate::missing_roles(&planned, &fixture.store, &place).await;
+    assert_eq!(missing.unwrap(), [gone.as_str()]);
     let (copy, report) = restore_plan(&fixture, &planned).await;
     assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
     assert!(
