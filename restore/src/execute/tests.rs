@@ -1,9 +1,9 @@
 //! Base and segments of a real source, restored into a real server and compared with what was seen.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use lastgood_integration::TestDatabase;
-use lastgood_proto::PgTimestamp;
+use lastgood_proto::{Lsn, PgTimestamp};
 
 use super::*;
 use crate::testing::{Fixture, chain, content, majors, tables};
