@@ -46,8 +46,7 @@ pub enum DumpContent {
 /// One run of `pg_dump`, always in the custom format and uncompressed: compression is ours.
 #[derive(Debug, Clone, Default)]
 pub struct DumpOptions {
-    /// The archive's encoding; if `None`, what the database or the role sets for its clients, else
-    /// the database's own.
+    /// The archive's encoding; if `None`, that of a session when it is lent: UTF8.
     pub encoding: Option<String>,
     pub content: DumpContent,
     /// Only these tables, if any are named.

@@ -15,7 +15,9 @@ use lastgood_proto::manifest::{
 };
 use lastgood_proto::pgoutput::{self, Message};
 use lastgood_proto::segment::{Header, SegmentWriter, SequenceSample};
-use lastgood_proto::{BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId};
+use lastgood_proto::{
+    BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId, encoding,
+};
 use lastgood_store::{
     Encryption, MasterKey, Repository, RepositoryUrl, SealedBody, SourceStore, StorageOptions,
 };
@@ -297,7 +299,12 @@ impl Fixture {
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{snapshot}'"
         );
         session.client().batch_execute(&import).await.unwrap();
-        let (session, options) = (session.lend().await.unwrap(), DumpOptions::default());
+        let session = session.lend().await.unwrap();
+        // As a base is taken.
+        let options = DumpOptions {
+            encoding: Some(encoding::sent_in(&self.encoding).to_owned()),
+            ..DumpOptions::default()
+        };
         let process = self.tools.dump(session, &self.source.name, &options);
         let mut process = process.unwrap();
         let object = SourceObject::Archive(self.lineage, base, ArchiveName::Main);
