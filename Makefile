@@ -56,7 +56,7 @@ matrix: ## every major with every other, on each storage, with TLS or not, …: 
 extremes: ## values of 100 MB and rows of 300 MB, which `make test` has smaller
 	tools/setup.sh test
 	cargo build --workspace --all-targets
-	LASTGOOD_EXTREMES=full cargo test -p lastgood-integration --test it values_of_a_hundred_megabytes -- --nocapture
+	LASTGOOD_EXTREMES=full LASTGOOD_TEST_PATIENCE=1800 cargo test -p lastgood-integration --test it values_of_a_hundred_megabytes -- --nocapture
 
 sim: ## the capture loop against a simulated server and store, SEEDS=n crash schedules
 	LASTGOOD_SIM_SEEDS=$(SEEDS) cargo test -p lastgood-engine sim -- --nocapture

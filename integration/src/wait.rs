@@ -7,19 +7,24 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep};
 
-/// Long enough for a machine that is busy with other tests.
-pub const DEADLINE: Duration = Duration::from_secs(90);
+/// Long enough for a machine that is busy with other tests; `LASTGOOD_TEST_PATIENCE=seconds` for what takes
+/// longer.
+fn patience() -> Duration {
+    let given = std::env::var("LASTGOOD_TEST_PATIENCE");
+    let seconds = given.ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(90))
+}
 
 /// Asks until the answer is `Ok(Some(..))`. An error does not end the waiting, for a service that
 /// restarts refuses connections for a while; the last one is reported at the deadline.
 ///
 /// # Errors
-/// When nothing came before [`DEADLINE`]; `what` names what was waited for.
+/// When nothing came in time; `what` names what was waited for.
 pub async fn until<T, F>(what: &str, mut ask: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<Option<T>>>,
 {
-    until_within(DEADLINE, what, &mut ask).await
+    until_within(patience(), what, &mut ask).await
 }
 
 /// As [`until`], with another deadline.
@@ -65,7 +70,7 @@ where
     T: Debug,
     F: Future<Output = Result<T>>,
 {
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + patience();
     loop {
         let answer = ask().await;
         match answer {

@@ -83,17 +83,17 @@ async fn publication(
         let Some(refused) = refused(client, &add(&table.quoted)).await? else {
             continue;
         };
-        findings.push(if refused.busy {
-            busy(table)
-        } else {
-            finding(
-                "cannot_publish",
-                Severity::Blocker,
-                format!("{}.{}", table.schema, table.name),
-                format!("the table cannot be published: {}", refused.message),
-                format!("GRANT {} TO {};", quoted(&table.owner), quoted(&facts.role)),
-            )
-        });
+        if refused.busy {
+            busy(findings, table_name(table));
+            continue;
+        }
+        findings.push(finding(
+            "cannot_publish",
+            Severity::Blocker,
+            format!("{}.{}", table.schema, table.name),
+            format!("the table cannot be published: {}", refused.message),
+            format!("GRANT {} TO {};", quoted(&table.owner), quoted(&facts.role)),
+        ));
     }
     Ok(())
 }
@@ -120,7 +120,7 @@ async fn reading(
                 continue;
             };
             if refusal.busy {
-                findings.push(busy(table));
+                busy(findings, table_name(table));
                 continue;
             }
             let filtered = format!("SET LOCAL row_security = on; {}", read(table));
@@ -172,7 +172,12 @@ async fn sequences(
         let (sequence, name, schema): (String, String, String) =
             (row.get(0), row.get(1), row.get(2));
         let read = format!("SELECT last_value FROM {sequence} LIMIT 0");
-        if let Some(refused) = refused(client, &read).await? {
+        let Some(refused) = refused(client, &read).await? else {
+            continue;
+        };
+        if refused.busy {
+            busy(findings, name);
+        } else {
             let role = quoted(&facts.role);
             findings.push(finding(
                 "no_sequence_right",
@@ -189,15 +194,27 @@ async fn sequences(
     Ok(())
 }
 
-fn busy(table: &Table) -> Finding {
-    finding(
-        "table_locked",
+fn table_name(table: &Table) -> String {
+    format!("{}.{}", table.schema, table.name)
+}
+
+/// Said once of each, however many of its rights could not be tried.
+fn busy(findings: &mut Vec<Finding>, object: String) {
+    let code = "table_locked";
+    if findings
+        .iter()
+        .any(|it| it.code == code && it.object == object)
+    {
+        return;
+    }
+    findings.push(finding(
+        code,
         Severity::Warning,
-        format!("{}.{}", table.schema, table.name),
-        "the table is locked by somebody else, so its rights could not be tried; a base waits for \
+        object,
+        "it is locked by somebody else, so its rights could not be tried; a base waits for \
          such locks",
         "probe again when the lock is gone".to_owned(),
-    )
+    ));
 }
 
 /// Why a command was refused.

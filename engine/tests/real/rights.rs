@@ -114,6 +114,28 @@ async fn every_missing_right_is_named_with_its_fix() -> Result<()> {
     Ok(())
 }
 
+/// A lock is no missing right: it is gone in a moment, and a base waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_locked_is_said_once_and_blocks_nothing() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    let table = "CREATE TABLE t(id bigserial PRIMARY KEY)";
+    client.batch_execute(table).await?;
+    let truncate = "BEGIN; TRUNCATE t RESTART IDENTITY";
+    client.batch_execute(truncate).await?;
+    let report = look(&database.url()).await?;
+    assert_eq!(codes(&report, Severity::Blocker), []);
+    let mut locked = codes(&report, Severity::Warning);
+    locked.retain(|(code, _)| *code == "table_locked");
+    locked.sort_unstable();
+    let expected = [
+        ("table_locked", "public.t"),
+        ("table_locked", "public.t_id_seq"),
+    ];
+    assert_eq!(locked, expected);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_lacks_is_named() -> Result<()> {
     let config = ["wal_level=replica", "max_replication_slots=0"];
