@@ -374,7 +374,7 @@ impl Postgres {
         let data = self.data_dir();
         let mut config = format!(
             "listen_addresses='127.0.0.1'\nunix_socket_directories='{}'\nfsync=off\nwal_level=logical\n\
-             max_wal_senders=40\nmax_replication_slots=40\nmax_connections=200\nmax_prepared_transactions=20\nshared_buffers=64MB\n\
+             max_wal_senders=100\nmax_replication_slots=300\nmax_connections=300\nmax_prepared_transactions=20\nshared_buffers=64MB\n\
              log_line_prefix='%m [%p] %q%u@%d '\ntimezone='UTC'\nlog_timezone='UTC'\n",
             self.folder.display()
         );
