@@ -39,8 +39,10 @@ pub(crate) fn unneeded(
     let Some(newest) = survey.listing.newest() else {
         return Ok(unneeded);
     };
-    let followed = followed(survey, policy, cutoff(survey, policy, now));
-    let alone = alone(survey, policy);
+    let reaches = reaches(survey);
+    let (cutoff, by_age) = (cutoff(&reaches, policy, now), by_age(survey));
+    let followed = followed(&reaches, newest_bases(&by_age, policy), cutoff);
+    let alone = alone(&by_age, policy);
     for lineage in survey
         .listing
         .lineages
@@ -61,7 +63,7 @@ pub(crate) fn unneeded(
             unneeded.insert(lineage.id, given);
         }
     }
-    check(survey, policy, &unneeded, now)?;
+    check(survey, &reaches, policy, &unneeded, now)?;
     Ok(unneeded)
 }
 
@@ -79,13 +81,9 @@ fn before(lineage: &LineageListing, point: Lsn) -> Lsn {
 
 /// Moments after it are promised; none if no days are. They are counted back from the newest moment there
 /// is: neither a source that is gone nor a clock that is ahead costs what was captured last.
-fn cutoff(survey: &Survey, policy: &Retention, now: PgTimestamp) -> Option<PgTimestamp> {
+fn cutoff(reaches: &[Reach], policy: &Retention, now: PgTimestamp) -> Option<PgTimestamp> {
     let micros = i64::from(policy.days?).saturating_mul(DAY_MICROS);
-    let newest = survey
-        .windows()
-        .into_iter()
-        .map(|window| window.to.time)
-        .max();
+    let newest = reaches.iter().map(|reach| reach.window.to.time).max();
     let from = newest.map_or(now, |newest| newest.min(now));
     Some(PgTimestamp::from_micros(
         from.as_micros().saturating_sub(micros),
@@ -93,24 +91,24 @@ fn cutoff(survey: &Survey, policy: &Retention, now: PgTimestamp) -> Option<PgTim
 }
 
 /// The bases that are kept with every segment from their consistent point on.
-fn followed(survey: &Survey, policy: &Retention, cutoff: Option<PgTimestamp>) -> BTreeSet<BaseId> {
-    let mut followed = BTreeSet::new();
-    for reach in reaches(survey) {
-        followed.extend(
-            cutoff
-                .into_iter()
-                .flat_map(|cutoff| promised(&reach, cutoff)),
-        );
+fn followed(
+    reaches: &[Reach],
+    newest: &[&BaseInfo],
+    cutoff: Option<PgTimestamp>,
+) -> BTreeSet<BaseId> {
+    let mut followed: BTreeSet<BaseId> = newest.iter().map(|base| base.id).collect();
+    if let Some(cutoff) = cutoff {
+        followed.extend(reaches.iter().flat_map(|reach| promised(reach, cutoff)));
     }
-    followed.extend(newest(survey, policy).map(|base| base.id));
     followed
 }
 
 /// The newest bases, as many as the policy promises and at least one.
-fn newest<'a>(survey: &'a Survey, policy: &Retention) -> impl Iterator<Item = &'a BaseInfo> {
-    let count = policy.bases.unwrap_or(1).max(1);
-    let newest_first = by_age(survey).into_iter().rev();
-    newest_first.take(usize::try_from(count).unwrap_or(usize::MAX))
+fn newest_bases<'a>(by_age: &'a [&'a BaseInfo], policy: &Retention) -> &'a [&'a BaseInfo] {
+    let count = usize::try_from(policy.bases.unwrap_or(1).max(1)).unwrap_or(usize::MAX);
+    by_age
+        .get(by_age.len().saturating_sub(count)..)
+        .unwrap_or_default()
 }
 
 /// The bases of a window that its moments from `cutoff` on need, or are nearer to.
@@ -129,9 +127,8 @@ fn promised(reach: &Reach, cutoff: PgTimestamp) -> Vec<BaseId> {
 type Period = fn(DateTime<Utc>) -> i64;
 
 /// The bases that are kept for their own moment.
-fn alone(survey: &Survey, policy: &Retention) -> BTreeSet<BaseId> {
+fn alone(by_age: &[&BaseInfo], policy: &Retention) -> BTreeSet<BaseId> {
     let mut alone: BTreeSet<BaseId> = policy.pinned.clone();
-    let bases = by_age(survey);
     let periods: [(Option<u32>, Period); 5] = [
         (policy.hourly, |time| time.timestamp().div_euclid(3600)),
         (policy.daily, |time| i64::from(time.num_days_from_ce())),
@@ -145,15 +142,15 @@ fn alone(survey: &Survey, policy: &Retention) -> BTreeSet<BaseId> {
         (policy.yearly, |time| i64::from(time.year())),
     ];
     for (count, period) in periods {
+        let count = usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX);
         let mut seen = BTreeSet::new();
-        for base in bases.iter().rev() {
+        for base in by_age.iter().rev() {
             let micros = base.snapshot_time.as_unix_micros();
             // A clock beyond the calendar is no reason to let a base go.
             let Some(time) = DateTime::from_timestamp_micros(micros) else {
                 alone.insert(base.id);
                 continue;
             };
-            let count = usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX);
             if seen.len() < count && seen.insert(period(time)) {
                 alone.insert(base.id);
             }
@@ -177,18 +174,21 @@ fn earliest(bases: &[BaseInfo]) -> Option<PgTimestamp> {
 /// so it asks for the windows again and trusts nothing above.
 fn check(
     survey: &Survey,
+    held: &[Reach],
     policy: &Retention,
     unneeded: &Unneeded,
     now: PgTimestamp,
 ) -> Result<(), Error> {
     let after = survey.without(unneeded);
     let left = reaches(&after);
-    let cutoff = cutoff(survey, policy, now);
-    for Reach { window, bases, .. } in reaches(survey) {
+    let cutoff = cutoff(held, policy, now);
+    let by_age = by_age(survey);
+    for Reach { window, bases, .. } in held {
         let days = cutoff.filter(|cutoff| window.to.time >= *cutoff);
         // A clock may have been set back: the earliest of a window need not be its oldest base's.
-        let from_time = days.map(|cutoff| earliest(&bases).max(Some(cutoff)));
-        let newest = newest(survey, policy).filter(|base| bases.contains(base));
+        let from_time = days.map(|cutoff| earliest(bases).max(Some(cutoff)));
+        let newest = newest_bases(&by_age, policy).iter();
+        let newest = newest.filter(|base| bases.contains(base));
         let from_lsn = newest.map(|base| base.id.consistent_point()).min();
         let promised = from_time.is_some() || from_lsn.is_some();
         let holds = left.iter().any(|left| {

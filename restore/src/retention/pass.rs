@@ -141,10 +141,7 @@ pub async fn pass(
     pass.deleted = objects.held(&due);
     let abandoned = objects.abandoned(now);
     pass.deleted.stored_bytes += abandoned.iter().map(|entry| entry.bytes).sum::<u64>();
-    for record in &due {
-        let gone = pass.gone.entry(record.lineage).or_default();
-        gone.add(&record.given);
-    }
+    pass.gone = together(&due);
     if !dry_run {
         delete(store, &objects, &pass.gone, &due).await?;
         let abandoned = abandoned.into_iter().map(|entry| entry.object.clone());
@@ -159,14 +156,32 @@ impl Record {
     }
 }
 
+/// All that records give up, by lineage.
+fn together(records: &[Record]) -> Unneeded {
+    let mut all = Unneeded::new();
+    for record in records {
+        all.entry(record.lineage).or_default().add(&record.given);
+    }
+    all
+}
+
+/// Whether an object of the lineage is given up, or a part of what is.
+fn is_given_up(object: &SourceObject, given: &GivenUp) -> bool {
+    match object {
+        SourceObject::Manifest(_, base) | SourceObject::Archive(_, base, _) => {
+            given.bases.contains(base)
+        }
+        SourceObject::Segment(_, segment) => given.has(segment),
+        _ => false,
+    }
+}
+
 /// What is not written down yet.
 fn missing(unneeded: &Unneeded, records: &[Record], now: PgTimestamp) -> Vec<Record> {
+    let (known, none) = (together(records), GivenUp::default());
     let mut new = Vec::new();
     for (lineage, given) in unneeded {
-        let mut known = GivenUp::default();
-        for record in records.iter().filter(|record| record.lineage == *lineage) {
-            known.add(&record.given);
-        }
+        let known = known.get(lineage).unwrap_or(&none);
         if !known.contains(given) {
             new.push(Record {
                 lineage: *lineage,
@@ -195,13 +210,7 @@ async fn delete(
         // Without its manifest a base is none, so no half of one is ever seen.
         let (manifests, held): (Vec<SourceObject>, Vec<SourceObject>) = objects
             .of_lineage(*id)
-            .filter(|object| match object {
-                SourceObject::Manifest(_, base) | SourceObject::Archive(_, base, _) => {
-                    given.bases.contains(base)
-                }
-                SourceObject::Segment(_, segment) => given.has(segment),
-                _ => false,
-            })
+            .filter(|object| is_given_up(object, given))
             .cloned()
             .partition(|object| matches!(object, SourceObject::Manifest(..)));
         let newest = objects.listing.newest();
@@ -313,22 +322,17 @@ impl Objects {
 
     /// What of these records is there.
     fn held(&self, records: &[Record]) -> Held {
-        let mut given: BTreeMap<LineageId, GivenUp> = BTreeMap::new();
-        for record in records {
-            given.entry(record.lineage).or_default().add(&record.given);
-        }
+        let given = together(records);
         let mut held = Held::default();
         for entry in &self.entries {
-            let Some(given) = entry.object.lineage().and_then(|id| given.get(&id)) else {
+            let given = entry.object.lineage().and_then(|id| given.get(&id));
+            if !given.is_some_and(|given| is_given_up(&entry.object, given)) {
                 continue;
-            };
+            }
             match &entry.object {
-                SourceObject::Manifest(_, base) if given.bases.contains(base) => {
-                    held.bases.push(*base)
-                }
-                SourceObject::Archive(_, base, _) if given.bases.contains(base) => {}
-                SourceObject::Segment(_, segment) if given.has(segment) => held.segments += 1,
-                _ => continue,
+                SourceObject::Manifest(_, base) => held.bases.push(*base),
+                SourceObject::Segment(..) => held.segments += 1,
+                _ => {}
             }
             held.stored_bytes += entry.bytes;
         }

@@ -90,7 +90,7 @@ proptest! {
             })
         };
         prop_assert_eq!(choose(&survey, Cut::Latest), choose(&after, Cut::Latest));
-        if let Some(cutoff) = cutoff(&survey, &policy, now) {
+        if let Some(cutoff) = cutoff(&reaches(&survey), &policy, now) {
             for back in targets {
                 let micros = now.as_micros() - back * HOUR / 3;
                 for (time, inclusive) in [(time(micros), true), (time(micros), false)] {
