@@ -205,13 +205,9 @@ pub(super) async fn plan(
     Body(request): Body<PlanRequest>,
 ) -> Result<Json<PlanView>, Problem> {
     let row = app.source(&source).await?;
-    let schema = request.into_schema.as_deref();
     let into = request.into.as_ref().filter(|_| request.resume);
-    let begun = match (&request.base, into) {
-        (None, Some(into)) => into.begun_from(schema).await?,
-        _ => None,
-    };
-    let (lineage, base) = begun.unwrap_or((request.lineage, request.base));
+    let asked = (request.lineage, request.base);
+    let (lineage, base) = begun_or(asked, into, request.into_schema.as_deref()).await?;
     let only = (lineage.as_deref(), base.as_deref());
     let tables = (request.tables.as_slice(), request.into_schema);
     let plan = make_plan(&app, &row, &request.target, only, tables).await?;
@@ -241,6 +237,18 @@ impl IntoRequest {
 
 /// Lineage and base, if only one will do.
 type Only = (Option<String>, Option<String>);
+
+/// What a plan may start from: as asked, or if no base is, what the restore to be resumed began from.
+async fn begun_or(
+    asked: Only,
+    resumed: Option<&IntoRequest>,
+    schema: Option<&str>,
+) -> Result<Only, Problem> {
+    match resumed.filter(|_| asked.1.is_none()) {
+        Some(into) => Ok(into.begun_from(schema).await?.unwrap_or(asked)),
+        None => Ok(asked),
+    }
+}
 
 async fn make_plan(
     app: &Shared,
@@ -315,16 +323,9 @@ async fn begin(
             "jobs is from 1 to 64",
         ));
     }
-    let begun = match request.resume && request.base.is_none() {
-        true => {
-            request
-                .into
-                .begun_from(request.into_schema.as_deref())
-                .await?
-        }
-        false => None,
-    };
-    let (lineage, base) = begun.unwrap_or((request.lineage.clone(), request.base.clone()));
+    let resumed = request.resume.then_some(&request.into);
+    let asked = (request.lineage.clone(), request.base.clone());
+    let (lineage, base) = begun_or(asked, resumed, request.into_schema.as_deref()).await?;
     let only = (lineage.as_deref(), base.as_deref());
     let tables = (request.tables.as_slice(), request.into_schema.clone());
     let plan = make_plan(app, &row, &request.target, only, tables).await?;
