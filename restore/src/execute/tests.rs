@@ -894,6 +894,26 @@ async fn without_superuser() {
     }
 }
 
+/// The latest, in a new database on the source's server.
+async fn restored(fixture: &Fixture, prefix: &str) -> TestDatabase {
+    let planned = plan(&fixture.store, &Target::latest(), &options())
+        .await
+        .unwrap();
+    let name = format!("{prefix}_{}", fixture.source.name);
+    let into = Into {
+        connection: fixture.source.server.url("postgres").parse().unwrap(),
+        create_database: Some(name.clone()),
+        allow_source: false,
+    };
+    let token = CancellationToken::new();
+    let done = execute(&planned, &fixture.store, into, &RUN, |_| {}, token).await;
+    done.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    TestDatabase {
+        server: Arc::clone(&fixture.source.server),
+        name,
+    }
+}
+
 /// A lineage goes on with segments of another version, whose values are in another encoding.
 #[tokio::test(flavor = "multi_thread")]
 async fn segments_in_two_encodings() {
@@ -906,19 +926,8 @@ async fn segments_in_two_encodings() {
         .run("INSERT INTO t VALUES (2, convert_from('\\xcbdcadf0', 'EUC_JP')); UPDATE t SET id = 3 WHERE id = 1")
         .await;
     fixture.seal().await;
-    let planned = plan(&fixture.store, &Target::latest(), &options())
-        .await
-        .unwrap();
-    let name = format!("two_{}", fixture.source.name);
-    let into = Into {
-        connection: fixture.source.server.url("postgres").parse().unwrap(),
-        create_database: Some(name.clone()),
-        allow_source: false,
-    };
-    let token = CancellationToken::new();
-    let done = execute(&planned, &fixture.store, into, &RUN, |_| {}, token).await;
-    done.unwrap_or_else(|error| panic!("{}", chain(&error)));
-    let client = fixture.source.server.connect(&name).await.unwrap();
+    let copy = restored(&fixture, "two").await;
+    let client = copy.connect().await.unwrap();
     let sql = "SELECT string_agg(id || encode(convert_to(\"日本\", 'EUC_JP'), 'hex'), ' ' ORDER BY id) FROM t";
     let found: String = client.query_one(sql, &[]).await.unwrap().get(0);
     assert_eq!(found, "2cbdcadf0 3c6fc");
@@ -939,22 +948,7 @@ async fn a_database_without_an_encoding() {
               UPDATE whole SET v = E'\\x81' WHERE v = E'\\x80'")
         .await;
     fixture.seal().await;
-    let planned = plan(&fixture.store, &Target::latest(), &options())
-        .await
-        .unwrap();
-    let name = format!("ascii_{}", fixture.source.name);
-    let into = Into {
-        connection: fixture.source.server.url("postgres").parse().unwrap(),
-        create_database: Some(name.clone()),
-        allow_source: false,
-    };
-    let token = CancellationToken::new();
-    let done = execute(&planned, &fixture.store, into, &RUN, |_| {}, token).await;
-    done.unwrap_or_else(|error| panic!("{}", chain(&error)));
-    let copy = TestDatabase {
-        server: Arc::clone(&fixture.source.server),
-        name,
-    };
+    let copy = restored(&fixture, "ascii").await;
     let sql = "SELECT string_agg(encode(v::bytea, 'hex'), ' ' ORDER BY id) || (SELECT string_agg(encode(v::bytea, 'hex'), ' ' ORDER BY v) FROM whole) FROM t";
     let mut found = Vec::new();
     for database in [&fixture.source, &copy] {
