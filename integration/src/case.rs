@@ -71,6 +71,8 @@ pub struct Restore {
     /// Some of its tables only: which ones, follows from this number and their names, whatever else is
     /// left out of the case.
     pub part: Option<u32>,
+    /// Those tables under a new schema of a database that exists.
+    pub beside: bool,
     /// At once, while what follows in the case happens; else when all is over.
     pub meanwhile: bool,
 }
@@ -80,6 +82,9 @@ impl fmt::Display for Restore {
         f.write_str(self.target.word())?;
         if let Some(part) = self.part {
             write!(f, "; part {part}")?;
+        }
+        if self.beside {
+            f.write_str("; beside")?;
         }
         match self.meanwhile {
             true => f.write_str("; meanwhile"),
@@ -98,12 +103,14 @@ impl FromStr for Restore {
         let mut restore = Self {
             target: target.context("no such target")?,
             part: None,
+            beside: false,
             meanwhile: false,
         };
         for word in words {
             match word.strip_prefix("part ") {
                 Some(part) => restore.part = Some(part.parse()?),
                 None if word == "meanwhile" => restore.meanwhile = true,
+                None if word == "beside" => restore.beside = true,
                 None => bail!("{word}: no way to restore"),
             }
         }

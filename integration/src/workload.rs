@@ -4,6 +4,7 @@
 //! server's. DDL inside the window is deliberately absent: capture refuses it loudly, and other tests
 //! see to that.
 
+mod hard;
 mod special;
 mod table;
 mod value;
@@ -20,6 +21,7 @@ use tokio::sync::{Notify, RwLock};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
+use hard::Hard;
 use special::Special;
 use table::Table;
 
@@ -42,6 +44,7 @@ pub(crate) struct Schema {
     major: u32,
     tables: Vec<Table>,
     specials: Vec<&'static Special>,
+    hard: Option<Hard>,
     restarts: bool,
     /// Writers that wait for nobody would otherwise truncate faster than a base can begin.
     rare_truncates: bool,
@@ -56,6 +59,7 @@ impl Schema {
             major,
             tables: Table::random_set(&mut rng, restarts),
             specials: Special::some(major, &mut rng),
+            hard: Some(Hard::some(major, &mut seed::rng(seed, "hard values"))),
             restarts,
             rare_truncates: false,
         }
@@ -74,11 +78,17 @@ impl Schema {
                 .iter()
                 .map(|special| special.create.to_owned()),
         );
+        statements.extend(self.hard.iter().flat_map(Hard::statements));
         statements
     }
 
     /// One change of something.
     pub(crate) fn change(&self, rng: &mut ChaCha8Rng) -> String {
+        if let Some(hard) = &self.hard
+            && rng.random_ratio(1, 8)
+        {
+            return hard.change(rng);
+        }
         if let Some(special) = self.specials.choose(rng)
             && rng.random_bool(0.5)
         {
@@ -169,6 +179,7 @@ impl Workload {
         schema.rare_truncates = true;
         if target < schema.major {
             schema.specials.clear();
+            schema.hard = None;
         }
         for sql in schema.statements() {
             let made = client.batch_execute(&sql).await;

@@ -113,10 +113,12 @@ impl Writer {
     fn moment(&mut self, target: Target) {
         let rng = &mut self.restores;
         let part = rng.random_ratio(2, 5).then(|| rng.random_range(0..1000));
+        let beside = part.is_some() && rng.random_bool(0.5);
         let meanwhile = rng.random_ratio(2, 5) && target != Target::Latest;
         self.operations.push(Operation::Moment(Restore {
             target,
             part,
+            beside,
             meanwhile,
         }));
     }

@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 
 use super::{Case, Operation, Restore, Setting, Target};
 use crate::digest::{self, Content};
-use crate::postgres::{self, TestDatabase};
+use crate::postgres::{self, Postgres, TestDatabase};
 use crate::service::Service;
 use crate::storage::Storage;
 use crate::workload::KEYLESS;
@@ -48,6 +48,12 @@ pub enum Nonsense {
     IsRefused,
 }
 
+/// Where tables come back beside others, and what stands there already.
+const BESIDE: &str = "recovered";
+/// The schema of the source that is not `public`.
+const ODD: &str = "\"Odd Schema\"";
+const HERE: &str = "CREATE TABLE public.here (id int); INSERT INTO public.here VALUES (1)";
+
 /// A state of the source.
 struct Moment {
     number: usize,
@@ -55,6 +61,8 @@ struct Moment {
     content: Content,
     /// Only these tables, as they are named to the service; all, if none.
     tables: Vec<String>,
+    /// Under the schema [`BESIDE`] of a database that exists.
+    beside: bool,
     /// The id of the restore that has begun.
     begun: Option<String>,
 }
@@ -264,6 +272,7 @@ impl Player<'_> {
         };
         if let Some(part) = restore.part {
             moment.tables = some(&moment.content, part);
+            moment.beside = restore.beside;
         }
         // Nothing becomes durable while the source is paused.
         if restore.meanwhile && restore.target != Target::Latest && !self.paused {
@@ -333,6 +342,7 @@ impl Player<'_> {
             target,
             content,
             tables: Vec::new(),
+            beside: false,
             begun: None,
         })
     }
@@ -371,16 +381,34 @@ impl Player<'_> {
     /// Begins a restore; answers its id.
     async fn begin(&self, moment: &Moment) -> Played<String> {
         let server = postgres::shared(self.case.setting.target).await;
-        let url = server.map_err(Err)?.url("postgres");
-        let body = json!({
-            "target": moment.target,
-            "tables": moment.tables,
-            "into": {"connection": url, "create_database": self.copy(moment)},
-        });
+        let server = server.map_err(Err)?;
+        let mut body = json!({"target": moment.target, "tables": moment.tables});
+        if moment.beside {
+            let url = self.database_beside(&server, moment).await.map_err(Err)?;
+            body["into"] = json!({"connection": url});
+            body["into_schema"] = json!(BESIDE);
+        } else {
+            let url = server.url("postgres");
+            body["into"] = json!({"connection": url, "create_database": self.copy(moment)});
+        }
         let path = format!("/api/v1/sources/{}/restores", self.database.name);
         let begun = self.service.post(&path, body).await;
         let begun = begun.map_err(|error| moment.wrong(Kind::Restore, error))?;
         Ok(begun["id"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// A database in use, with the source's extensions: what comes under a schema brings none.
+    async fn database_beside(&self, server: &Postgres, moment: &Moment) -> Result<String> {
+        let copy = self.copy(moment);
+        let url = server.create_database(&copy).await?;
+        server.execute(&copy, HERE).await?;
+        let sql = "SELECT quote_ident(extname) FROM pg_extension";
+        for row in self.control.query(sql, &[]).await? {
+            let name: String = row.get(0);
+            let sql = format!("CREATE EXTENSION IF NOT EXISTS {name}");
+            server.execute(&copy, &sql).await?;
+        }
+        Ok(url)
     }
 
     async fn restore(&self, moment: &Moment) -> Played<()> {
@@ -406,6 +434,12 @@ impl Player<'_> {
         let compared = async {
             let mut client = server.connect(&copy).await?;
             let mut restored = digest::of(&mut client, None).await?;
+            if moment.beside {
+                let here = restored.tables.remove("public.here");
+                ensure!(here.is_some_and(|it| it.rows == 1), "what was here is not");
+                // Its tables are compared by their names without the schema.
+                restored = restored.renamed(BESIDE, "public");
+            }
             if self.case.setting.settings["no_identity"] != "full" {
                 restored.tables.retain(|name, _| !name.starts_with(KEYLESS));
             }
@@ -482,7 +516,7 @@ impl Moment {
         let came = ended["report"]["partial"]["tables"].as_array();
         for table in came.context("a report of some tables")? {
             let is_child = table["child_of"].is_string();
-            let quoted = restored.tables.keys().map(String::as_str);
+            let quoted = self.content.tables.keys().map(String::as_str);
             wanted.extend(quoted.filter(|name| is_child && is_named(name, table)));
         }
         let mut expected = self.content.clone();
@@ -490,6 +524,9 @@ impl Moment {
         expected
             .tables
             .retain(|name, _| wanted.contains(name.as_str()));
+        if self.beside {
+            expected = expected.renamed(ODD, "public");
+        }
         expected
             .sequences
             .retain(|name, _| sequences.contains_key(name));

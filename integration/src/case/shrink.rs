@@ -92,6 +92,7 @@ mod tests {
         operations.push(Operation::Moment(Restore {
             target: Target::Latest,
             part: None,
+            beside: false,
             meanwhile: false,
         }));
         Case {
