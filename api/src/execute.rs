@@ -2,13 +2,30 @@
 
 use lastgood_pg::ConnectionConfig;
 use lastgood_proto::{BaseId, LineageId};
-use lastgood_restore::{Error, Interrupt, Into, Options, Plan, Progress, Replay, Report};
+use lastgood_restore::{Error, Interrupt, Into, Options, Plan, Progress, Report};
 use lastgood_store::SourceStore;
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
+use utoipa::ToSchema;
 
 /// Parallel jobs unless something else is asked for.
 const JOBS: u32 = 4;
 pub(crate) const JOBS_MAX: u32 = 64;
+/// What merged changes may take of memory unless something else is asked for.
+const MEMORY_BYTES: u64 = 1 << 30;
+
+/// How changes are brought in.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Replay {
+    /// What they come to, merged into the base's rows while these are loaded
+    #[default]
+    Merged,
+    /// One by one, in commit order, after the base was loaded
+    Ordered,
+}
 
 /// What a restore is to do.
 pub(crate) struct Order {
@@ -17,6 +34,9 @@ pub(crate) struct Order {
     pub(crate) create_database: Option<String>,
     pub(crate) allow_source: bool,
     pub(crate) jobs: Option<u32>,
+    pub(crate) replay: Replay,
+    /// For merged changes; what does not fit is replayed in order.
+    pub(crate) memory_bytes: Option<u64>,
     pub(crate) resume: bool,
 }
 
@@ -86,11 +106,22 @@ pub(crate) async fn execute(
 ) -> Result<Report, Stopped> {
     let into = order.place();
     let Order {
-        plan, jobs, resume, ..
+        plan,
+        jobs,
+        replay,
+        memory_bytes,
+        resume,
+        ..
     } = order;
+    let bytes_max = memory_bytes.unwrap_or(MEMORY_BYTES);
     let options = Options {
         jobs: jobs.unwrap_or(JOBS),
-        replay: Replay::Ordered,
+        replay: match replay {
+            Replay::Merged => lastgood_restore::Replay::Merged {
+                bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
+            },
+            Replay::Ordered => lastgood_restore::Replay::Ordered,
+        },
         resume,
     };
     let runtime = Handle::current();

@@ -15,7 +15,7 @@ mod tools;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -66,6 +66,27 @@ pub enum RestoreInput {
     #[default]
     Stdin,
     File(PathBuf),
+}
+
+/// A `pg_restore` that prints rows.
+pub struct RowsProcess {
+    /// Takes the archive; the tool may close it before the archive's end.
+    pub stdin: ChildStdin,
+    pub stdout: ChildStdout,
+    pub process: RowsEnd,
+}
+
+/// Its end.
+pub struct RowsEnd(Process);
+
+impl RowsEnd {
+    /// Waits for it, once all was read.
+    ///
+    /// # Errors
+    /// If it failed.
+    pub async fn wait(self) -> Result<(), ToolError> {
+        self.0.wait().await.map(drop)
+    }
 }
 
 /// A section of an archive.
@@ -297,6 +318,26 @@ impl PgTools {
             stdin: process.take_stdin(),
             process,
             tolerates: !options.exit_on_error,
+        })
+    }
+
+    /// Starts `pg_restore` that prints an archive's rows, of the entries listed or of all: for each
+    /// table a line `COPY … FROM stdin;`, its rows, and the line `\\.`; between these, settings.
+    pub fn rows(&self, list_file: Option<&Path>) -> Result<RowsProcess, ToolError> {
+        const TOOL: &str = "pg_restore";
+        let mut command = self.bare_command(TOOL);
+        command.args(["--format=custom", "--file=-", "--section=data"]);
+        if let Some(list) = list_file {
+            command.arg("--use-list").arg(list);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process::spawn(command, TOOL)?;
+        let stdin = process.take_stdin();
+        let stdout = process.take_stdout();
+        Ok(RowsProcess {
+            stdin: stdin.ok_or(ToolError::NoPipe { tool: TOOL })?,
+            stdout: stdout.ok_or(ToolError::NoPipe { tool: TOOL })?,
+            process: RowsEnd(process),
         })
     }
 

@@ -59,7 +59,7 @@ pub(crate) struct Truncate {
 }
 
 /// How far the target is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Replayed {
     /// End LSN of the last transaction in it.
     pub(crate) through: Lsn,
@@ -253,16 +253,10 @@ impl<'a> Applier<'a> {
         let Some(first) = truncate.tables.first() else {
             return Ok(());
         };
-        let each = truncate.tables.iter().map(|binding| {
-            // A partitioned table has no rows of its own, and ONLY is refused for it.
-            let only = if binding.table.kind == 'p' {
-                ""
-            } else {
-                "ONLY "
-            };
-            format!("{only}{}", binding.table.sql())
-        });
-        let tables: Vec<String> = each.collect();
+        let each = truncate.tables.iter();
+        let tables: Vec<String> = each
+            .map(|binding| binding.table.sql_for_truncate())
+            .collect();
         let restart = match truncate.restart_identity {
             true => " RESTART IDENTITY",
             false => "",

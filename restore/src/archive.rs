@@ -20,6 +20,7 @@ use lastgood_store::{ObjectReader, SourceStore};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
+use tokio::process::ChildStdin;
 
 use crate::Error;
 use crate::tool_errors::judge;
@@ -36,7 +37,7 @@ pub(crate) struct Archives<'a> {
 pub(crate) struct Head {
     file: NamedTempFile,
     /// What its text is in, definitions and data alike.
-    encoding: String,
+    pub(crate) encoding: String,
     pub(crate) entries: Vec<TocEntry>,
 }
 
@@ -125,7 +126,6 @@ impl Archives<'_> {
         only: Option<&[&TocEntry]>,
         fed: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
-        let mut reader = self.open(archive.name).await?;
         let list = only.map(list_file).transpose()?;
         let options = RestoreOptions {
             input: RestoreInput::Stdin,
@@ -136,7 +136,21 @@ impl Archives<'_> {
             ..RestoreOptions::default()
         };
         let mut process = self.tools.restore(target, &options)?;
-        let mut stdin = process.stdin.take();
+        if let Some(stdin) = process.stdin.take() {
+            self.feed(archive, stdin, fed).await?;
+        }
+        judge(process.wait().await).map(drop)
+    }
+
+    /// Gives an archive to a tool and verifies it.
+    pub(crate) async fn feed(
+        &self,
+        archive: &Archive,
+        stdin: ChildStdin,
+        fed: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Error> {
+        let mut reader = self.open(archive.name).await?;
+        let mut stdin = Some(stdin);
         let mut digest = Sha256::new();
         while let Some(chunk) = reader.next_chunk().await? {
             digest.update(&chunk);
@@ -149,18 +163,17 @@ impl Archives<'_> {
             }
         }
         drop(stdin);
-        judge(process.wait().await)?;
         let digest: String = digest
             .finalize()
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        if digest != archive.sha256 {
-            return Err(Error::ArchiveAltered {
+        match digest == archive.sha256 {
+            true => Ok(()),
+            false => Err(Error::ArchiveAltered {
                 archive: archive.name.to_string(),
-            });
+            }),
         }
-        Ok(())
     }
 
     /// The definitions of some kinds as SQL text.
@@ -221,7 +234,7 @@ impl Archives<'_> {
     }
 }
 
-fn list_file(entries: &[&TocEntry]) -> Result<NamedTempFile, Error> {
+pub(crate) fn list_file(entries: &[&TocEntry]) -> Result<NamedTempFile, Error> {
     let mut file = NamedTempFile::new().map_err(Error::Scratch)?;
     for entry in entries {
         writeln!(file, "{}", entry.line()).map_err(Error::Scratch)?;

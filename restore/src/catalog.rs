@@ -49,6 +49,15 @@ impl TargetTable {
     pub(crate) fn sql(&self) -> String {
         qualified(&self.schema, &self.name)
     }
+
+    /// As a TRUNCATE names it that is to reach nothing else: a partitioned table has no rows of its
+    /// own, and ONLY is refused for it.
+    pub(crate) fn sql_for_truncate(&self) -> String {
+        match self.kind {
+            'p' => self.sql(),
+            _ => format!("ONLY {}", self.sql()),
+        }
+    }
 }
 
 impl TargetColumn {

@@ -28,8 +28,10 @@ fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(rest);
 }
 
+/// What `CopyAttributeOutText` escapes, no more and no less: rows of a base are compared with ours as
+/// they stand.
 const fn special(byte: u8) -> bool {
-    matches!(byte, b'\\' | b'\t' | b'\n' | b'\r')
+    matches!(byte, b'\\' | 0x08..=0x0d)
 }
 
 const fn escape(byte: u8) -> &'static [u8] {
@@ -37,6 +39,9 @@ const fn escape(byte: u8) -> &'static [u8] {
         b'\\' => b"\\\\",
         b'\t' => b"\\t",
         b'\n' => b"\\n",
+        0x08 => b"\\b",
+        0x0b => b"\\v",
+        0x0c => b"\\f",
         _ => b"\\r",
     }
 }
@@ -103,6 +108,7 @@ mod tests {
         check(&text(""), "");
         check(&text("\\N"), "\\\\N");
         check(&text("a\tb\nc\rd\\"), "a\\tb\\nc\\rd\\\\");
+        check(&text("\u{7}\u{8}\u{b}\u{c}\u{e}"), "\u{7}\\b\\v\\f\u{e}");
         check(&Cell::Bytes(vec![b'x']), "x");
     }
 

@@ -90,6 +90,29 @@ pub enum Error {
         commit_lsn: Lsn,
         why: &'static str,
     },
+    /// The server refuses rows on their way into a table.
+    #[error("the rows of {table} could not be loaded")]
+    Load {
+        table: String,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error(
+        "a row of {table} was changed after the base and is not in it ({key}); --replay ordered names the \
+         transaction"
+    )]
+    MissingRow { table: String, key: String },
+    #[error(
+        "the base has a row of {table} that was only made later ({key}); --replay ordered names the \
+         transaction"
+    )]
+    UnexpectedRow { table: String, key: String },
+    #[error("{table} has other columns in the base than in the stream")]
+    OtherColumns { table: String },
+    #[error("pg_restore printed what is not understood: {statement}")]
+    UnreadableRows { statement: String },
+    #[error("the rows that pg_restore prints end in the middle of a table")]
+    RowsEnded,
     /// A promise of the policy would not hold afterwards: a mistake of ours, so nothing is deleted.
     #[error("nothing was given up by retention: {what}")]
     RetentionBroken { what: String },
@@ -373,7 +396,16 @@ impl Error {
             Error::Change { .. } | Error::SchemaChanged { .. } | Error::NotResumable { .. } => {
                 Class::NeedsOperator
             }
-            Error::UnusableChange { .. } | Error::UnexpectedRecord => Class::Corrupt,
+            Error::Load { source, .. } => source
+                .code()
+                .map_or(Class::Transient, |code| lastgood_pg::class_of(code.code())),
+            Error::UnusableChange { .. }
+            | Error::UnexpectedRecord
+            | Error::MissingRow { .. }
+            | Error::UnexpectedRow { .. }
+            | Error::OtherColumns { .. }
+            | Error::UnreadableRows { .. }
+            | Error::RowsEnded => Class::Corrupt,
             Error::SegmentsMissing { .. } | Error::NotOneRow { .. } => Class::Corrupt,
         }
     }

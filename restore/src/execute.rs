@@ -1,7 +1,7 @@
 //! Does what a plan says.
 //!
-//! Order: definitions, rows of the base, the indexes that rows are found by, the captured
-//! transactions, then everything else. No foreign key, trigger or rule exists while rows come in, so
+//! Order: definitions, rows of the base with the changes merged in, the indexes that rows are found by, the
+//! captured transactions that are not merged, then everything else. No foreign key, trigger or rule exists while rows come in, so
 //! no special right is needed and nothing a user wrote is run by a restore. Each stage is recorded in
 //! the target before it begins; an interrupted restore goes on with the stage it was in.
 
@@ -51,7 +51,10 @@ impl Into {
 /// How changes are brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replay {
-    /// Every change, in commit order.
+    /// What the changes come to, merged into the rows of the base while these are loaded; what does
+    /// not fit into so many bytes of memory, in commit order afterwards.
+    Merged { bytes_max: usize },
+    /// Every change, in commit order, after the base was loaded.
     Ordered,
 }
 
@@ -105,7 +108,6 @@ pub async fn execute(
     interrupt: impl std::convert::Into<Interrupt>,
 ) -> Result<Report, Error> {
     let interrupt = interrupt.into();
-    let Replay::Ordered = options.replay;
     let manifest = SourceObject::Manifest(plan.lineage, plan.base.id);
     let manifest: BaseManifest = store.get_json(&manifest).await?;
     let lineage: LineageFile = store.get_json(&SourceObject::Lineage(plan.lineage)).await?;

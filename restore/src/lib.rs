@@ -1,17 +1,16 @@
 //! Objects → PostgreSQL: choose what a target needs, then bring it back.
 //!
 //! [`plan`] is a pure choice over a listing, made exact by opening the segment the target falls
-//! into; it never connects to a server. [`execute`] does what the plan says: the base's archives by
-//! `pg_restore`, then the captured transactions in commit order, then indexes, constraints and
-//! sequences. A repository and its key are all that is needed: nothing here knows the service or
+//! into; it never connects to a server. [`execute`] does what the plan says: the base's rows with what
+//! the captured transactions come to merged in, or followed by each of them in commit order, then
+//! indexes, constraints and sequences. A repository and its key are all that is needed: nothing here knows the service or
 //! its catalog.
 //!
 //! Invariants: a restore equals the source at the target or fails; nothing is ever skipped to get
 //! on; the target database is new or empty, and never the source itself; or one that exists gets a new
 //! schema with some tables, whole or not at all.
 //!
-//! Absent: schema changes inside a window (a relation that no longer fits its table is an error),
-//! and net-change replay.
+//! Absent: schema changes inside a window (a relation that no longer fits its table is an error).
 
 mod apply;
 mod archive;
@@ -19,6 +18,7 @@ mod batch;
 mod binding;
 mod boundary;
 mod catalog;
+mod changes;
 mod choose;
 mod copy_text;
 mod destination;
@@ -32,6 +32,8 @@ mod indexes;
 mod leftover;
 mod locale;
 mod lock;
+mod merge;
+mod net;
 mod ownership;
 mod partial;
 mod plan;

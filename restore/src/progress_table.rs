@@ -123,6 +123,19 @@ pub(crate) async fn enter(client: &Client, stage: Stage) -> Result<(), Error> {
     Ok(())
 }
 
+/// The rows are there, with these changes merged in.
+pub(crate) async fn loaded(client: &Client, merged: &Replayed) -> Result<(), Error> {
+    let sql = format!(
+        "UPDATE lastgood_restore.progress SET stage = '{}', through_lsn = '{}', transactions = {}, rows = {}",
+        Stage::Keys.as_str(),
+        merged.through,
+        merged.transactions,
+        merged.rows
+    );
+    client.batch_execute(&sql).await?;
+    Ok(())
+}
+
 /// The progress was not where the restore had left it.
 pub(crate) const MOVED: &str = "LG002";
 

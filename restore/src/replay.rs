@@ -1,5 +1,6 @@
-//! Segments → batches → the target. Reading, decoding and building COPY text happen on a thread of
-//! their own, one batch ahead of the server that applies the last one.
+//! Segments → changes → the target. Reading, decoding and what is made of a record happen on a thread of
+//! their own: net changes are gathered there, or batches for ordered replay are made one ahead of the
+//! server that applies the last one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,12 +8,14 @@ use std::sync::Arc;
 use lastgood_proto::Oid;
 use lastgood_proto::segment::Record;
 use lastgood_store::SourceStore;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
 use crate::apply::{Applier, Batch, Replayed};
-use crate::batch::{Batcher, Range, Reached};
+use crate::batch::Batcher;
 use crate::catalog::Tables;
+use crate::changes::{Changes, Range, Reached};
+use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
 use crate::segments::Segments;
@@ -25,24 +28,47 @@ pub(crate) struct Outcome {
     pub(crate) samples: Samples,
 }
 
+/// What a plan's changes are read from, and what they are bound to.
+pub(crate) struct Source<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) store: &'a SourceStore,
+    /// What the base calls each table.
+    pub(crate) base: Arc<HashMap<(String, String), Oid>>,
+    /// Of the source's database: that of values in segments that do not say it.
+    pub(crate) server_encoding: &'a str,
+}
+
 /// Replays what the plan keeps, from where `replayed` left off. `report` is told after each commit.
 pub(crate) async fn replay(
-    plan: &Plan,
-    store: &SourceStore,
+    source: &Source<'_>,
     client: &Client,
-    base: Arc<HashMap<(String, String), Oid>>,
-    server_encoding: &str,
     replayed: Replayed,
     report: &(dyn Fn(Replayed) + Sync),
 ) -> Result<Outcome, Error> {
     let tables = Arc::new(catalog::tables(client).await?);
     let (sender, mut batches) = mpsc::channel(1);
-    let reader = Reader::new(plan, store, tables, base, server_encoding, replayed);
-    let reading = tokio::task::spawn_blocking(move || reader.run(&sender));
+    let range = source.range(replayed);
+    let mut batcher = Batcher::new(source.changes(range, tables));
+    let reader = source.reader();
+    let reading = tokio::task::spawn_blocking(move || {
+        // Ends early, without an error, if nobody takes the batches any more.
+        let send = |batch: Option<Batch>| {
+            let is_taken = batch.is_none_or(|batch| sender.blocking_send(batch).is_ok());
+            match is_taken {
+                true => Flow::GoOn,
+                false => Flow::Stop,
+            }
+        };
+        let samples = reader.run(|item| match item {
+            Item::Segment(encoding) => Ok(send(batcher.segment(encoding))),
+            Item::Record(record) => Ok(send(batcher.feed(record)?)),
+            Item::End => Ok(send(batcher.finish())),
+        })?;
+        Ok::<_, Error>((batcher.reached(), samples))
+    });
     let mut applier = Applier::new(client, replayed);
     let mut outcome = replayed;
     while let Some(batch) = batches.recv().await {
-        let batch: Batch = batch;
         let committed = batch.commit;
         applier.apply(batch).await?;
         if let Some(replayed) = committed {
@@ -51,87 +77,158 @@ pub(crate) async fn replay(
         }
     }
     let (reached, samples) = reading.await??;
-    let wanted = plan.stop.last_kept.as_ref().map(|kept| Reached {
-        xid: kept.xid,
-        commit_lsn: kept.commit_lsn,
-    });
-    if reached != wanted {
-        return Err(Error::OtherEnd {
-            planned: wanted.map(|wanted| wanted.commit_lsn),
-            reached: reached.map(|reached| reached.commit_lsn),
-        });
-    }
+    source.is_end(reached)?;
     Ok(Outcome {
         replayed: outcome,
         samples,
     })
 }
 
+/// Gathers the net effect of what the plan keeps, or of as much of it, from its beginning, as fits
+/// `bytes_max` of memory. Of all of it, then with the outcome; what is left is to be replayed.
+pub(crate) async fn gather(
+    source: &Source<'_>,
+    client: &Client,
+    encoding: &str,
+    bytes_max: usize,
+    report: &(dyn Fn(Replayed) + Sync),
+) -> Result<(Net, Option<Outcome>), Error> {
+    let tables = Arc::new(catalog::tables(client).await?);
+    let mut range = source.range(Replayed::default());
+    let end = range.last_kept;
+    loop {
+        let changes = source.changes(range, Arc::clone(&tables));
+        let stop_after = range.last_kept.filter(|_| range.last_kept != end);
+        let mut gatherer = Gatherer::new(changes, encoding.to_owned(), bytes_max, stop_after);
+        let reader = source.reader();
+        let (sender, mut progress) = watch::channel(Replayed::default());
+        let mut gathering = tokio::task::spawn_blocking(move || {
+            let samples = reader.run(|item| match item {
+                Item::Segment(encoding) => Ok(gatherer.segment(encoding)),
+                Item::Record(record) => {
+                    let flow = gatherer.feed(record)?;
+                    match gatherer.committed().map(|replayed| sender.send(replayed)) {
+                        None | Some(Ok(())) => Ok(flow),
+                        // Nobody wants it any more.
+                        Some(Err(_)) => Ok(Flow::Stop),
+                    }
+                }
+                Item::End => Ok(Flow::GoOn),
+            })?;
+            Ok::<_, Error>((gatherer, samples))
+        });
+        let (gatherer, samples) = loop {
+            tokio::select! {
+                gathered = &mut gathering => break gathered??,
+                Ok(()) = progress.changed() => report(*progress.borrow_and_update()),
+            }
+        };
+        match gatherer.halted() {
+            // Part of a transaction is in it: once more, up to the one before.
+            Some(halted) => match halted.last_whole {
+                None => return Ok((Net::default(), None)),
+                last => range.last_kept = last,
+            },
+            None if gatherer.is_complete() => {
+                source.is_end(gatherer.reached())?;
+                let net = gatherer.finish();
+                let replayed = net.replayed;
+                return Ok((net, Some(Outcome { replayed, samples })));
+            }
+            None => return Ok((gatherer.finish(), None)),
+        }
+    }
+}
+
+impl Source<'_> {
+    fn range(&self, replayed: Replayed) -> Range {
+        let last = self.plan.stop.last_kept.as_ref();
+        Range {
+            from: self.plan.base.consistent_point,
+            last_kept: last.map(|kept| kept.commit_lsn),
+            replayed,
+        }
+    }
+
+    fn changes(&self, range: Range, tables: Arc<Tables>) -> Changes {
+        let only = self.plan.partial.as_ref().map(Partial::names);
+        Changes::new(range, tables, Arc::clone(&self.base), only)
+    }
+
+    fn reader(&self) -> Reader {
+        let segments = |planned: &[crate::PlannedSegment]| {
+            let keys = planned.iter().map(|planned| (*planned).into());
+            Segments::new(self.store.clone(), self.plan.lineage, keys)
+        };
+        Reader {
+            needed: segments(&self.plan.segments),
+            following: segments(&self.plan.following),
+            unnamed_encoding: match self.server_encoding {
+                "SQL_ASCII" => "SQL_ASCII",
+                _ => "UTF8",
+            },
+            samples: Samples::new(self.plan.stop.sequences_at),
+        }
+    }
+
+    /// What was read must end with the transaction that the plan names.
+    fn is_end(&self, reached: Option<Reached>) -> Result<(), Error> {
+        let wanted = self.plan.stop.last_kept.as_ref().map(|kept| Reached {
+            xid: kept.xid,
+            commit_lsn: kept.commit_lsn,
+        });
+        match reached == wanted {
+            true => Ok(()),
+            false => Err(Error::OtherEnd {
+                planned: wanted.map(|wanted| wanted.commit_lsn),
+                reached: reached.map(|reached| reached.commit_lsn),
+            }),
+        }
+    }
+}
+
+/// Whether a reader is to read on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flow {
+    GoOn,
+    Stop,
+}
+
+/// What a reader comes upon.
+enum Item<'a> {
+    /// A segment with values in this encoding.
+    Segment(&'a str),
+    Record(Record),
+    /// All needed segments were read.
+    End,
+}
+
 struct Reader {
     needed: Segments,
     following: Segments,
-    batcher: Batcher,
-    /// Of values in segments that do not say it.
     unnamed_encoding: &'static str,
     samples: Samples,
 }
 
 impl Reader {
-    fn new(
-        plan: &Plan,
-        store: &SourceStore,
-        tables: Arc<Tables>,
-        base: Arc<HashMap<(String, String), Oid>>,
-        server_encoding: &str,
-        replayed: Replayed,
-    ) -> Self {
-        let range = Range {
-            from: plan.base.consistent_point,
-            last_kept: plan.stop.last_kept.as_ref().map(|kept| kept.commit_lsn),
-            replayed,
-        };
-        let only = plan.partial.as_ref().map(Partial::names);
-        let segments = |planned: &[crate::PlannedSegment]| {
-            let keys = planned.iter().map(|planned| (*planned).into());
-            Segments::new(store.clone(), plan.lineage, keys)
-        };
-        Self {
-            needed: segments(&plan.segments),
-            following: segments(&plan.following),
-            batcher: Batcher::new(range, tables, base, only),
-            unnamed_encoding: match server_encoding {
-                "SQL_ASCII" => "SQL_ASCII",
-                _ => "UTF8",
-            },
-            samples: Samples::new(plan.stop.sequences_at),
-        }
-    }
-
-    /// Ends early, without an error, if nobody takes the batches any more.
-    fn run(mut self, sender: &mpsc::Sender<Batch>) -> Result<(Option<Reached>, Samples), Error> {
+    fn run(mut self, mut take: impl FnMut(Item) -> Result<Flow, Error>) -> Result<Samples, Error> {
         // Every needed segment is read to its footer, which vouches for what came before.
         while let Some(mut segment) = self.needed.next()? {
             let encoding = segment.header().encoding.as_deref();
             let encoding = encoding.unwrap_or(self.unnamed_encoding);
-            if let Some(batch) = self.batcher.segment(encoding)
-                && sender.blocking_send(batch).is_err()
-            {
-                return Ok((None, self.samples));
+            if take(Item::Segment(encoding))? == Flow::Stop {
+                return Ok(self.samples);
             }
             while let Some(record) = segment.next()? {
                 if let Record::Sequences { lsn, samples } = record {
                     self.samples.see(lsn, samples);
-                } else if let Some(batch) = self.batcher.feed(record)?
-                    && sender.blocking_send(batch).is_err()
-                {
-                    return Ok((None, self.samples));
+                } else if take(Item::Record(record))? == Flow::Stop {
+                    return Ok(self.samples);
                 }
             }
         }
-        if let Some(batch) = self.batcher.finish()
-            && sender.blocking_send(batch).is_err()
-        {
-            return Ok((None, self.samples));
+        if take(Item::End)? == Flow::Stop {
+            return Ok(self.samples);
         }
         while !self.samples.found()
             && let Some(mut segment) = self.following.next()?
@@ -142,6 +239,6 @@ impl Reader {
                 }
             }
         }
-        Ok((self.batcher.reached(), self.samples))
+        Ok(self.samples)
     }
 }

@@ -17,7 +17,9 @@ pub enum Phase {
     Prepare,
     /// Tables, types, functions.
     Schema,
-    /// The base's rows.
+    /// Reading the captured changes, to merge them in with the rows.
+    Changes,
+    /// The base's rows, with changes merged in.
     Data,
     /// The indexes that replay finds rows by.
     Keys,
@@ -37,6 +39,7 @@ impl Phase {
         match self {
             Phase::Prepare => "prepare",
             Phase::Schema => "schema",
+            Phase::Changes => "changes",
             Phase::Data => "data",
             Phase::Keys => "keys",
             Phase::Replay => "replay",
@@ -51,7 +54,7 @@ impl Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     pub phase: Phase,
-    /// Bytes of archives in `data`, of WAL in `replay`, of rows in `transfer`; else zero.
+    /// Bytes of archives in `data`, of WAL in `changes` and `replay`, of rows in `transfer`; else zero.
     pub done: u64,
     /// As much as `done` will be; zero if the phase cannot tell.
     pub total: u64,

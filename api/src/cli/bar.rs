@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::output::{Output, human_bytes, human_count};
 
 /// Phases in their order, in words for people; the last one only under a schema of an existing database.
-const PHASES: [(&str, &str); 8] = [
+const PHASES: [(&str, &str); 9] = [
     ("prepare", "checking the target"),
     ("schema", "creating tables"),
+    ("changes", "reading changes"),
     ("data", "loading the base"),
     ("keys", "building keys"),
     ("replay", "replaying changes"),
@@ -93,7 +94,7 @@ impl Bar {
 fn detail(step: &Value, done: u64) -> String {
     match step["phase"].as_str() {
         Some("data" | "transfer") => format!(" ({})", human_bytes(done)),
-        Some("replay") => format!(
+        Some("changes" | "replay") => format!(
             " ({} transactions, {} rows)",
             human_count(step["transactions"].as_u64().unwrap_or(0)),
             human_count(step["rows"].as_u64().unwrap_or(0))

@@ -17,6 +17,7 @@ mod probe;
 mod restore;
 mod restores;
 mod retention;
+mod size;
 mod source;
 mod target;
 mod transactions;

@@ -17,9 +17,10 @@ use super::place::{
     self, Place, PlaceArgs, SourceArg, parse_connection, source_path, source_store,
 };
 use super::restores;
+use super::size;
 use super::target::{ExclusiveArg, TargetArgs};
 use crate::clock::now;
-use crate::execute::{self, JOBS_MAX, Order, Stopped};
+use crate::execute::{self, JOBS_MAX, Order, Replay, Stopped};
 use crate::http::{PlanView, ProgressView, ReportView};
 
 #[derive(clap::Args)]
@@ -64,9 +65,12 @@ pub(super) struct RestoreArgs {
     /// Create this database there and restore into it
     #[arg(long, value_name = "NAME", conflicts_with = "into_schema")]
     create_database: Option<String>,
-    /// How changes are brought in: commit by commit
-    #[arg(long, value_enum, default_value = "ordered")]
+    /// How changes are brought in
+    #[arg(long, value_enum, default_value = "merged")]
     replay: Replay,
+    /// What merged changes may take of memory; what does not fit is replayed in order [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size::bytes)]
+    memory: Option<u64>,
     /// Parallel jobs of pg_restore
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(JOBS_MAX)))]
     jobs: Option<u32>,
@@ -79,11 +83,6 @@ pub(super) struct RestoreArgs {
     /// Begin at once instead of asking on a terminal
     #[arg(long, short)]
     yes: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Replay {
-    Ordered,
 }
 
 impl PlanArgs {
@@ -173,7 +172,8 @@ async fn by_service(
     let plan = client.post(&format!("{path}/plan"), &body).await?;
     announce(&plan, connection, &args, output)?;
     body["jobs"] = json!(args.jobs);
-    body["replay"] = json!("ordered");
+    body["replay"] = json!(args.replay);
+    body["memory_bytes"] = json!(args.memory);
     let begun = client.post(&format!("{path}/restores"), &body).await?;
     let id = show(&begun["id"]);
     output.note(format!(
@@ -207,6 +207,8 @@ async fn by_itself(
         create_database: args.create_database,
         allow_source: args.allow_source,
         jobs: args.jobs,
+        replay: args.replay,
+        memory_bytes: args.memory,
         resume: args.resume,
     };
     let cancel = CancellationToken::new();

@@ -10,10 +10,10 @@ use super::plan::{NotCoveredView, PartialView, TransactionView};
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = RestoreProgress)]
 pub(crate) struct ProgressView {
-    /// `prepare`, `schema`, `data`, `keys`, `replay`, `constraints`, `finish`; under a schema of an
+    /// `prepare`, `schema`, `changes`, `data`, `keys`, `replay`, `constraints`, `finish`; under a schema of an
     /// existing database, `transfer`.
     pub(crate) phase: &'static str,
-    /// Bytes of archives in `data`, of WAL in `replay`, of rows in `transfer`.
+    /// Bytes of archives in `data`, of WAL in `changes` and `replay`, of rows in `transfer`.
     done: u64,
     /// As much as `done` will be; 0 if the phase cannot tell.
     total: u64,

@@ -25,7 +25,7 @@ use super::target::TargetRequest;
 use crate::app::Shared;
 use crate::catalog::{ErrorClass, RestoreEventRow, RestoreRow, RestoreStatus, SourceRow};
 use crate::clock::now;
-use crate::execute::{self, JOBS_MAX, Order};
+use crate::execute::{self, JOBS_MAX, Order, Replay};
 use crate::jobs;
 
 /// Events that are read from the catalog at a time.
@@ -76,9 +76,12 @@ pub(super) struct RestoreRequest {
     /// Parallel jobs of `pg_restore`.
     #[schema(minimum = 1, maximum = 64)]
     jobs: Option<u32>,
-    /// How changes are brought in; `ordered`, the only way yet, is commit by commit.
+    /// How changes are brought in.
     #[serde(default)]
     replay: Replay,
+    /// What merged changes may take of memory, in bytes; what does not fit is replayed in order
+    /// [default: 1 GiB].
+    memory_bytes: Option<u64>,
     /// Go on with an earlier restore of the same target into the same database, from the base that it
     /// was begun from.
     #[serde(default)]
@@ -97,13 +100,6 @@ struct IntoRequest {
     /// Allow the source's own server and database as the target.
     #[serde(default)]
     allow_source: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum Replay {
-    #[default]
-    Ordered,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -342,6 +338,7 @@ async fn begin(
         "into_schema": request.into_schema,
         "jobs": request.jobs,
         "replay": request.replay,
+        "memory_bytes": request.memory_bytes,
         "resume": request.resume,
     });
     let order = Order {
@@ -350,6 +347,8 @@ async fn begin(
         create_database: request.into.create_database,
         allow_source: request.into.allow_source,
         jobs: request.jobs,
+        replay: request.replay,
+        memory_bytes: request.memory_bytes,
         resume: request.resume,
     };
     let store = app.repository.source(row.id).await?;

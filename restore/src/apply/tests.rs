@@ -10,7 +10,8 @@ use lastgood_proto::segment::{Header, SegmentReader};
 use lastgood_proto::{LineageId, SourceId};
 
 use super::*;
-use crate::batch::{Batcher, Range};
+use crate::batch::Batcher;
+use crate::changes::{Changes, Range};
 use crate::testing::{PINNED, capture};
 use crate::{catalog, identity};
 
@@ -109,7 +110,8 @@ impl Pair {
             },
         };
         let tables = Arc::new(catalog::tables(&client).await?);
-        let mut batcher = Batcher::new(range, tables, Arc::new(base), None);
+        let changes = Changes::new(range, tables, Arc::new(base), None);
+        let mut batcher = Batcher::new(changes);
         let mut applier = Applier::new(&client, range.replayed);
         let mut reader = SegmentReader::open(captured.segment.as_slice(), None).unwrap();
         while let Some(record) = reader.next().unwrap() {

@@ -17,12 +17,14 @@ use super::run::Run;
 use crate::apply::{self, Replayed};
 use crate::archive::{Archives, Head};
 use crate::existing::Existing;
+use crate::merge::Waiting;
+use crate::net::Net;
 use crate::partial::Partial;
 use crate::relations::Name;
-use crate::replay::{Outcome, replay};
+use crate::replay::Outcome;
 use crate::report::Phase;
 use crate::sql::qualified;
-use crate::{Error, foreign_keys, leftover, partial, plan};
+use crate::{Error, foreign_keys, leftover, partial, plan, replay};
 
 impl Run<'_> {
     /// From the scratch database to the existing one; then nothing is left of the first.
@@ -59,22 +61,26 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The rows of the base, with the changes that wait for them.
     pub(super) async fn data(
         &self,
+        client: &Client,
         target: &ConnectionConfig,
         archives: &Archives<'_>,
         head: &Head,
+        waiting: Option<&Waiting>,
     ) -> Result<(), Error> {
         let chosen = self.plan.partial.as_ref().map(Partial::names);
-        let rows = chosen
-            .as_ref()
-            .map(|chosen| self.rows_of(chosen, head))
-            .transpose()?;
-        if chosen.is_some() {
-            // They belong to no table's rows. A sample may not be newer than the base.
-            let sets: Vec<&TocEntry> = of_kind(head, "SEQUENCE SET").collect();
-            let set = archives.definitions(target, head, Section::Data, Some(&sets), 1);
-            set.await?;
+        let rows = match &chosen {
+            Some(chosen) => self.rows_of(chosen, head)?,
+            None => of_kind(head, "TABLE DATA").collect(),
+        };
+        // They belong to no table's rows. A sample may not be newer than the base.
+        let sets: Vec<&TocEntry> = of_kind(head, "SEQUENCE SET").collect();
+        let set = archives.definitions(target, head, Section::Data, Some(&sets), 1);
+        set.await?;
+        if let Some(waiting) = waiting {
+            waiting.restart(client).await?;
         }
         let wanted = self.manifest.archives.iter();
         let wanted =
@@ -89,20 +95,49 @@ impl Run<'_> {
                 tracker.now(before + bytes, total, None);
             }
         };
+        let apart: HashSet<&Name> = self
+            .manifest
+            .archives
+            .iter()
+            .filter_map(|archive| archive.table.as_ref())
+            .collect();
         let mut sorted: Vec<_> = wanted.collect();
         sorted.sort_by_key(|archive| std::cmp::Reverse(archive.bytes));
         let jobs = usize::try_from(self.options.jobs.max(1)).unwrap_or(1);
-        let loads = sorted.into_iter().map(|archive| {
-            let only = rows
-                .as_deref()
-                .filter(|_| archive.name == ArchiveName::Main);
-            archives.data(target, archive, only, &fed).boxed()
-        });
-        let loads: Vec<_> = loads.collect();
+        // Of the main archive: rows, and what is neither rows nor a sequence (large objects).
+        let others: Vec<&TocEntry> = match &chosen {
+            Some(_) => Vec::new(),
+            None => head.entries.iter().filter(is_other_data).collect(),
+        };
+        let all: Vec<&TocEntry> = rows.iter().chain(&others).copied().collect();
+        let mut loads = Vec::new();
+        for archive in sorted {
+            let is_main = archive.name == ArchiveName::Main;
+            let changed = waiting.filter(|waiting| match &archive.table {
+                Some(table) => waiting.any(|name| name == table),
+                None => waiting.any(|name| !apart.contains(name)),
+            });
+            let Some(waiting) = changed else {
+                let only = is_main.then_some(all.as_slice());
+                loads.push(archives.data(target, archive, only, &fed).boxed());
+                continue;
+            };
+            let only = is_main.then_some(rows.as_slice());
+            let load = waiting.load(archives, target, archive, only, &fed);
+            loads.push(load.boxed());
+            if is_main && !others.is_empty() {
+                let load = archives.data(target, archive, Some(&others), &|_| {});
+                loads.push(load.boxed());
+            }
+        }
         futures::stream::iter(loads)
             .buffer_unordered(jobs)
             .try_collect::<()>()
-            .await
+            .await?;
+        match waiting {
+            Some(waiting) => waiting.load_rest(client).await,
+            None => Ok(()),
+        }
     }
 
     /// The chosen tables' entries in the main archive. Each has one, or an archive of its own.
@@ -166,37 +201,62 @@ impl Run<'_> {
         (keys, rest)
     }
 
+    /// What the changes come to, or as many of them as fit into memory; if all do, with the outcome.
+    pub(super) async fn gather(
+        &self,
+        client: &Client,
+        head: &Head,
+        bytes_max: usize,
+    ) -> Result<(Net, Option<Outcome>), Error> {
+        // `pg_dump` has the rows of such partitions loaded through their root.
+        let through_roots = "SELECT EXISTS (SELECT FROM pg_partitioned_table p
+            JOIN pg_opclass o ON o.oid = ANY (p.partclass) JOIN pg_am a ON a.oid = o.opcmethod
+            WHERE a.amname = 'hash' AND o.opcname = 'enum_ops'
+              AND o.opcnamespace = 'pg_catalog'::regnamespace)";
+        if client.query_one(through_roots, &[]).await?.try_get(0)? {
+            return Ok((Net::default(), None));
+        }
+        let source = self.changes();
+        let report = self.reports_of_wal();
+        replay::gather(&source, client, &head.encoding, bytes_max, &report).await
+    }
+
     pub(super) async fn replay(
         &self,
         client: &Client,
         replayed: Replayed,
     ) -> Result<Outcome, Error> {
         client.batch_execute(apply::SESSION).await?;
-        let tables = self.manifest.tables.iter();
-        let base: HashMap<(String, String), Oid> = tables
-            .map(|table| ((table.schema.clone(), table.name.clone()), table.oid))
-            .collect();
-        let start = self.plan.base.consistent_point;
-        let end = self.plan.stop.last_kept.as_ref().map(|kept| kept.end_lsn);
-        let total = end.map_or(0, |end| end.bytes_since(start));
-        let report = |replayed: Replayed| {
-            self.tracker
-                .now(replayed.through.bytes_since(start), total, Some(replayed));
-        };
-        let outcome = replay(
-            self.plan,
-            self.store,
-            client,
-            Arc::new(base),
-            &self.manifest.encoding,
-            replayed,
-            &report,
-        )
-        .await?;
+        let report = self.reports_of_wal();
+        let outcome = replay::replay(&self.changes(), client, replayed, &report).await?;
         client
             .batch_execute("RESET enable_seqscan; RESET plan_cache_mode; RESET synchronous_commit")
             .await?;
         Ok(outcome)
+    }
+
+    fn changes(&self) -> replay::Source<'_> {
+        let tables = self.manifest.tables.iter();
+        let base: HashMap<(String, String), Oid> = tables
+            .map(|table| ((table.schema.clone(), table.name.clone()), table.oid))
+            .collect();
+        replay::Source {
+            plan: self.plan,
+            store: self.store,
+            base: Arc::new(base),
+            server_encoding: &self.manifest.encoding,
+        }
+    }
+
+    /// Progress by the WAL that the changes are from.
+    fn reports_of_wal(&self) -> impl Fn(Replayed) + Sync {
+        let start = self.plan.base.consistent_point;
+        let end = self.plan.stop.last_kept.as_ref().map(|kept| kept.end_lsn);
+        let total = end.map_or(0, |end| end.bytes_since(start));
+        move |replayed: Replayed| {
+            self.tracker
+                .now(replayed.through.bytes_since(start), total, Some(replayed));
+        }
     }
 
     /// Indexes, constraints, triggers, materialized views. Foreign keys apart, if tables that are
@@ -240,6 +300,11 @@ impl Run<'_> {
         self.notes.extend(notes.await?);
         Ok(())
     }
+}
+
+/// Neither a table's rows nor a sequence's state.
+fn is_other_data(entry: &&TocEntry) -> bool {
+    matches!(entry.kind(), "BLOBS" | "STATISTICS DATA")
 }
 
 /// Rows of an earlier attempt, of which nobody knows how many came. Large objects stay: their bytes

@@ -10,11 +10,12 @@ use lastgood_store::SourceStore;
 use tokio_postgres::Client;
 
 use super::phases::empty_tables;
-use super::{Options, major, of_kind};
+use super::{Options, Replay, major, of_kind};
 use crate::apply::{self, Replayed};
 use crate::archive::Archives;
 use crate::destination::Destination;
 use crate::existing::Existing;
+use crate::merge::Waiting;
 use crate::plan::Plan;
 use crate::progress_table::{self, Stage};
 use crate::report::{Phase, PhaseTime, Progress, Report};
@@ -86,7 +87,7 @@ impl Run<'_> {
         };
         let head = archives.head().await?;
         let resumed = earlier.is_some();
-        let (stage, replayed) = self.begin(client, earlier).await?;
+        let (stage, mut replayed) = self.begin(client, earlier).await?;
 
         if stage <= Stage::Schema {
             if self.existing.is_none() {
@@ -123,13 +124,23 @@ impl Run<'_> {
             }
             progress_table::enter(client, Stage::Data).await?;
         }
+        let mut merged = None;
         if stage <= Stage::Data {
+            let mut waiting = None;
+            if let Replay::Merged { bytes_max } = self.options.replay {
+                self.tracker.enter(Phase::Changes);
+                let (net, outcome) = self.gather(client, &head, bytes_max).await?;
+                (replayed, merged) = (net.replayed, outcome);
+                waiting =
+                    (replayed.transactions > 0).then(|| Waiting::new(net, head.encoding.clone()));
+            }
             self.tracker.enter(Phase::Data);
             if stage == Stage::Data {
                 empty_tables(client).await?;
             }
-            self.data(&config, &archives, &head).await?;
-            progress_table::enter(client, Stage::Keys).await?;
+            self.data(client, &config, &archives, &head, waiting.as_ref())
+                .await?;
+            progress_table::loaded(client, &replayed).await?;
         }
         let (keys, rest) = self.post_data(&head);
         if stage <= Stage::Keys {
@@ -143,7 +154,10 @@ impl Run<'_> {
             progress_table::enter(client, Stage::Replay).await?;
         }
         self.tracker.enter(Phase::Replay);
-        let outcome = self.replay(client, replayed).await?;
+        let outcome = match merged {
+            Some(outcome) => outcome,
+            None => self.replay(client, replayed).await?,
+        };
         let mut sequences = 0;
         if stage <= Stage::Replay {
             apply::drop_lookup_indexes(client).await?;

@@ -58,8 +58,14 @@ fn options() -> PlanOptions {
 
 const RUN: Options = Options {
     jobs: 2,
-    replay: Replay::Ordered,
+    replay: Replay::Merged { bytes_max: 1 << 30 },
     resume: false,
+};
+
+/// As [`RUN`], for those who want a replay of many commits to look at.
+const ORDERED: Options = Options {
+    replay: Replay::Ordered,
+    ..RUN
 };
 
 async fn restore(fixture: &Fixture, target: &Target) -> (TestDatabase, Report) {
@@ -337,12 +343,19 @@ async fn an_interrupted_restore_resumes() {
     let planned = plan(&fixture.store, &Target::latest(), &options())
         .await
         .unwrap();
-    for phase in [
-        Phase::Data,
-        Phase::Keys,
-        Phase::Replay,
-        Phase::Constraints,
-        Phase::Finish,
+    // The last with changes in each of the two ways, and in both.
+    let some = Options {
+        replay: Replay::Merged { bytes_max: 1 << 16 },
+        ..RUN
+    };
+    for (phase, run) in [
+        (Phase::Changes, RUN),
+        (Phase::Data, RUN),
+        (Phase::Keys, RUN),
+        (Phase::Replay, ORDERED),
+        (Phase::Replay, some),
+        (Phase::Constraints, ORDERED),
+        (Phase::Finish, RUN),
     ] {
         let copy = fixture.source.sibling().await.unwrap();
         let cancel = CancellationToken::new();
@@ -356,7 +369,7 @@ async fn an_interrupted_restore_resumes() {
             &planned,
             &fixture.store,
             into(&copy),
-            &RUN,
+            &run,
             stop,
             cancel.clone(),
         )
@@ -397,7 +410,7 @@ async fn an_interrupted_restore_resumes() {
         };
         let resume = Options {
             resume: true,
-            ..RUN
+            ..run
         };
         let report = execute(
             &planned,
@@ -459,11 +472,19 @@ async fn two_restores_at_once() {
         };
         let (plan, store, target) = (planned.clone(), fixture.store.clone(), into(&copy));
         let first = tokio::spawn(async move {
-            execute(&plan, &store, target, &RUN, hold, CancellationToken::new()).await
+            execute(
+                &plan,
+                &store,
+                target,
+                &ORDERED,
+                hold,
+                CancellationToken::new(),
+            )
+            .await
         });
         tokio::task::block_in_place(|| has_reached.recv().unwrap());
         for resume in [true, false] {
-            let again = Options { resume, ..RUN };
+            let again = Options { resume, ..ORDERED };
             let token = CancellationToken::new();
             let second =
                 execute(&planned, &fixture.store, into(&copy), &again, |_| {}, token).await;

@@ -102,7 +102,10 @@ async fn attempt(
     };
     let options = Options {
         jobs: 2,
-        replay: Replay::Ordered,
+        replay: match until {
+            Some(Phase::Replay) => Replay::Ordered,
+            _ => Replay::Merged { bytes_max: 1 << 30 },
+        },
         resume,
     };
     let cancel = CancellationToken::new();

@@ -3,6 +3,8 @@
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
+use super::super::size;
+
 #[derive(Clone, Copy, ValueEnum)]
 enum NoIdentity {
     BaseOnly,
@@ -20,7 +22,7 @@ pub(super) struct Settings {
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
     /// NDJSON after which a segment is cut, such as 16MiB [default: 16MiB]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
     segment_bytes: Option<u64>,
     /// Seconds after which a segment is cut [default: 5]
     #[arg(long, value_name = "SECONDS")]
@@ -29,7 +31,7 @@ pub(super) struct Settings {
     #[arg(long, value_name = "SECONDS")]
     idle_seconds: Option<u32>,
     /// WAL the slot may hold back; at half an alert, at the whole it is dropped [default: 10GiB]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
     wal_budget_bytes: Option<u64>,
     /// Start a new lineage at once after the budget took the slot [default: false]
     #[arg(long, value_name = "BOOL")]
@@ -51,10 +53,10 @@ pub(super) struct Settings {
     #[arg(long, value_name = "JOBS")]
     base_jobs: Option<u32>,
     /// A table larger than this is an archive of its own [default: 1GiB]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
     big_table_bytes: Option<u64>,
     /// Sealed bytes that may wait for an upload [default: 1GiB]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
     spool_bytes: Option<u64>,
     /// What to keep, such as "30 days, 12 monthly" (days, bases, hourly, daily, weekly, monthly,
     /// yearly), or "off": everything [default: off]
@@ -122,37 +124,6 @@ fn patterns(given: &[String]) -> Option<Value> {
     (!given.is_empty()).then(|| json!(patterns))
 }
 
-/// `16777216`, `16MiB`, `16 MB`.
-fn bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let end = text
-        .find(|letter: char| !letter.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        "tib" => 1 << 40,
-        _ => {
-            return Err(format!(
-                "\"{unit}\" is no unit: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"
-            ));
-        }
-    };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "a whole number, such as 16777216 or 16MiB".to_owned())?;
-    number
-        .checked_mul(factor)
-        .ok_or_else(|| "too large".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,7 +153,9 @@ mod tests {
             let (_, told) = help.rsplit_once("[default: ").unwrap();
             let told = told.trim_end_matches(']');
             match &default {
-                Value::Number(number) => assert_eq!(bytes(told).ok(), number.as_u64(), "{name}"),
+                Value::Number(number) => {
+                    assert_eq!(size::bytes(told).ok(), number.as_u64(), "{name}")
+                }
                 Value::String(text) => assert_eq!(told, text, "{name}"),
                 Value::Bool(flag) => assert_eq!(told, flag.to_string(), "{name}"),
                 Value::Null => assert_eq!(told, "off", "{name}"),
@@ -194,16 +167,6 @@ mod tests {
                 }
                 Value::Object(_) => panic!("{name} is no simple value"),
             }
-        }
-    }
-
-    #[test]
-    fn bytes_have_units() {
-        assert_eq!(bytes("16777216"), Ok(16_777_216));
-        assert_eq!(bytes("10GiB"), Ok(10 << 30));
-        assert_eq!(bytes("20 GB"), Ok(20_000_000_000));
-        for text in ["", "GB", "1.5GB", "10 apples", "-1", "99999999999TiB"] {
-            assert!(bytes(text).is_err(), "{text}");
         }
     }
 

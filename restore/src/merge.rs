@@ -1,0 +1,585 @@
+//! A base's rows on their way to the target, with the net changes merged in: `pg_restore` prints what an
+//! archive holds, each table's rows go into a COPY of ours, and a row that has changed since is left out or
+//! replaced on the way. So the target never sees what is to be changed again.
+//!
+//! Every change must meet its row: one of the base that is awaited and does not come by, or one that comes
+//! by and cannot be there, ends the restore.
+
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::SinkExt as _;
+use lastgood_pg::dump::TocEntry;
+use lastgood_pg::{ConnectionConfig, Purpose, Session};
+use lastgood_proto::encoding;
+use lastgood_proto::manifest::Archive;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_postgres::{Client, CopyInSink};
+
+use crate::archive::{Archives, list_file};
+use crate::net::{Met, Net, NetRows, NetTable, filled};
+use crate::relations::{Name, qualified};
+use crate::selection::identifier;
+use crate::sql::{ends_statement, literal, quoted};
+use crate::{Error, apply, sql};
+
+/// What is read from the tool and sent to the server at a time.
+const PIECE_BYTES: usize = 256 << 10;
+/// Ends the rows of a table.
+const END: &[u8] = b"\\.\n";
+/// How much of a row is shown as evidence.
+const SHOWN_BYTES: usize = 1000;
+
+/// Net changes that wait for their tables' rows.
+pub(crate) struct Waiting {
+    net: Mutex<Net>,
+    /// Of the base's text, and of every image.
+    encoding: String,
+}
+
+impl Waiting {
+    pub(crate) fn new(net: Net, encoding: String) -> Self {
+        Self {
+            net: Mutex::new(net),
+            encoding,
+        }
+    }
+
+    fn net(&self) -> std::sync::MutexGuard<'_, Net> {
+        self.net.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the rows of such a table have changed.
+    pub(crate) fn any(&self, is_one: impl Fn(&Name) -> bool) -> bool {
+        self.net().tables.keys().any(is_one)
+    }
+
+    /// Sets back the sequences of tables that were truncated so. While the tables are empty.
+    pub(crate) async fn restart(&self, client: &Client) -> Result<(), Error> {
+        let restarted = std::mem::take(&mut self.net().restarted);
+        for table in restarted {
+            let sql = format!("TRUNCATE {table} RESTART IDENTITY");
+            client.batch_execute(&sql).await?;
+        }
+        Ok(())
+    }
+
+    /// Loads the rows of one archive, or only of the entries given. `fed` is told of each piece.
+    pub(crate) async fn load(
+        &self,
+        archives: &Archives<'_>,
+        target: &ConnectionConfig,
+        archive: &Archive,
+        only: Option<&[&TocEntry]>,
+        fed: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Error> {
+        let list = only.map(list_file).transpose()?;
+        let tool = archives
+            .tools
+            .rows(list.as_ref().map(tempfile::NamedTempFile::path))?;
+        let session = Session::connect(target, Purpose::Restore).await?;
+        session.client().batch_execute(apply::SESSION).await?;
+        // Both until their ends: the archive is read to be verified, also what the tool does not want.
+        // Whichever fails ends the other.
+        let ended = {
+            let mut fed = pin!(archives.feed(archive, tool.stdin, fed));
+            let mut rows = pin!(self.tables(session.client(), tool.stdout));
+            tokio::select! {
+                loaded = &mut rows => match loaded {
+                    Ok(()) => fed.await,
+                    failed => failed,
+                },
+                fed = &mut fed => match fed {
+                    Ok(()) => rows.await,
+                    failed => failed,
+                },
+            }
+        };
+        if matches!(ended, Ok(()) | Err(Error::RowsEnded)) {
+            // If it has not printed all, it knows why.
+            tool.process.wait().await?;
+        }
+        ended?;
+        session.close().await;
+        Ok(())
+    }
+
+    /// Tables whose rows are all new, and that no archive has.
+    pub(crate) async fn load_rest(&self, client: &Client) -> Result<(), Error> {
+        let rest = std::mem::take(&mut self.net().tables);
+        for (name, table) in rest {
+            let written = &table.binding.written;
+            let columns = written
+                .iter()
+                .map(|bound| table.binding.column(*bound).name.clone());
+            let block = Block {
+                columns: columns.collect(),
+                name,
+            };
+            let mut merge = Merge::new(table, &block)?;
+            let mut copy = Copy::begin(client, &block, &self.encoding).await?;
+            merge.end(&mut copy).await?;
+            copy.finish().await?;
+        }
+        Ok(())
+    }
+
+    async fn tables(&self, client: &Client, script: impl AsyncRead + Unpin) -> Result<(), Error> {
+        let mut script = Script {
+            input: script,
+            buffer: BytesMut::new(),
+            ended: false,
+        };
+        while let Some(block) = script.block(&self.encoding).await? {
+            let mut copy = Copy::begin(client, &block, &self.encoding).await?;
+            let changed = self.net().tables.remove(&block.name);
+            match changed {
+                None => {
+                    while let Some(rows) = script.rows().await? {
+                        copy.send(rows).await?;
+                    }
+                }
+                Some(table) => {
+                    let mut merge = Merge::new(table, &block)?;
+                    while let Some(mut rows) = script.rows().await? {
+                        while let Some(end) = memchr::memchr(b'\n', &rows) {
+                            merge.row(&rows[..end], &mut copy)?;
+                            rows.advance(end + 1);
+                            copy.send_full().await?;
+                        }
+                    }
+                    merge.end(&mut copy).await?;
+                }
+            }
+            copy.finish().await?;
+        }
+        Ok(())
+    }
+}
+
+/// A table whose rows follow.
+#[derive(Debug, PartialEq, Eq)]
+struct Block {
+    name: Name,
+    /// In the order of the rows' fields.
+    columns: Vec<String>,
+}
+
+impl Block {
+    /// `COPY schema.table (column, …) FROM stdin;`
+    fn parse(statement: &str) -> Option<Self> {
+        let (name, rest) = qualified(statement.strip_prefix("COPY ")?)?;
+        let mut columns = Vec::new();
+        let mut rest = rest.trim_start();
+        if let Some(mut list) = rest.strip_prefix('(') {
+            loop {
+                let (column, after) = identifier(list).ok()?;
+                columns.push(column);
+                match after.strip_prefix(", ") {
+                    Some(more) => list = more,
+                    None => {
+                        rest = after.strip_prefix(')')?.trim_start();
+                        break;
+                    }
+                }
+            }
+        }
+        (rest.trim_end() == "FROM stdin;").then_some(Self { name, columns })
+    }
+
+    fn table(&self) -> String {
+        sql::qualified(&self.name.0, &self.name.1)
+    }
+}
+
+/// What `pg_restore` prints.
+struct Script<R> {
+    input: R,
+    buffer: BytesMut,
+    ended: bool,
+}
+
+impl<R: AsyncRead + Unpin> Script<R> {
+    /// Passes over everything to the next table's rows; none if there are no more.
+    async fn block(&mut self, archive_encoding: &str) -> Result<Option<Block>, Error> {
+        while let Some(line) = self.line().await? {
+            if !line.starts_with(b"COPY ") {
+                continue;
+            }
+            let mut statement = encoding::decode(archive_encoding, &line);
+            // A quoted name may hold a line break.
+            while !ends_statement(statement.trim_end_matches('\n'))
+                && let Some(more) = self.line().await?
+            {
+                statement.push_str(&encoding::decode(archive_encoding, &more));
+            }
+            let block = Block::parse(&statement);
+            return block.map(Some).ok_or(Error::UnreadableRows { statement });
+        }
+        Ok(None)
+    }
+
+    async fn line(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
+                return Ok(Some(self.buffer.split_to(end + 1).freeze()));
+            }
+            if !self.more().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Some whole rows of the current table, each with its line end; none at the table's end.
+    async fn rows(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if self.buffer.starts_with(END) {
+                self.buffer.advance(END.len());
+                return Ok(None);
+            }
+            let end = match memchr::memmem::find(&self.buffer, b"\n\\.\n") {
+                Some(at) => Some(at),
+                None => memchr::memrchr(b'\n', &self.buffer),
+            };
+            if let Some(end) = end {
+                return Ok(Some(self.buffer.split_to(end + 1).freeze()));
+            }
+            if !self.more().await? {
+                return Err(Error::RowsEnded);
+            }
+        }
+    }
+
+    async fn more(&mut self) -> Result<bool, Error> {
+        self.buffer.reserve(PIECE_BYTES);
+        let read = self.input.read_buf(&mut self.buffer).await;
+        self.ended = read.map_err(Error::Scratch)? == 0;
+        Ok(!self.ended)
+    }
+}
+
+/// A COPY into a table.
+struct Copy<'a> {
+    table: String,
+    sink: std::pin::Pin<Box<CopyInSink<Bytes>>>,
+    waiting: BytesMut,
+    client: std::marker::PhantomData<&'a Client>,
+}
+
+impl<'a> Copy<'a> {
+    async fn begin(client: &'a Client, block: &Block, encoding: &str) -> Result<Self, Error> {
+        let table = block.table();
+        let columns: Vec<String> = block.columns.iter().map(|name| quoted(name)).collect();
+        let columns = match columns.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", columns.join(", ")),
+        };
+        let encoding = literal(encoding);
+        let statement = format!("COPY {table}{columns} FROM STDIN (ENCODING {encoding})");
+        let sink = client.copy_in::<_, Bytes>(&statement).await;
+        let sink = sink.map_err(|source| Error::Load {
+            table: table.clone(),
+            source,
+        })?;
+        Ok(Self {
+            table,
+            sink: Box::pin(sink),
+            waiting: BytesMut::with_capacity(PIECE_BYTES),
+            client: std::marker::PhantomData,
+        })
+    }
+
+    async fn send(&mut self, rows: Bytes) -> Result<(), Error> {
+        let sent = self.sink.feed(rows).await;
+        sent.map_err(|source| self.failed(source))
+    }
+
+    fn push(&mut self, row: &[u8]) {
+        self.waiting.extend_from_slice(row);
+        self.waiting.extend_from_slice(b"\n");
+    }
+
+    /// What was pushed, if it is worth sending.
+    async fn send_full(&mut self) -> Result<(), Error> {
+        match self.waiting.len() >= PIECE_BYTES {
+            true => {
+                let rows = self.waiting.split().freeze();
+                self.send(rows).await
+            }
+            false => Ok(()),
+        }
+    }
+
+    async fn finish(mut self) -> Result<(), Error> {
+        if !self.waiting.is_empty() {
+            let rows = self.waiting.split().freeze();
+            self.send(rows).await?;
+        }
+        let finished = self.sink.as_mut().finish().await;
+        finished.map(drop).map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: tokio_postgres::Error) -> Error {
+        Error::Load {
+            table: self.table.clone(),
+            source,
+        }
+    }
+}
+
+/// The changes of one table, against its rows in the base.
+struct Merge {
+    net: NetTable,
+    table: String,
+    /// The place of each written column among the row's fields, unless it is the same.
+    order: Option<Vec<usize>>,
+    /// Places of the key columns among the row's fields.
+    key: Vec<usize>,
+    awaited: usize,
+    /// A row's key, or a row in the order of the images.
+    scratch: Vec<u8>,
+    new: Vec<u8>,
+}
+
+impl Merge {
+    fn new(net: NetTable, block: &Block) -> Result<Self, Error> {
+        let binding = &net.binding;
+        let place = |bound: &crate::binding::Bound| {
+            let name = &binding.column(*bound).name;
+            block.columns.iter().position(|column| column == name)
+        };
+        let order: Option<Vec<usize>> = binding.written.iter().map(place).collect();
+        let key: Option<Vec<usize>> = match &net.rows {
+            NetRows::Keyed(_) => binding.find.columns().iter().map(place).collect(),
+            NetRows::Whole(_) => Some(Vec::new()),
+        };
+        let fits = block.columns.len() == binding.written.len();
+        let (Some(order), Some(key), true) = (order, key, fits) else {
+            return Err(Error::OtherColumns {
+                table: block.table(),
+            });
+        };
+        let in_order = order.iter().enumerate().all(|(at, place)| at == *place);
+        Ok(Self {
+            table: block.table(),
+            order: (!in_order).then_some(order),
+            key,
+            awaited: match &net.rows {
+                NetRows::Keyed(rows) => rows.awaited(),
+                NetRows::Whole(_) => 0,
+            },
+            net,
+            scratch: Vec::new(),
+            new: Vec::new(),
+        })
+    }
+
+    /// A row of the base.
+    fn row(&mut self, row: &[u8], copy: &mut Copy<'_>) -> Result<(), Error> {
+        if self.net.truncated {
+            return Ok(());
+        }
+        match &mut self.net.rows {
+            NetRows::Whole(rows) => {
+                let text = match &self.order {
+                    None => row,
+                    Some(order) => {
+                        fields(row, order, &mut self.scratch);
+                        &self.scratch
+                    }
+                };
+                if !rows.meet(text) {
+                    copy.push(row);
+                }
+                Ok(())
+            }
+            NetRows::Keyed(rows) => {
+                fields(row, &self.key, &mut self.scratch);
+                let image = match rows.meet(&self.scratch) {
+                    Met::Untouched => {
+                        copy.push(row);
+                        return Ok(());
+                    }
+                    Met::Unexpected => {
+                        return Err(Error::UnexpectedRow {
+                            table: self.table.clone(),
+                            key: shown(&self.scratch),
+                        });
+                    }
+                    Met::Gone => None,
+                    Met::Became(image) => Some(image),
+                };
+                self.awaited -= 1;
+                let Some(image) = image else {
+                    return Ok(());
+                };
+                self.new.clear();
+                match &self.order {
+                    None => self.new.extend_from_slice(&filled(image, row)),
+                    Some(order) => {
+                        fields(row, order, &mut self.scratch);
+                        let image = filled(image, &self.scratch);
+                        fields(&image, &inverse(order), &mut self.new);
+                    }
+                }
+                copy.push(&self.new);
+                Ok(())
+            }
+        }
+    }
+
+    /// All rows of the base have come by; now those that it does not have.
+    async fn end(&mut self, copy: &mut Copy<'_>) -> Result<(), Error> {
+        let missing = match &self.net.rows {
+            _ if self.net.truncated => None,
+            NetRows::Keyed(_) if self.awaited == 0 => None,
+            NetRows::Keyed(rows) => rows.missing(),
+            NetRows::Whole(rows) => rows.missing(),
+        };
+        if let Some(missing) = missing {
+            return Err(Error::MissingRow {
+                table: self.table.clone(),
+                key: shown(missing),
+            });
+        }
+        let inverse = self.order.as_deref().map(inverse);
+        let rows: Box<dyn Iterator<Item = &[u8]> + Send + '_> = match &self.net.rows {
+            NetRows::Keyed(rows) => Box::new(rows.new_rows()),
+            NetRows::Whole(rows) => Box::new(rows.new_rows()),
+        };
+        for row in rows {
+            match &inverse {
+                None => copy.push(row),
+                Some(order) => {
+                    fields(row, order, &mut self.new);
+                    copy.push(&self.new);
+                }
+            }
+            copy.send_full().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Some fields of a row, in this order.
+fn fields(row: &[u8], order: &[usize], out: &mut Vec<u8>) {
+    out.clear();
+    let mut ends: Option<Vec<&[u8]>> = None;
+    for (at, place) in order.iter().enumerate() {
+        if at > 0 {
+            out.push(b'\t');
+        }
+        match place {
+            0 => {
+                let end = memchr::memchr(b'\t', row).unwrap_or(row.len());
+                out.extend_from_slice(&row[..end]);
+            }
+            place => {
+                let all = ends.get_or_insert_with(|| row.split(|byte| *byte == b'\t').collect());
+                out.extend_from_slice(all.get(*place).copied().unwrap_or_default());
+            }
+        }
+    }
+}
+
+fn inverse(order: &[usize]) -> Vec<usize> {
+    let mut inverse = vec![0; order.len()];
+    for (at, place) in order.iter().enumerate() {
+        if let Some(slot) = inverse.get_mut(*place) {
+            *slot = at;
+        }
+    }
+    inverse
+}
+
+fn shown(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(SHOWN_BYTES)]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_names_its_table_and_columns() {
+        let check = |statement: &str, expect: Option<(&str, &str, &[&str])>| {
+            let expect = expect.map(|(schema, name, columns)| Block {
+                name: (schema.to_owned(), name.to_owned()),
+                columns: columns.iter().map(ToString::to_string).collect(),
+            });
+            assert_eq!(Block::parse(statement), expect, "{statement}");
+        };
+        let plain = "COPY public.users (id, \"Na\"\"me, x\") FROM stdin;\n";
+        check(plain, Some(("public", "users", &["id", "Na\"me, x"])));
+        let odd = "COPY \"a.b\".\"c\n (d) FROM stdin;\" (e) FROM stdin;\n";
+        check(odd, Some(("a.b", "c\n (d) FROM stdin;", &["e"])));
+        check(
+            "COPY public.none  FROM stdin;\n",
+            Some(("public", "none", &[])),
+        );
+        check("COPY public.users (id) TO stdout;\n", None);
+        check("COPY users (id) FROM stdin;\n", None);
+    }
+
+    #[tokio::test]
+    async fn a_script_is_read_table_by_table_however_it_comes() {
+        let text = "SET a = 'b';\n-- Data for Name: a\n\nCOPY s.\"a\nb\" (x, y) FROM stdin;\n1\t\\\\.\n\\N\t2\n\\.\n\n\n\
+                    COPY s.e (x) FROM stdin;\n\\.\n\nCOPY s.none  FROM stdin;\n\n\n\\.\n\n--\n";
+        for piece in 1..text.len() {
+            let pieces = text
+                .as_bytes()
+                .chunks(piece)
+                .map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece)));
+            let input = tokio_util::io::StreamReader::new(futures::stream::iter(
+                pieces.collect::<Vec<_>>(),
+            ));
+            let mut script = Script {
+                input,
+                buffer: BytesMut::new(),
+                ended: false,
+            };
+            let mut found = Vec::new();
+            while let Some(block) = script.block("UTF8").await.unwrap() {
+                let mut rows = Vec::new();
+                while let Some(some) = script.rows().await.unwrap() {
+                    rows.extend_from_slice(&some);
+                }
+                found.push((
+                    block.name.1,
+                    block.columns.len(),
+                    String::from_utf8(rows).unwrap(),
+                ));
+            }
+            let expect = [
+                ("a\nb", 2, "1\t\\\\.\n\\N\t2\n"),
+                ("e", 1, ""),
+                ("none", 0, "\n\n"),
+            ];
+            let expect =
+                expect.map(|(name, columns, rows)| (name.to_owned(), columns, rows.to_owned()));
+            assert_eq!(found, expect, "in pieces of {piece}");
+        }
+        let cut = b"COPY s.e (x) FROM stdin;\n1\n".as_slice();
+        let mut script = Script {
+            input: cut,
+            buffer: BytesMut::new(),
+            ended: false,
+        };
+        script.block("UTF8").await.unwrap();
+        script.rows().await.unwrap();
+        assert!(matches!(script.rows().await, Err(Error::RowsEnded)));
+    }
+
+    #[test]
+    fn fields_in_another_order() {
+        let mut out = Vec::new();
+        fields(b"a\tb\t\\N\td", &[2, 0, 3], &mut out);
+        assert_eq!(out, b"\\N\ta\td");
+        let order = [2, 0, 1];
+        fields(b"x\ty\tz", &order, &mut out);
+        let mut back = Vec::new();
+        fields(&out, &inverse(&order), &mut back);
+        assert_eq!(back, b"x\ty\tz");
+    }
+}
