@@ -73,8 +73,19 @@ pub struct Restore {
     pub part: Option<u32>,
     /// Those tables under a new schema of a database that exists.
     pub beside: bool,
+    /// How changes are brought in.
+    pub replay: Replay,
     /// At once, while what follows in the case happens; else when all is over.
     pub meanwhile: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// Merged into the base's rows.
+    Merged,
+    /// The same with so little memory, in bytes, that the rest is replayed.
+    Memory(u32),
+    Ordered,
 }
 
 impl fmt::Display for Restore {
@@ -85,6 +96,11 @@ impl fmt::Display for Restore {
         }
         if self.beside {
             f.write_str("; beside")?;
+        }
+        match self.replay {
+            Replay::Merged => {}
+            Replay::Memory(bytes) => write!(f, "; memory {bytes}")?,
+            Replay::Ordered => f.write_str("; ordered")?,
         }
         match self.meanwhile {
             true => f.write_str("; meanwhile"),
@@ -104,14 +120,17 @@ impl FromStr for Restore {
             target: target.context("no such target")?,
             part: None,
             beside: false,
+            replay: Replay::Merged,
             meanwhile: false,
         };
         for word in words {
-            match word.strip_prefix("part ") {
-                Some(part) => restore.part = Some(part.parse()?),
-                None if word == "meanwhile" => restore.meanwhile = true,
-                None if word == "beside" => restore.beside = true,
-                None => bail!("{word}: no way to restore"),
+            match word.split_once(' ').unwrap_or((word, "")) {
+                ("part", part) => restore.part = Some(part.parse()?),
+                ("memory", bytes) => restore.replay = Replay::Memory(bytes.parse()?),
+                ("ordered", "") => restore.replay = Replay::Ordered,
+                ("meanwhile", "") => restore.meanwhile = true,
+                ("beside", "") => restore.beside = true,
+                _ => bail!("{word}: no way to restore"),
             }
         }
         Ok(restore)

@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::{Case, Operation, Restore, Setting, Target};
+use super::{Case, Operation, Replay, Restore, Setting, Target};
 use crate::seed;
 use crate::tools::MAJORS;
 use crate::workload::Schema;
@@ -115,10 +115,16 @@ impl Writer {
         let part = rng.random_ratio(2, 5).then(|| rng.random_range(0..1000));
         let beside = part.is_some() && rng.random_bool(0.5);
         let meanwhile = rng.random_ratio(2, 5) && target != Target::Latest;
+        let replay = match rng.random_range(0..6) {
+            0 => Replay::Ordered,
+            1 | 2 => Replay::Memory(1 << rng.random_range(10..19)),
+            _ => Replay::Merged,
+        };
         self.operations.push(Operation::Moment(Restore {
             target,
             part,
             beside,
+            replay,
             meanwhile,
         }));
     }

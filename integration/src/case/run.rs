@@ -11,7 +11,7 @@ use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::{Case, Operation, Restore, Setting, Target};
+use super::{Case, Operation, Replay, Restore, Setting, Target};
 use crate::digest::{self, Content};
 use crate::postgres::{self, Postgres, TestDatabase};
 use crate::service::Service;
@@ -63,6 +63,7 @@ struct Moment {
     tables: Vec<String>,
     /// Under the schema [`BESIDE`] of a database that exists.
     beside: bool,
+    replay: Replay,
     /// The id of the restore that has begun.
     begun: Option<String>,
 }
@@ -270,6 +271,7 @@ impl Player<'_> {
             Err(error) if is_locked(&error) => return Ok(()),
             Err(error) => return Err(Err(error)),
         };
+        moment.replay = restore.replay;
         if let Some(part) = restore.part {
             moment.tables = some(&moment.content, part);
             moment.beside = restore.beside;
@@ -343,6 +345,7 @@ impl Player<'_> {
             content,
             tables: Vec::new(),
             beside: false,
+            replay: Replay::Merged,
             begun: None,
         })
     }
@@ -383,6 +386,11 @@ impl Player<'_> {
         let server = postgres::shared(self.case.setting.target).await;
         let server = server.map_err(Err)?;
         let mut body = json!({"target": moment.target, "tables": moment.tables});
+        match moment.replay {
+            Replay::Merged => {}
+            Replay::Memory(bytes) => body["memory_bytes"] = json!(bytes),
+            Replay::Ordered => body["replay"] = json!("ordered"),
+        }
         if moment.beside {
             let url = self.database_beside(&server, moment).await.map_err(Err)?;
             body["into"] = json!({"connection": url});

@@ -79,7 +79,7 @@ fn only(case: &Case, moment: usize, cut: bool) -> Case {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Restore, Setting, Target};
+    use super::super::{Replay, Restore, Setting, Target};
     use super::*;
 
     fn case(statements: &[&str]) -> Case {
@@ -93,6 +93,7 @@ mod tests {
             target: Target::Latest,
             part: None,
             beside: false,
+            replay: Replay::Merged,
             meanwhile: false,
         }));
         Case {
