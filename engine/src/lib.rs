@@ -20,7 +20,6 @@ pub mod schedule;
 mod settings;
 mod shape;
 mod source;
-mod spool;
 mod tables;
 mod watch;
 pub mod worker;

@@ -17,12 +17,11 @@ use lastgood_proto::key::{SegmentKey, SourceObject};
 use lastgood_proto::pgoutput::{self, Begin, Message, Relation};
 use lastgood_proto::segment::{Header, SegmentWriter, SequenceSample, WriteError};
 use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp};
-use lastgood_store::{SealedBody, Sealer, SourceStore};
+use lastgood_store::{SealedBody, Sealer, SourceStore, Spool};
 use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::marks::{CLOCK_SLACK_MICROS, Mark};
-use crate::spool::{Body, Spool};
 
 /// zstd's default: at the walsender's pace it costs less than decoding does on the source.
 const COMPRESSION_LEVEL: i32 = 3;
@@ -351,7 +350,7 @@ impl OpenSegment {
             .finish(self.end, self.observed_through)
             .map_err(broken)?;
         let spool = sealer.finish().map_err(|error| self.place.spool(error))?;
-        let (body, stored_bytes) = spool.into_body();
+        let body = spool.into_body();
         let key = SegmentKey {
             start: self.start,
             end: self.end,
@@ -361,13 +360,10 @@ impl OpenSegment {
         self.start = self.end;
         Ok(SealedSegment {
             key,
-            body: match body {
-                Body::Memory(bytes) => SealedBody::Memory(bytes.into()),
-                Body::File(file) => SealedBody::File(file, stored_bytes),
-            },
             transactions: footer.transactions,
             ndjson_bytes: footer.bytes,
-            stored_bytes,
+            stored_bytes: body.bytes(),
+            body,
         })
     }
 }

@@ -20,6 +20,7 @@ mod objects;
 mod reader;
 mod repository;
 mod source;
+mod spool;
 mod writer;
 
 pub use backend::Backend;
@@ -33,4 +34,5 @@ pub use objects::{ConditionalPut, Put, SealedBody};
 pub use reader::{BlockingReader, ObjectReader};
 pub use repository::{Repository, Rotation};
 pub use source::{ObjectEntry, SourceStore};
+pub use spool::Spool;
 pub use writer::ObjectWriter;

@@ -1,4 +1,4 @@
-//! Where a sealed body grows until it is uploaded: memory first, then an unlinked temporary file.
+//! Where a sealed body grows until it is stored: memory first, then an unlinked temporary file.
 //! Only what the sealer lets through comes here, so nothing on disk is in clear unless encryption
 //! is switched off, and a crash leaves no file behind.
 
@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::objects::SealedBody;
+
 /// Bytes kept in memory before a file is used.
-pub(crate) const MEMORY_BYTES_MAX: usize = 4 << 20;
+const MEMORY_BYTES_MAX: usize = 4 << 20;
 
 /// A sink of unknown size.
 #[derive(Debug)]
-pub(crate) struct Spool {
+pub struct Spool {
     folder: PathBuf,
     body: Body,
     /// Read by whoever decides whether there is room.
@@ -21,13 +23,15 @@ pub(crate) struct Spool {
 }
 
 #[derive(Debug)]
-pub(crate) enum Body {
+enum Body {
     Memory(Vec<u8>),
     File(File),
 }
 
 impl Spool {
-    pub(crate) fn new(folder: PathBuf) -> Self {
+    /// `folder` is for what does not fit into memory.
+    #[must_use]
+    pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,
             body: Body::Memory(Vec::new()),
@@ -36,7 +40,8 @@ impl Spool {
     }
 
     /// Bytes written so far, to be read while the spool lies below a sealer.
-    pub(crate) fn counter(&self) -> Arc<AtomicU64> {
+    #[must_use]
+    pub fn counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.bytes)
     }
 
@@ -44,8 +49,13 @@ impl Spool {
         self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn into_body(self) -> (Body, u64) {
-        (self.body, self.bytes.load(Ordering::Relaxed))
+    /// What was written, to be stored.
+    #[must_use]
+    pub fn into_body(self) -> SealedBody {
+        match self.body {
+            Body::Memory(bytes) => SealedBody::Memory(bytes.into()),
+            Body::File(file) => SealedBody::File(file, self.bytes.load(Ordering::Relaxed)),
+        }
     }
 }
 
@@ -94,7 +104,7 @@ mod tests {
         assert!(matches!(spool.body, Body::Memory(_)));
         spool.write_all(b"x").unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        let (Body::File(mut file), bytes) = spool.into_body() else {
+        let SealedBody::File(mut file, bytes) = spool.into_body() else {
             panic!("in memory");
         };
         let mut read = Vec::new();
