@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lastgood_proto::copy_both::ReplicationMessage;
-use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::key::{SegmentKey, SegmentKind, SourceObject};
 use lastgood_proto::pgoutput::{self, Begin, Message, Relation};
 use lastgood_proto::segment::{Header, SegmentWriter, SequenceSample, WriteError};
 use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp};
@@ -356,6 +356,7 @@ impl OpenSegment {
             end: self.end,
             max_commit_time: footer.commit_times.map(|times| times.max),
             observed_through: self.observed_through,
+            kind: SegmentKind::Captured,
         };
         self.start = self.end;
         Ok(SealedSegment {
@@ -378,6 +379,7 @@ impl Place {
                 end: start,
                 max_commit_time: None,
                 observed_through: None,
+                kind: SegmentKind::Captured,
             },
         );
         let spool = Spool::new(self.spool_folder.clone());

@@ -159,7 +159,7 @@ pub fn durable_end(listing: &LineageListing, file: &LineageFile) -> Lsn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lastgood_proto::key::SegmentKey;
+    use lastgood_proto::key::{SegmentKey, SegmentKind};
     use lastgood_proto::listing::{Fork, GivenUp};
     use lastgood_proto::manifest::Version1;
     use lastgood_proto::{LineageId, PgTimestamp};
@@ -182,10 +182,12 @@ mod tests {
                     end: Lsn::new(*end),
                     max_commit_time: None,
                     observed_through: None,
+                    kind: SegmentKind::Captured,
                 })
                 .collect(),
             orphans: Vec::new(),
             fork: None,
+            superseded: Vec::new(),
         };
         let file = LineageFile {
             v: Version1,

@@ -62,7 +62,7 @@ def unseal(key, nonce, data, associated, what):
 def context(path):
     """What an encrypted object is bound to: its key without suffix, a segment's up to its start."""
     stem = path.removesuffix(".zst.enc")
-    segment = re.match(r"(.*/segments/[0-9a-f]{16})-[^/]*\.ndjson$", stem)
+    segment = re.match(r"(.*/(?:segments|merged)/[0-9a-f]{16})-[^/]*\.ndjson$", stem)
     return segment[1] if segment else stem
 
 

@@ -24,7 +24,9 @@ from envelope import MasterKey, content
 from forms import *
 from segment import Segment
 
-SEGMENT = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})\.ndjson")
+SEGMENT = re.compile(
+    r"(segments|merged)/([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})\.ndjson"
+)
 SHAPE = re.compile(r"shapes/([0-9a-f]{16})-([0-9a-f]{16})\.json")
 POINT = re.compile(r"([0-9a-f]{16})-([A-Za-z0-9._-]{1,64})\.json")
 ARCHIVE = re.compile(r"(main|globals|table-(?:0|[1-9][0-9]*))\.dump")
@@ -107,7 +109,7 @@ class Source:
         runs = self.chain(keys, file["start"])
         for run in runs:
             for name, start, end, latest, observed in run:
-                self.segment(id, f"{top}/segments/{name}", start, end, latest, observed)
+                self.segment(id, f"{top}/{name}", start, end, latest, observed)
         self.bases(top, keys)
         for key in keys:
             point = re.fullmatch("points/(.*)", key)
@@ -131,16 +133,25 @@ class Source:
         """The runs of segments: the chain first, then what stands behind a hole."""
         segments = []
         for key in keys:
-            match = SEGMENT.fullmatch(key.removeprefix("segments/"))
-            if key.startswith("segments/") and match:
-                first, end, latest, observed = (int(field, 16) for field in match.groups())
+            match = SEGMENT.fullmatch(key)
+            if match:
+                first, end, latest, observed = (int(field, 16) for field in match.groups()[1:])
                 refuse_unless(end > first, f"{key} ends before it starts")
-                segments.append((match[0], first, end, key_time(latest), key_time(observed)))
-        segments.sort(key=lambda segment: segment[1])
-        runs = []
+                segments.append((key, first, end, key_time(latest), key_time(observed)))
+        # Whatever takes the place of a segment comes before it.
+        segments.sort(key=lambda segment: (segment[1], -segment[2], segment[0]))
+        left, merged = [], None
         for segment in segments:
+            if merged and replaces(merged, segment):
+                print(f"  superseded: {segment[0]}", file=sys.stderr)
+                continue
+            if is_merged(segment) and (not merged or merged[2] < segment[2]):
+                merged = segment
+            left.append(segment)
+        runs = []
+        for segment in left:
             before = runs[-1][-1] if runs else None
-            refuse_unless(not before or before[1] != segment[1], f"a fork at {lsn_text(segment[1])}")
+            refuse_unless(not before or before[2] <= segment[1], f"a fork at {lsn_text(segment[1])}")
             if before and before[2] == segment[1]:
                 runs[-1].append(segment)
             else:
@@ -203,6 +214,16 @@ class Source:
             f"  base {id}: {len(base['tables'])} tables, archives {', '.join(names)}",
             file=sys.stderr,
         )
+
+
+def is_merged(segment):
+    return segment[0].startswith("merged/")
+
+
+def replaces(merged, segment):
+    """Whether a merged segment takes the place of another one."""
+    same = merged[1:3] == segment[1:3] and is_merged(segment)
+    return merged[1] <= segment[1] and segment[2] <= merged[2] and not same
 
 
 def key_time(field):

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::parse_hex;
 use crate::{BaseId, LineageId, Lsn, PgTimestamp, SourceId};
 
@@ -93,6 +95,29 @@ macro_rules! eight_bytes {
 eight_bytes!(KeyId, "data key id");
 eight_bytes!(Fingerprint, "master key fingerprint");
 
+/// How a segment came to be.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum SegmentKind {
+    /// Made of the stream.
+    #[default]
+    Captured,
+    /// Made of segments that follow each other, whose place it takes.
+    Merged,
+}
+
+impl SegmentKind {
+    /// The folder of a lineage that segments of this kind stand in.
+    const fn folder(self) -> &'static str {
+        match self {
+            SegmentKind::Captured => "segments",
+            SegmentKind::Merged => "merged",
+        }
+    }
+}
+
 /// What a segment's key tells: its LSN range and the times a plan needs.
 ///
 /// The segment holds the whole transactions with `start <= commit_lsn` and `end_lsn <= end`. In a
@@ -105,9 +130,19 @@ pub struct SegmentKey {
     pub max_commit_time: Option<PgTimestamp>,
     /// The server's clock up to which this segment and those before it hold every commit.
     pub observed_through: Option<PgTimestamp>,
+    pub kind: SegmentKind,
 }
 
 impl SegmentKey {
+    /// Whether it holds all that `other` does, and takes its place.
+    #[must_use]
+    pub fn replaces(&self, other: &Self) -> bool {
+        let within = self.start <= other.start && other.end <= self.end;
+        let same = self.start == other.start && self.end == other.end;
+        // Two merged ones of one range are a contradiction, not a repetition.
+        self.kind == SegmentKind::Merged && within && !(same && other.kind == self.kind)
+    }
+
     /// No transaction inside: it only carries the position forward.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -255,7 +290,8 @@ impl SourceObject {
                 format!("{lineage}/bases/{base}/manifest.json")
             }
             SourceObject::Segment(lineage, segment) => format!(
-                "{lineage}/segments/{}-{}-{}-{}.ndjson",
+                "{lineage}/{}/{}-{}-{}-{}.ndjson",
+                segment.kind.folder(),
                 hex_lsn(segment.start),
                 hex_lsn(segment.end),
                 hex_time(segment.max_commit_time),
@@ -277,7 +313,8 @@ impl SourceObject {
         match self {
             SourceObject::Segment(lineage, segment) => {
                 format!(
-                    "sources/{source}/{lineage}/segments/{}",
+                    "sources/{source}/{lineage}/{}/{}",
+                    segment.kind.folder(),
                     hex_lsn(segment.start)
                 )
             }
@@ -342,13 +379,17 @@ impl SourceObject {
                 let archive = name.strip_suffix(".dump")?.parse().ok()?;
                 Some(SourceObject::Archive(lineage, base, archive))
             }
-            Some(("segments", name)) => {
+            Some((folder @ ("segments" | "merged"), name)) => {
                 let mut parts = name.strip_suffix(".ndjson")?.split('-');
                 let segment = SegmentKey {
                     start: parse_lsn(parts.next()?)?,
                     end: parse_lsn(parts.next()?)?,
                     max_commit_time: parse_time(parts.next()?)?,
                     observed_through: parse_time(parts.next()?)?,
+                    kind: match folder {
+                        "merged" => SegmentKind::Merged,
+                        _ => SegmentKind::Captured,
+                    },
                 };
                 // None is ever written that ends where it starts.
                 let whole = parts.next().is_none() && segment.start < segment.end;
@@ -470,10 +511,11 @@ mod tests {
     prop_compose! {
         fn segment()(
             start in 0..u64::MAX, length in 1..u64::MAX,
-            max_commit_time in time(), observed_through in time(),
+            max_commit_time in time(), observed_through in time(), merged: bool,
         ) -> SegmentKey {
             let (start, end) = (Lsn::new(start), Lsn::new(start.saturating_add(length)));
-            SegmentKey { start, end, max_commit_time, observed_through }
+            let kind = if merged { SegmentKind::Merged } else { SegmentKind::Captured };
+            SegmentKey { start, end, max_commit_time, observed_through, kind }
         }
     }
 
@@ -543,7 +585,8 @@ mod tests {
         }
 
         #[test]
-        fn segments_sort_by_start_then_by_time(a in segment(), b in segment()) {
+        fn segments_sort_by_start_then_by_time(a in segment(), mut b in segment()) {
+            b.kind = a.kind;
             let lineage = LineageId::new(1, 2);
             let stem = |segment| SourceObject::Segment(lineage, segment).stem();
             prop_assert_eq!(stem(a).cmp(&stem(b)), a.cmp(&b));
@@ -557,15 +600,27 @@ mod tests {
             end: Lsn::new(0x16B_37C0),
             max_commit_time: Some("2026-11-20T20:01:02.123456Z".parse().unwrap()),
             observed_through: None,
+            kind: SegmentKind::Captured,
         };
-        let key = Key::Source(
-            SourceId::from_bytes([0, 1, 2, 3, 4, 5, 6, 7]),
-            SourceObject::Segment(LineageId::new(1, 0xC0FFEE), segment),
-            Form::ZstdEncrypted,
-        );
+        let key = |segment| {
+            Key::Source(
+                SourceId::from_bytes([0, 1, 2, 3, 4, 5, 6, 7]),
+                SourceObject::Segment(LineageId::new(1, 0xC0FFEE), segment),
+                Form::ZstdEncrypted,
+            )
+        };
         assert_eq!(
-            key.path(),
+            key(segment).path(),
             "sources/0001020304050607/00000001-00c0ffee/segments/\
+             00000000016b3748-00000000016b37c0-800303b978e33dc0-0000000000000000.ndjson.zst.enc"
+        );
+        let merged = SegmentKey {
+            kind: SegmentKind::Merged,
+            ..segment
+        };
+        assert_eq!(
+            key(merged).path(),
+            "sources/0001020304050607/00000001-00c0ffee/merged/\
              00000000016b3748-00000000016b37c0-800303b978e33dc0-0000000000000000.ndjson.zst.enc"
         );
     }

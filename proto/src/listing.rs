@@ -1,12 +1,15 @@
 //! What a source holds, made of nothing but its object keys. Pure.
 //!
 //! Invariant: `LineageListing::segments` is a contiguous chain from the lineage's start, or from what
-//! retention has left, each segment beginning where the one before ends. Segments that overlap were made by two
-//! writers: the chain ends before such a fork, and none of what follows is ever chosen.
+//! retention has left, each segment beginning where the one before ends. A merged segment takes the place of
+//! all that lie within its range, which count nowhere from then on, so nothing depends on how many of them are
+//! still there. Segments that overlap otherwise were made by two writers: the chain ends before such a fork,
+//! and none of what follows is ever chosen.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::key::{PointKey, SegmentKey, ShapeKey, SourceObject};
+use crate::key::{PointKey, SegmentKey, SegmentKind, ShapeKey, SourceObject};
 use crate::manifest::RetiredFile;
 use crate::{BaseId, LineageId, Lsn, PgTimestamp};
 
@@ -40,6 +43,8 @@ pub struct LineageListing {
     /// Segments that do not join the chain: something between is missing.
     pub orphans: Vec<SegmentKey>,
     pub fork: Option<Fork>,
+    /// Segments whose place a merged one has taken, by LSN.
+    pub superseded: Vec<SegmentKey>,
 }
 
 /// What retention has given up of a lineage: no longer used, whether it is still there or not.
@@ -149,18 +154,42 @@ impl Listing {
 }
 
 impl LineageListing {
-    /// All segments that are there, in the chain or not.
+    /// All segments that count, in the chain or not.
     pub fn all_segments(&self) -> impl Iterator<Item = &SegmentKey> {
         let behind = self.fork.iter().flat_map(|fork| &fork.segments);
         self.segments.iter().chain(&self.orphans).chain(behind)
     }
 
+    /// Every merged segment that is there, those in other merged ones first.
+    #[must_use]
+    pub fn merged(&self) -> Vec<SegmentKey> {
+        let all = self.all_segments().chain(&self.superseded);
+        let merged = all.filter(|segment| segment.kind == SegmentKind::Merged);
+        let mut merged: Vec<SegmentKey> = merged.copied().collect();
+        merged.sort_by_key(|segment| (Reverse(segment.start), segment.end));
+        merged
+    }
+
+    /// What a merged segment was made of, as far as it is still there, by LSN.
+    #[must_use]
+    pub fn parts_of(&self, merged: &SegmentKey) -> Vec<SegmentKey> {
+        let from = self
+            .superseded
+            .partition_point(|segment| segment.start < merged.start);
+        let within = self.superseded.iter().skip(from);
+        let within = within.take_while(|segment| segment.start < merged.end);
+        let within = within.filter(|segment| merged.replaces(segment)).copied();
+        unreplaced(within.collect()).0
+    }
+
     fn give_up(&mut self, given: &GivenUp) {
         self.given_up.add(given);
         self.bases.retain(|base| !given.bases.contains(base));
-        let left = self.all_segments().filter(|segment| !given.has(segment));
+        let all = self.all_segments().chain(&self.superseded);
+        let left = all.filter(|segment| !given.has(segment));
         let joined = Joined::of(left.copied().collect());
         (self.segments, self.orphans, self.fork) = (joined.chain, joined.orphans, joined.fork);
+        self.superseded = joined.superseded;
     }
 
     /// End LSN of the contiguous durable run; none before the first segment.
@@ -205,6 +234,7 @@ impl Parts {
             segments: joined.chain,
             orphans: joined.orphans,
             fork: joined.fork,
+            superseded: joined.superseded,
         }
     }
 }
@@ -213,13 +243,14 @@ struct Joined {
     chain: Vec<SegmentKey>,
     orphans: Vec<SegmentKey>,
     fork: Option<Fork>,
+    superseded: Vec<SegmentKey>,
 }
 
 impl Joined {
     fn of(segments: BTreeSet<SegmentKey>) -> Self {
+        let (mut segments, superseded) = unreplaced(segments);
         let mut chain: Vec<SegmentKey> = Vec::with_capacity(segments.len());
         let mut orphans: Vec<SegmentKey> = Vec::new();
-        let mut segments: Vec<SegmentKey> = segments.into_iter().collect();
         let forked = segments
             .iter()
             .zip(segments.iter().skip(1))
@@ -238,8 +269,30 @@ impl Joined {
                 start: first.start,
                 segments: behind.clone(),
             }),
+            superseded,
         }
     }
+}
+
+/// Those that no merged one among them replaces, and those that one does, by LSN.
+fn unreplaced(segments: BTreeSet<SegmentKey>) -> (Vec<SegmentKey>, Vec<SegmentKey>) {
+    let mut segments: Vec<SegmentKey> = segments.into_iter().collect();
+    // Whatever replaces a segment comes before it.
+    segments.sort_by_key(|segment| (segment.start, Reverse(segment.end), Reverse(segment.kind)));
+    // The merged one that reaches furthest: if any before replaces a segment, this one does.
+    let mut furthest: Option<SegmentKey> = None;
+    let (mut replaced, mut left): (Vec<SegmentKey>, Vec<SegmentKey>) =
+        segments.into_iter().partition(|segment| {
+            let replaced = furthest.is_some_and(|merged| merged.replaces(segment));
+            let further = furthest.is_none_or(|merged| merged.end < segment.end);
+            if segment.kind == SegmentKind::Merged && further {
+                furthest = Some(*segment);
+            }
+            replaced
+        });
+    left.sort();
+    replaced.sort();
+    (left, replaced)
 }
 
 #[cfg(test)]
@@ -253,6 +306,7 @@ mod tests {
             end: Lsn::new(end),
             max_commit_time: None,
             observed_through: None,
+            kind: SegmentKind::Captured,
         }
     }
 
@@ -288,6 +342,130 @@ mod tests {
             prop_assert!(listing.lineages[0].orphans.is_empty());
             prop_assert_eq!(listing.lineages[0].durable_lsn(), Some(Lsn::new(start)));
         }
+    }
+
+    /// One that takes the place of these.
+    fn merged(parts: &[SegmentKey]) -> SegmentKey {
+        let (first, last) = (parts[0], parts[parts.len() - 1]);
+        SegmentKey {
+            start: first.start,
+            max_commit_time: parts.iter().filter_map(|part| part.max_commit_time).max(),
+            kind: SegmentKind::Merged,
+            ..last
+        }
+    }
+
+    /// Groups of what follows each other, with one in the place of each: what is left of the chain,
+    /// and what was made.
+    fn merge(chain: &[SegmentKey], lengths: &[usize]) -> (Vec<SegmentKey>, Vec<SegmentKey>) {
+        let (mut left, mut made, mut rest) = (Vec::new(), Vec::new(), chain);
+        for length in lengths {
+            let parts;
+            (parts, rest) = rest.split_at((*length).min(rest.len()));
+            match parts.len() {
+                0 | 1 => left.extend(parts),
+                _ => {
+                    left.push(merged(parts));
+                    made.push(merged(parts));
+                }
+            }
+        }
+        left.extend(rest);
+        (left, made)
+    }
+
+    proptest! {
+        /// Hours, then days of them, and any of what they replace deleted: the same is there.
+        #[test]
+        fn merged_segments_change_nothing(
+            steps in prop::collection::vec((1_u64..1000, prop::option::of(0_i64..50)), 1..60),
+            hours in prop::collection::vec(0_usize..8, 0..20),
+            days in prop::collection::vec(0_usize..5, 0..8),
+            gone in prop::collection::vec(any::<bool>(), 100),
+            given_up: prop::sample::Index,
+        ) {
+            let (mut start, mut clock) = (7, None);
+            let chain: Vec<SegmentKey> = steps
+                .iter()
+                .map(|(step, later)| {
+                    clock = later.map(|later| clock.unwrap_or(0) + later).or(clock);
+                    let next = SegmentKey {
+                        observed_through: clock.map(PgTimestamp::from_micros),
+                        ..segment(start, start + step)
+                    };
+                    start += step;
+                    next
+                })
+                .collect();
+            let before = &list(&chain).lineages[0];
+            let (by_hour, made) = merge(&chain, &hours);
+            let (by_day, more) = merge(&by_hour, &days);
+            let there: BTreeSet<SegmentKey> = [&chain[..], &made, &more].concat().into_iter().collect();
+            let whole = &list(&there.iter().copied().collect::<Vec<_>>()).lineages[0];
+            prop_assert_eq!(&whole.segments, &by_day);
+            let left: Vec<SegmentKey> = there
+                .iter()
+                .zip(gone.iter().chain(std::iter::repeat(&false)))
+                .filter(|(segment, gone)| by_day.contains(segment) || !**gone)
+                .map(|(segment, _)| *segment)
+                .collect();
+            let after = &list(&left).lineages[0];
+            prop_assert_eq!(&after.segments, &by_day);
+            prop_assert_eq!(&after.orphans, &[]);
+            prop_assert_eq!(&after.fork, &None);
+            prop_assert_eq!(after.superseded.len(), left.len() - by_day.len());
+            prop_assert_eq!(after.durable_lsn(), before.durable_lsn());
+            prop_assert_eq!(after.observed_through(), before.observed_through());
+            prop_assert_eq!(after.segments[0].start, before.segments[0].start);
+            // What each was made of is right below it.
+            for one in whole.merged() {
+                let parts = whole.parts_of(&one);
+                prop_assert_eq!(merged(&parts), one);
+                prop_assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
+            }
+            // Retention sees no hole either.
+            let before = given_up.get(&chain).end;
+            let given = GivenUp { before, ..GivenUp::default() };
+            let given = BTreeMap::from([(LineageId::new(1, 1), given)]);
+            let after = list(&left).without(&given);
+            let expected: Vec<_> = by_day.iter().filter(|segment| segment.end > before).copied().collect();
+            prop_assert_eq!(&after.lineages[0].segments, &expected);
+            prop_assert!(after.lineages[0].orphans.is_empty() && after.lineages[0].fork.is_none());
+        }
+    }
+
+    #[test]
+    fn what_lies_across_the_border_of_a_merged_segment_is_a_fork() {
+        let whole = merged(&[segment(2, 4), segment(4, 6)]);
+        let lineage = |segments: &[SegmentKey]| list(segments).lineages[0].clone();
+        // A second writer's within it had no part in it, and counts no more than the others.
+        let within = lineage(&[
+            segment(1, 2),
+            segment(2, 5),
+            segment(2, 4),
+            segment(4, 6),
+            whole,
+        ]);
+        assert_eq!(within.segments, [segment(1, 2), whole]);
+        assert_eq!(within.fork, None);
+        let overlap = within.parts_of(&whole);
+        assert_eq!(overlap, [segment(2, 4), segment(2, 5), segment(4, 6)]);
+        for across in [
+            segment(1, 3),
+            segment(5, 7),
+            merged(&[segment(5, 6), segment(6, 7)]),
+        ] {
+            let forked = lineage(&[segment(0, 1), whole, across]);
+            assert_eq!(forked.segments, [segment(0, 1)]);
+            let first = whole.start.min(across.start);
+            assert_eq!(forked.fork.map(|fork| fork.start), Some(first));
+        }
+        // The same range with other times was made by somebody who saw other parts.
+        let other = SegmentKey {
+            observed_through: Some(PgTimestamp::from_micros(1)),
+            ..whole
+        };
+        assert!(lineage(&[whole, other]).fork.is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use lastgood_proto::key::{ArchiveName, SegmentKey, SourceObject};
+use lastgood_proto::key::{ArchiveName, SegmentKey, SegmentKind, SourceObject};
 use lastgood_proto::manifest::{Archive, BaseManifest, Protection, SourceFile, TableEntry};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId, Xid};
 use lastgood_store::SourceStore;
@@ -93,6 +93,8 @@ pub struct PlannedSegment {
     pub end: Lsn,
     pub max_commit_time: Option<PgTimestamp>,
     pub observed_through: Option<PgTimestamp>,
+    #[serde(default)]
+    pub kind: SegmentKind,
 }
 
 /// Where the restore stops, to the transaction.
@@ -122,6 +124,7 @@ impl From<SegmentKey> for PlannedSegment {
             end: key.end,
             max_commit_time: key.max_commit_time,
             observed_through: key.observed_through,
+            kind: key.kind,
         }
     }
 }
@@ -133,6 +136,7 @@ impl From<PlannedSegment> for SegmentKey {
             end: planned.end,
             max_commit_time: planned.max_commit_time,
             observed_through: planned.observed_through,
+            kind: planned.kind,
         }
     }
 }
@@ -341,7 +345,8 @@ async fn stored_bytes(store: &SourceStore, choice: &Choice) -> Result<u64, Error
     let Some(first) = choice.needed.first() else {
         return Ok(0);
     };
-    let entries = store.segments_from(choice.lineage, first.start).await?;
+    let mut entries = store.segments_from(choice.lineage, first.start).await?;
+    entries.extend(store.merged_segments(choice.lineage).await?);
     let needed: HashSet<&SegmentKey> = choice.needed.iter().collect();
     let stored = entries.iter().filter(|entry| match &entry.object {
         SourceObject::Segment(_, key) => needed.contains(key),

@@ -92,7 +92,7 @@ impl Survey {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use lastgood_proto::key::SegmentKey;
+    use lastgood_proto::key::{SegmentKey, SegmentKind};
 
     pub(crate) fn lineage(generation: u32) -> LineageId {
         LineageId::new(generation, 0)
@@ -119,6 +119,7 @@ pub(crate) mod tests {
             end: Lsn::new(u64::from(end)),
             max_commit_time: Some(time(i64::from(end))),
             observed_through: Some(time(i64::from(end))),
+            kind: SegmentKind::Captured,
         };
         (lineage(generation), key)
     }

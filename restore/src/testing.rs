@@ -9,7 +9,7 @@ use lastgood_pg::{
     ConnectionConfig, PgTools, Purpose, ReplicationConnection, ReplicationOptions, Session,
     SlotKind,
 };
-use lastgood_proto::key::{ArchiveName, SegmentKey, SourceObject};
+use lastgood_proto::key::{ArchiveName, SegmentKey, SegmentKind, SourceObject};
 use lastgood_proto::manifest::{
     Archive, BaseManifest, LineageFile, Protection, SourceFile, TableEntry, Version1,
 };
@@ -402,6 +402,7 @@ impl Fixture {
             end: self.durable,
             max_commit_time: None,
             observed_through: None,
+            kind: SegmentKind::Captured,
         };
         let object = SourceObject::Segment(self.lineage, start);
         let sealer = self.store.sealer(&object, Vec::new(), 1).unwrap();

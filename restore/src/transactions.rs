@@ -135,6 +135,7 @@ impl TransactionFilter {
 mod tests {
     use super::*;
     use crate::boundary::TableChanges;
+    use lastgood_proto::key::SegmentKind;
     use lastgood_proto::{Lsn, Xid};
 
     fn time(seconds: i64) -> PgTimestamp {
@@ -181,6 +182,7 @@ mod tests {
             end: Lsn::new(2),
             max_commit_time: Some(time(1000)),
             observed_through: None,
+            kind: SegmentKind::Captured,
         };
         let filter = |since: Option<i64>, until: Option<i64>| TransactionFilter {
             since: since.map(time),

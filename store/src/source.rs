@@ -83,8 +83,15 @@ impl SourceStore {
     /// # Errors
     /// If the store fails.
     pub async fn list(&self) -> Result<Listing> {
-        let objects = self.objects().await?;
-        let objects = objects.into_iter().map(|entry| entry.object);
+        self.listing(&self.objects().await?).await
+    }
+
+    /// What these objects are together, as [`Self::list`] has it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn listing(&self, objects: &[ObjectEntry]) -> Result<Listing> {
+        let objects = objects.iter().map(|entry| entry.object.clone());
         let listing = Listing::from_objects(objects);
         let mut given_up: BTreeMap<LineageId, GivenUp> = BTreeMap::new();
         for (lineage, file) in self.retired(&listing).await? {
@@ -122,8 +129,8 @@ impl SourceStore {
             .await
     }
 
-    /// The segments of a lineage that start at `from` or later, sorted: the way to follow a lineage
-    /// without listing all of it again.
+    /// The captured segments of a lineage that start at `from` or later, sorted: the way to follow a
+    /// lineage without listing all of it again.
     ///
     /// # Errors
     /// If the store fails.
@@ -132,6 +139,15 @@ impl SourceStore {
         // Sorts before every segment that starts at `from`, and after all that start earlier.
         let after = format!("{folder}/{:016x}", from.as_u64());
         self.entries(&folder, Some(&after)).await
+    }
+
+    /// The merged segments of a lineage, sorted.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn merged_segments(&self, lineage: LineageId) -> Result<Vec<ObjectEntry>> {
+        let folder = format!("sources/{}/{lineage}/merged", self.inner.id);
+        self.entries(&folder, None).await
     }
 
     async fn entries(&self, folder: &str, after: Option<&str>) -> Result<Vec<ObjectEntry>> {
@@ -255,7 +271,7 @@ impl SourceStore {
         Ok(ObjectReader::new(fetch, opener))
     }
 
-    /// Deletes an object; success if there is none. Retention's business only.
+    /// Deletes an object; success if there is none. The business of retention and compaction only.
     ///
     /// # Errors
     /// If the store fails or forbids it.

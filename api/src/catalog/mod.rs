@@ -31,7 +31,10 @@ pub(crate) use segments::SegmentRow;
 pub(crate) use sources::{Desired, SourceRow};
 
 /// What the binary knows of the schema, in order; `user_version` counts those applied.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_catalog.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/0001_catalog.sql"),
+    include_str!("../../../migrations/0002_merged.sql"),
+];
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {

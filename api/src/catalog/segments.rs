@@ -1,6 +1,6 @@
 //! The index of segments.
 
-use lastgood_proto::key::SegmentKey;
+use lastgood_proto::key::{SegmentKey, SegmentKind};
 use lastgood_proto::listing::GivenUp;
 use lastgood_proto::{LineageId, Lsn, SourceId};
 use rusqlite::{Row, Transaction, params};
@@ -27,6 +27,35 @@ impl Catalog {
     pub(crate) async fn insert_segment(&self, source: SourceId, row: SegmentRow) -> Result<()> {
         self.transact(move |transaction| put(transaction, source, &row))
             .await
+    }
+
+    /// A merged segment takes the place of all that lie within its range.
+    pub(crate) async fn merge_segments(
+        &self,
+        source: SourceId,
+        lineage: LineageId,
+        key: SegmentKey,
+        stored_bytes: u64,
+    ) -> Result<()> {
+        self.transact(move |transaction| {
+            transaction.execute(
+                "DELETE FROM segment
+                 WHERE source = ?1 AND lineage = ?2 AND start_lsn >= ?3 AND end_lsn <= ?4",
+                params![
+                    source.to_string(),
+                    lineage.to_string(),
+                    lsn_text(key.start),
+                    lsn_text(key.end)
+                ],
+            )?;
+            let row = SegmentRow {
+                lineage,
+                key,
+                stored_bytes: Some(stored_bytes),
+            };
+            put(transaction, source, &row)
+        })
+        .await
     }
 
     /// Forget what retention has deleted of a lineage.
@@ -141,11 +170,12 @@ impl Catalog {
 fn put(transaction: &Transaction<'_>, source: SourceId, row: &SegmentRow) -> Result<()> {
     transaction
         .prepare_cached(
-            "INSERT INTO segment VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            "INSERT INTO segment VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT (source, lineage, start_lsn) DO UPDATE
              SET end_lsn = excluded.end_lsn, max_commit_time = excluded.max_commit_time,
                  observed_through = excluded.observed_through,
-                 stored_bytes = coalesce(excluded.stored_bytes, stored_bytes)",
+                 stored_bytes = coalesce(excluded.stored_bytes, stored_bytes),
+                 merged = excluded.merged",
         )?
         .execute(params![
             source.to_string(),
@@ -155,6 +185,7 @@ fn put(transaction: &Transaction<'_>, source: SourceId, row: &SegmentRow) -> Res
             row.key.max_commit_time.map(|time| time.as_unix_micros()),
             row.key.observed_through.map(|time| time.as_unix_micros()),
             row.stored_bytes.map(count),
+            row.key.kind == SegmentKind::Merged,
         ])?;
     Ok(())
 }
@@ -167,6 +198,10 @@ fn segment_row(row: &Row<'_>) -> Result<SegmentRow> {
             end: lsn(row, "end_lsn")?,
             max_commit_time: maybe_time(row, "max_commit_time")?,
             observed_through: maybe_time(row, "observed_through")?,
+            kind: match row.get("merged")? {
+                true => SegmentKind::Merged,
+                false => SegmentKind::Captured,
+            },
         },
         stored_bytes: row
             .get::<_, Option<i64>>("stored_bytes")?
@@ -188,6 +223,7 @@ mod tests {
                 end: Lsn::new(end),
                 max_commit_time: None,
                 observed_through: None,
+                kind: SegmentKind::Captured,
             },
             stored_bytes,
         }
@@ -218,5 +254,14 @@ mod tests {
         catalog.replace_segments(id, listed).await.unwrap();
         let totals = catalog.segment_totals(id).await.unwrap();
         assert_eq!((totals.segments, totals.stored_bytes), (2, 20));
+
+        let mut merged = segment(0x10, 0x300, Some(15));
+        merged.key.kind = SegmentKind::Merged;
+        let key = merged.key;
+        catalog
+            .merge_segments(id, merged.lineage, key, 15)
+            .await
+            .unwrap();
+        assert_eq!(catalog.segments(id, None, 9).await.unwrap(), [merged]);
     }
 }

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use lastgood_proto::key::SegmentKind;
 use lastgood_proto::{LineageId, Lsn};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -24,6 +25,8 @@ pub(super) struct SegmentView {
     /// Null: it holds no transaction.
     max_commit_time: Option<String>,
     observed_through: Option<String>,
+    /// It was made of smaller ones.
+    merged: bool,
     stored_bytes: Option<u64>,
 }
 
@@ -35,6 +38,7 @@ impl From<SegmentRow> for SegmentView {
             end: row.key.end.to_string(),
             max_commit_time: row.key.max_commit_time.map(|time| time.to_string()),
             observed_through: row.key.observed_through.map(|time| time.to_string()),
+            merged: row.key.kind == SegmentKind::Merged,
             stored_bytes: row.stored_bytes,
         }
     }

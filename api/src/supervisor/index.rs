@@ -1,7 +1,10 @@
 //! The catalog's index of a source: made equal to the repository at a start, kept so by events.
 
+use std::collections::HashSet;
+
 use lastgood_engine::Event;
 use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::listing::Listing;
 use lastgood_proto::manifest::{BaseManifest, PointFile};
 use lastgood_proto::{LineageId, SourceId};
 use lastgood_store::SourceStore;
@@ -15,9 +18,17 @@ use crate::clock::now;
 /// Read the repository's listing, and the manifests the catalog does not know.
 pub(super) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<(), Error> {
     let source = store.id();
+    let objects = store.objects().await?;
+    let listing = Listing::from_objects(objects.iter().map(|entry| entry.object.clone()));
+    let superseded = listing.lineages.iter().flat_map(|lineage| {
+        let keys = lineage.superseded.iter();
+        keys.map(|key| (lineage.id, *key))
+    });
+    let superseded: HashSet<(LineageId, SegmentKey)> = superseded.collect();
     let mut segments = Vec::new();
-    for entry in store.objects().await? {
+    for entry in objects {
         match entry.object {
+            SourceObject::Segment(lineage, key) if superseded.contains(&(lineage, key)) => {}
             SourceObject::Segment(lineage, key) => segments.push(SegmentRow {
                 lineage,
                 key,

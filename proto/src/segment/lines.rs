@@ -54,6 +54,11 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
+    /// The line last read, its end included.
+    pub(super) fn line(&self) -> &[u8] {
+        &self.line
+    }
+
     /// The letter of the record: `t` stands first, without spaces.
     pub(super) fn tag(&self) -> Option<u8> {
         let (letter, rest) = self.line.strip_prefix(b"{\"t\":\"")?.split_first()?;

@@ -21,15 +21,19 @@
 //!
 //! Values are PostgreSQL's text, in the encoding that H names. Nothing here interprets one.
 
+mod content;
 mod ledger;
 mod line;
 mod lines;
+mod merge;
 mod reader;
 mod record;
 mod sink;
 mod writer;
 
+pub use content::{Content, ContentReader};
 pub use ledger::Refusal;
+pub use merge::{MergeError, Merger};
 pub use reader::{ReadError, SegmentReader};
 pub use record::{
     Cell, ColumnRecord, CommitTimes, Digest, Footer, Header, MessageRecord, Old, Record,

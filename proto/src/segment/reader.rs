@@ -144,6 +144,20 @@ impl<R: BufRead> SegmentReader<R> {
         }
     }
 
+    /// The footer, at the end of a segment that was read to its verified end.
+    #[must_use]
+    pub fn into_footer(self) -> Option<Footer> {
+        match self.state {
+            State::Verified(footer) => Some(footer),
+            State::Reading | State::Failed => None,
+        }
+    }
+
+    /// The line that the last record was read from, its end included.
+    pub(super) fn line(&self) -> &[u8] {
+        self.lines.line()
+    }
+
     /// The next record between header and footer; `None` when the footer has been read and the
     /// whole segment agrees with it. After an error there is nothing but errors.
     #[expect(
@@ -228,7 +242,7 @@ impl<R: BufRead> SegmentReader<R> {
 }
 
 /// Holds a record against the order and counts it.
-fn enter(ledger: &mut Ledger, record: &Record) -> Result<(), Refusal> {
+pub(super) fn enter(ledger: &mut Ledger, record: &Record) -> Result<(), Refusal> {
     match record {
         Record::Relation(relation) => {
             ledger.relation(relation.rel, relation.columns.len());

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::key::SegmentKey;
+use crate::key::{SegmentKey, SegmentKind};
 use crate::pgoutput::{self, ReplicaIdentity};
 use crate::{LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 
@@ -210,7 +210,7 @@ pub struct Footer {
 }
 
 impl Footer {
-    /// The key of the segment that begins at `start` and ends with this footer.
+    /// The key of the captured segment that begins at `start` and ends with this footer.
     #[must_use]
     pub fn key(&self, start: Lsn) -> SegmentKey {
         SegmentKey {
@@ -218,6 +218,7 @@ impl Footer {
             end: self.end,
             max_commit_time: self.commit_times.map(|times| times.max),
             observed_through: self.observed_through,
+            kind: SegmentKind::Captured,
         }
     }
 }
@@ -252,6 +253,15 @@ pub struct RowCounts {
     pub updates: u64,
     pub deletes: u64,
     pub truncates: u64,
+}
+
+impl RowCounts {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.inserts = self.inserts.saturating_add(other.inserts);
+        self.updates = self.updates.saturating_add(other.updates);
+        self.deletes = self.deletes.saturating_add(other.deletes);
+        self.truncates = self.truncates.saturating_add(other.truncates);
+    }
 }
 
 impl From<[u64; 4]> for RowCounts {

@@ -46,6 +46,15 @@ impl<W: Write> LineSink<W> {
         self.buffer.extend_from_slice(text);
     }
 
+    /// As [`Self::raw`], of any length.
+    pub(super) fn copy(&mut self, text: &[u8]) -> io::Result<()> {
+        for piece in text.chunks(PIECE_BYTES) {
+            self.raw(piece);
+            self.hand_on()?;
+        }
+        Ok(())
+    }
+
     pub(super) fn json(&mut self, value: &impl Serialize) -> io::Result<()> {
         serde_json::to_writer(&mut self.buffer, value).map_err(io::Error::from)
     }

@@ -7,7 +7,8 @@ use super::ledger::{Change, Ledger, Refusal};
 use super::line::{
     BeginLine, CommitLine, FooterLine, HeaderLine, RelationLine, SequencesLine, Tag, TruncateLine,
 };
-use super::record::{Footer, Header, RelationRecord, SequenceSample};
+use super::reader::enter;
+use super::record::{Footer, Header, Record, RelationRecord, SequenceSample};
 use super::sink::LineSink;
 use super::{LINE_BYTES_MAX, version};
 use crate::pgoutput::{
@@ -207,6 +208,13 @@ impl<W: Write> SegmentWriter<W> {
                 end: end_lsn,
             })
         })
+    }
+
+    /// A record as another segment has it; `line` is where it was read.
+    pub(super) fn copy(&mut self, record: &Record, line: &[u8]) -> Result<(), WriteError> {
+        enter(&mut self.ledger, record)?;
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        self.line(|lines| lines.copy(text))
     }
 
     /// Bytes of NDJSON so far.

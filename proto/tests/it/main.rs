@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod captured;
 #[cfg(test)]
+mod merge;
+#[cfg(test)]
 mod owned;
 #[cfg(test)]
 mod pgoutput;

@@ -2,6 +2,7 @@
 //! segment, and nothing that is discarded comes before the place where the cut falls.
 
 use lastgood_proto::Lsn;
+use lastgood_proto::key::SegmentKind;
 use proptest::prelude::*;
 
 use super::*;
@@ -55,6 +56,7 @@ fn history() -> impl Strategy<Value = History> {
                         end: Lsn::new(end),
                         max_commit_time: open_max.map(time),
                         observed_through: seen.map(time),
+                        kind: SegmentKind::Captured,
                     });
                     (lsn, open_from, open_max) = (end, end, None);
                 }

@@ -83,6 +83,7 @@ async fn source(base_time: i64, segments: &[Sealed<'_>]) -> SourceStore {
             end: lsn(*end),
             max_commit_time: None,
             observed_through: None,
+            kind: SegmentKind::Captured,
         };
         let object = SourceObject::Segment(LINEAGE, key);
         let header = Header {

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use bytes::Bytes;
-use lastgood_proto::key::{ArchiveName, SegmentKey};
+use lastgood_proto::key::{ArchiveName, SegmentKey, SegmentKind};
 use lastgood_proto::manifest::{SourceFile, Version1};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId, SystemId};
 use lastgood_store::{
@@ -24,6 +24,7 @@ pub(crate) fn segment(start: u64, end: u64) -> SourceObject {
         end: Lsn::new(end),
         max_commit_time: Some(PgTimestamp::from_micros(1)),
         observed_through: None,
+        kind: SegmentKind::Captured,
     };
     SourceObject::Segment(lineage(), key)
 }
