@@ -116,6 +116,17 @@ pub enum Error {
     /// A promise of the policy would not hold afterwards: a mistake of ours, so nothing is deleted.
     #[error("nothing was given up by retention: {what}")]
     RetentionBroken { what: String },
+    /// A mistake of ours or damage, so nothing of its parts is deleted.
+    #[error(
+        "{path} does not say what the segments do that it was made of; they are all kept: delete it, and it is made again"
+    )]
+    Merged { path: String },
+    #[error(transparent)]
+    Merge(#[from] lastgood_proto::segment::MergeError),
+    #[error(
+        "{path} is gone: it was merged with others or given up after this restore was planned; run it again with --resume"
+    )]
+    SegmentGone { path: String },
     #[error("a segment's record came where none can be")]
     UnexpectedRecord,
     #[error("this restore cannot be resumed: {why}")]
@@ -385,10 +396,13 @@ impl Error {
             | Error::Statement { .. } => Class::NeedsOperator,
             Error::ArchiveAltered { .. }
             | Error::RetentionBroken { .. }
+            | Error::Merged { .. }
             | Error::OtherEnd { .. }
             | Error::NoRows { .. }
             | Error::UnexpectedDefinition => Class::Corrupt,
             Error::Segment(error) => error.class(),
+            Error::Merge(error) => error.class(),
+            Error::SegmentGone { .. } => Class::NeedsOperator,
             Error::Target(error) => error
                 .code()
                 .map_or(Class::Transient, |code| lastgood_pg::class_of(code.code())),

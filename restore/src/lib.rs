@@ -20,7 +20,9 @@ mod boundary;
 mod catalog;
 mod changes;
 mod choose;
+mod compaction;
 mod copy_text;
+mod deletion;
 mod destination;
 mod error;
 mod execute;
@@ -58,6 +60,7 @@ mod transactions;
 mod window;
 
 pub use boundary::{TableChanges, Transaction};
+pub use compaction::{Compaction, CompactionOptions, Made, Parts, compact, same_content};
 pub use error::{Error, Outside, Place};
 pub use execute::{Interrupt, Into, Options, Replay, check, execute, unfinished};
 pub use ownership::missing_roles;

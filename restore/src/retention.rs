@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Datelike, Utc};
+use lastgood_proto::key::SegmentKey;
 use lastgood_proto::listing::{GivenUp, LineageListing};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, Retention};
 
@@ -67,15 +68,16 @@ pub(crate) fn unneeded(
     Ok(unneeded)
 }
 
-/// How much of a lineage a base at `point` does not need. The last segment before it stays: where capture
-/// goes on if there is none after it, and what the window's end was observed by.
+/// How much of a lineage a base at `point` does not need: what lies before the segment that it falls into. If
+/// it falls into none, the last one before it stays: where capture goes on if there is none after it, and what
+/// the window's end was observed by. Merging segments therefore never takes back what was given up.
 fn before(lineage: &LineageListing, point: Lsn) -> Lsn {
-    let passed = lineage
-        .all_segments()
-        .filter(|segment| segment.end <= point);
-    passed
-        .map(|segment| segment.start)
-        .max()
+    let starts = |wanted: &dyn Fn(&SegmentKey) -> bool| {
+        let segments = lineage.all_segments().filter(|segment| wanted(segment));
+        segments.map(|segment| segment.start).max()
+    };
+    starts(&|segment| segment.start <= point && point < segment.end)
+        .or_else(|| starts(&|segment| segment.end <= point))
         .unwrap_or_default()
 }
 

@@ -23,7 +23,7 @@ pub(crate) async fn scan<T: Send + 'static>(
     key: SegmentKey,
     read: impl FnOnce(Segment) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let object = store.open(&SourceObject::Segment(lineage, key)).await?;
+    let object = open(store, &SourceObject::Segment(lineage, key)).await?;
     let source = store.id();
     let task = tokio::task::spawn_blocking(move || {
         let expect = Some((source, lineage, &key));
@@ -41,7 +41,15 @@ pub(crate) struct Segments {
     runtime: Handle,
 }
 
-type Opening = AbortOnDropHandle<Result<ObjectReader, lastgood_store::Error>>;
+type Opening = AbortOnDropHandle<Result<ObjectReader, Error>>;
+
+/// A segment that a listing has named may have been deleted since.
+async fn open(store: &SourceStore, object: &SourceObject) -> Result<ObjectReader, Error> {
+    store.open(object).await.map_err(|error| match error {
+        lastgood_store::Error::NotFound { key } => Error::SegmentGone { path: key },
+        error => error.into(),
+    })
+}
 
 impl Segments {
     /// Must be called within a runtime.
@@ -65,7 +73,7 @@ impl Segments {
             && let Some(key) = self.keys.pop_front()
         {
             let (store, object) = (self.store.clone(), SourceObject::Segment(self.lineage, key));
-            let open = async move { store.open(&object).await };
+            let open = async move { open(&store, &object).await };
             let task = AbortOnDropHandle::new(self.runtime.spawn(open));
             self.opening.push_back((key, task));
         }

@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::{TryStreamExt, stream};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::{GivenUp, LineageListing, Listing};
 use lastgood_proto::manifest::{RetiredFile, Version1};
@@ -19,11 +18,10 @@ use serde::Serialize;
 
 use super::{Unneeded, unneeded};
 use crate::Error;
+use crate::deletion::remove;
 use crate::survey::Survey;
 use crate::window::Window;
 
-/// Deletions under way at the same time.
-const DELETIONS: usize = 16;
 /// After so long without a manifest, archives are those of a base that was cut short.
 const ABANDONED_MICROS: i64 = 7 * super::DAY_MICROS;
 
@@ -250,16 +248,6 @@ fn outdated(lineage: &LineageListing, given: &GivenUp, due: &[Record]) -> Vec<So
     points
         .chain(records.into_iter().map(Record::object))
         .collect()
-}
-
-async fn remove(store: &SourceStore, objects: &[SourceObject]) -> Result<(), Error> {
-    stream::iter(objects.iter().map(Ok))
-        .try_for_each_concurrent(DELETIONS, |object| async move {
-            store.delete(object).await?;
-            tracing::debug!(object = store.path(object), "deleted");
-            Ok(())
-        })
-        .await
 }
 
 /// The source's objects with their sizes.
