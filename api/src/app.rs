@@ -1,5 +1,6 @@
 //! What every request handler shares.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use lastgood_proto::PgTimestamp;
@@ -24,8 +25,10 @@ pub(crate) struct App {
     pub(crate) supervisor: Supervisor,
     pub(crate) bases: BaseJobs,
     pub(crate) restores: RestoreJobs,
-    /// Held during a pass of retention.
-    pub(crate) retention: tokio::sync::Mutex<()>,
+    /// Held during a pass of retention or compaction.
+    pub(crate) upkeep: tokio::sync::Mutex<()>,
+    /// For what is on its way to the repository; only ciphertext.
+    pub(crate) spool_dir: PathBuf,
     pub(crate) started: PgTimestamp,
     /// Work that outlives the request that asked for it.
     pub(crate) tracker: TaskTracker,

@@ -46,9 +46,11 @@ pub struct SourceSettings {
     pub retention: Option<String>,
     /// Bases to keep whatever `retention` says, by their ids.
     pub pinned: Vec<String>,
-    /// Between giving something up and deleting it: the time to change one's mind, and for restores that
-    /// have begun to end.
+    /// Between giving something up, or merging it with others, and deleting it: the time to change one's
+    /// mind, and for restores that have begun to end.
     pub retention_grace_hours: u32,
+    /// Merge small segments into large ones.
+    pub compact: bool,
 }
 
 /// What becomes of tables without a usable replica identity.
@@ -84,6 +86,7 @@ impl Default for SourceSettings {
             retention: None,
             pinned: Vec::new(),
             retention_grace_hours: 24,
+            compact: true,
         }
     }
 }
@@ -202,7 +205,8 @@ impl SourceSettings {
         Ok(Some(Retention { pinned, ..promised }))
     }
 
-    /// Whether a running capture works the same under both: schedules and retention are others' business.
+    /// Whether a running capture works the same under both: schedules, retention and compaction are
+    /// others' business.
     #[must_use]
     pub fn captures_like(&self, other: &Self) -> bool {
         let captured = |settings: &Self| Self {
@@ -211,6 +215,7 @@ impl SourceSettings {
             retention: None,
             pinned: Vec::new(),
             retention_grace_hours: 0,
+            compact: true,
             ..settings.clone()
         };
         captured(self) == captured(other)

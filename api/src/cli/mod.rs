@@ -8,6 +8,7 @@ mod bar;
 mod base;
 mod cat;
 mod client;
+mod compact;
 mod failure;
 mod key;
 mod output;
@@ -90,6 +91,8 @@ enum Command {
     Verify(verify::Args),
     /// Give up and delete what the settings do not keep, now instead of at the next hour
     Retention(retention::Args),
+    /// Merge small segments into large ones, now instead of at the next hour
+    Compact(compact::Args),
     /// Show, confirm and rotate the master key
     Key(key::Args),
 }
@@ -122,6 +125,7 @@ async fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Restores(args) => Box::pin(restores::run(args, output)).await,
         Command::Cat(args) => Box::pin(cat::run(args, output)).await,
         Command::Retention(args) => retention::run(args, output).await,
+        Command::Compact(args) => Box::pin(compact::run(args, output)).await,
         Command::Verify(args) => Box::pin(verify::run(args, output)).await,
         Command::Key(args) => Box::pin(key::run(args, output)).await,
     }

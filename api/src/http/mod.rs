@@ -6,6 +6,7 @@
 
 mod auth;
 mod bases;
+mod compaction;
 mod extract;
 mod health;
 mod key;
@@ -36,6 +37,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::Shared;
+pub(crate) use compaction::CompactionView;
 pub(crate) use plan::PlanView;
 pub(crate) use probe::ReportView as ProbeView;
 pub(crate) use problem::{Code, Problem, ProblemBody, chain};
@@ -72,6 +74,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(segments::list))
         .routes(routes!(windows::window))
         .routes(routes!(retention::show, retention::run))
+        .routes(routes!(compaction::show, compaction::run))
         .routes(routes!(transactions::list))
         .routes(routes!(points::list, points::create))
         .routes(routes!(restores::plan))

@@ -49,8 +49,10 @@ pub(crate) struct Settings {
     retention: Option<String>,
     /// Bases to keep whatever `retention` says, by their ids.
     pinned: Vec<String>,
-    /// Between giving something up and deleting it.
+    /// Between giving something up, or merging it with others, and deleting it.
     retention_grace_hours: u32,
+    /// Merge small segments into large ones, every hour.
+    compact: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -85,6 +87,7 @@ impl From<SourceSettings> for Settings {
             retention: settings.retention,
             pinned: settings.pinned,
             retention_grace_hours: settings.retention_grace_hours,
+            compact: settings.compact,
         }
     }
 }
@@ -121,6 +124,7 @@ macro_rules! with_settings {
             retention: Option<Value>,
             pinned: Option<Vec<String>>,
             retention_grace_hours: Option<u32>,
+            compact: Option<bool>,
         }
 
         impl $name {
@@ -142,6 +146,7 @@ macro_rules! with_settings {
                     "spool_bytes": self.spool_bytes,
                     "pinned": self.pinned,
                     "retention_grace_hours": self.retention_grace_hours,
+                    "compact": self.compact,
                 });
                 let nullable = [("schedule", &self.schedule), ("retention", &self.retention)];
                 merge(before, given, nullable)

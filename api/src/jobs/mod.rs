@@ -1,7 +1,8 @@
-//! Long work: bases on schedule or on request, restores, retention. A job outlives the request that asked for
+//! Long work: bases on schedule or on request, restores, retention, compaction. A job outlives the request that asked for
 //! it, is told in the catalog, and is waited for at a shutdown.
 
 pub(crate) mod bases;
+pub(crate) mod compaction;
 mod due;
 pub(crate) mod restores;
 pub(crate) mod retention;

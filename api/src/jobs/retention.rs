@@ -1,4 +1,4 @@
-//! Retention, every hour and on request: one source at a time.
+//! Retention, every hour and on request, then compaction: one source at a time.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use lastgood_engine::SourceSettings;
 use lastgood_proto::SourceId;
 use lastgood_restore::Pass;
 
+use super::compaction;
 use crate::app::Shared;
 use crate::clock::now;
 use crate::http::{Code, Problem, chain};
@@ -23,7 +24,7 @@ pub(crate) async fn pass(app: &Shared, source: SourceId, dry_run: bool) -> Resul
         Problem::field(Code::InvalidSettings, "retention", chain(error))
     };
     // A request and the hour may meet; and what is set before one of them counts.
-    let _one = app.retention.lock().await;
+    let _one = app.upkeep.lock().await;
     let row = app.source(&source.to_string()).await?;
     let settings: SourceSettings =
         serde_json::from_value(row.settings).map_err(|error| unreadable(&error))?;
@@ -45,7 +46,7 @@ pub(crate) async fn pass(app: &Shared, source: SourceId, dry_run: bool) -> Resul
     Ok(pass)
 }
 
-/// A pass over every source, every hour, until the service ends.
+/// A pass of both over every source, every hour, until the service ends.
 pub(crate) async fn keep(app: Shared) {
     let mut pause = FIRST;
     loop {
@@ -69,6 +70,14 @@ pub(crate) async fn keep(app: Shared) {
                 passed = Box::pin(pass(&app, source, false)) => {
                     if let Err(problem) = passed {
                         tracing::warn!(%source, ?problem, "retention failed; nothing is lost by it");
+                    }
+                }
+            }
+            tokio::select! {
+                () = app.shutdown.cancelled() => return,
+                passed = Box::pin(compaction::passes(&app, source)) => {
+                    if let Err(problem) = passed {
+                        tracing::warn!(%source, ?problem, "compaction failed; nothing is lost by it");
                     }
                 }
             }

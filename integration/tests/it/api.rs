@@ -133,7 +133,13 @@ async fn every_operation_answers_as_documented() -> Result<()> {
     ensure!(begun.status == 202, "{begun:?}");
     service.wait_bases("shop", 2).await?;
     api.ask("base_list", &shop, "", None).await?.ok()?;
-    for id in ["retention_show", "retention_run"] {
+    let upkeep = [
+        "retention_show",
+        "retention_run",
+        "compaction_show",
+        "compaction_run",
+    ];
+    for id in upkeep {
         let pass = api.ask(id, &shop, "", None).await?.ok()?;
         ensure!(pass["deleted"]["segments"] == 0, "{pass:#}");
     }
@@ -213,6 +219,8 @@ async fn every_operation_answers_as_documented() -> Result<()> {
         "base_take",
         "retention_show",
         "retention_run",
+        "compaction_show",
+        "compaction_run",
     ] {
         ensure!(api.ask(id, &nobody, "", None).await?.status == 404, "{id}");
     }

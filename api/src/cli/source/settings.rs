@@ -65,9 +65,12 @@ pub(super) struct Settings {
     /// A base to keep whatever the retention says; may be repeated; '' pins none again [default: none]
     #[arg(long, value_name = "BASE")]
     pinned: Vec<String>,
-    /// Hours between giving something up and deleting it [default: 24]
+    /// Hours between giving something up, or merging it with others, and deleting it [default: 24]
     #[arg(long, value_name = "HOURS")]
     retention_grace_hours: Option<u32>,
+    /// Merge small segments into large ones, every hour [default: true]
+    #[arg(long, value_name = "BOOL")]
+    compact: Option<bool>,
 }
 
 impl Settings {
@@ -110,6 +113,7 @@ impl Settings {
                 "retention_grace_hours",
                 self.retention_grace_hours.map(Value::from),
             ),
+            ("compact", self.compact.map(Value::from)),
         ];
         given
             .into_iter()
