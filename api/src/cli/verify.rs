@@ -1,39 +1,73 @@
-//! `lastgood verify`: read and authenticate every object of a source, and check that its segments
-//! follow each other. Needs no service and no PostgreSQL; says nothing about a restore into one.
+//! `lastgood verify`: read and authenticate every object of a source, or a share of them, and check that
+//! its segments follow each other, its archives can be listed and what it promises can be restored.
+//! Needs no service and no server, and `pg_restore` for the archives.
 
-use std::io::{BufRead, Read};
+mod archives;
+mod promise;
+mod sample;
 
-use lastgood_proto::key::SourceObject;
+use std::collections::HashSet;
+
+use lastgood_proto::key::{SegmentKind, SourceObject};
+use lastgood_proto::listing::{LineageListing, Listing};
 use lastgood_proto::manifest::BaseManifest;
 use lastgood_proto::segment::SegmentReader;
+use lastgood_proto::{BaseId, LineageId, Retention};
 use lastgood_restore::Survey;
-use lastgood_store::{ObjectReader, Repository, SourceStore};
+use lastgood_store::{ObjectEntry, Repository, SourceStore};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
 use super::output::{Output, human_bytes, some};
 use super::place::{RepositoryArgs, SourceArg, source_store};
-use crate::http::chain;
+use crate::http::{WindowsView, chain};
+use archives::{Checked, Lister};
+use promise::Promise;
+use sample::Sample;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// All of the repository's, if none is named
     #[command(flatten)]
     source: SourceArg,
+    /// Read only a share of the segments, such as 5% or 100, drawn anew each time, and of the bases
+    /// only the newest; the names of all objects are checked all the same
+    #[arg(long, value_name = "SHARE")]
+    sample: Option<Sample>,
+    /// Draw the share again that was drawn with this seed
+    #[arg(long, requires = "sample")]
+    seed: Option<u32>,
+    /// What has to be kept, such as "30 days": whether all of it can be restored
+    #[arg(long)]
+    retention: Option<Retention>,
     #[command(flatten)]
     repository: RepositoryArgs,
 }
 
+/// What is read of a source.
+struct Choice {
+    sample: Option<Sample>,
+    seed: u32,
+    lister: Lister,
+}
+
 #[derive(Default)]
 struct Tally {
+    /// All there are, read or not.
+    all: u64,
     objects: u64,
     segments: u64,
     bases: u64,
+    listed: u64,
+    compared: u64,
     transactions: u64,
     bytes: u64,
+    windows: Option<WindowsView>,
+    promise: Option<Promise>,
     /// What is wrong: the object, and how.
     problems: Vec<(String, String)>,
+    /// What could not be checked here: the object, and why.
+    unverified: Vec<(String, String)>,
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
@@ -46,21 +80,53 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
         Some(wanted) => vec![source_store(&repository, Some(wanted)).await?],
         None => all(&repository).await?,
     };
-    let mut wrong = 0;
+    let choice = Choice {
+        sample: args.sample,
+        seed: match args.seed {
+            Some(seed) => seed,
+            None => drawn()?,
+        },
+        lister: Lister::new().await,
+    };
+    let (mut wrong, mut unverified, mut broken) = (0, 0, false);
     let mut items = Vec::new();
     for (name, store) in stores {
-        let tally = verify(&store, output).await?;
+        let tally = verify(&store, &choice, args.retention.as_ref(), output).await?;
         wrong += tally.problems.len();
-        report(&name, &tally, output);
-        items.push(as_json(&name, &tally));
+        unverified += tally.unverified.len();
+        broken |= tally
+            .promise
+            .as_ref()
+            .is_some_and(|promise| !promise.is_kept());
+        report(&name, &tally, &choice, output);
+        items.push(as_json(&name, &tally, &choice));
     }
     output.value(&json!({"items": items}));
-    match wrong {
-        0 => Ok(()),
-        _ => Err(Failure::corrupt(format!(
-            "{wrong} objects are not what was written"
+    match (wrong, unverified, broken) {
+        (0, 0, false) => Ok(()),
+        (0, 0, true) => Err(Failure::operator(
+            "not all that --retention promises can be restored",
+        )),
+        (0, _, _) => Err(Failure::operator(format!(
+            "{} could not be verified here; nothing is known to be wrong",
+            some(&unverified.into(), "archive")
+        ))),
+        (wrong, _, _) => Err(Failure::corrupt(format!(
+            "{} not what was written",
+            if wrong == 1 {
+                "1 object is".to_owned()
+            } else {
+                format!("{wrong} objects are")
+            }
         ))),
     }
+}
+
+fn drawn() -> Result<u32, Failure> {
+    let mut seed = [0; 4];
+    getrandom::fill(&mut seed)
+        .map_err(|_| Failure::failed("the operating system gives no random bytes"))?;
+    Ok(u32::from_be_bytes(seed))
 }
 
 async fn all(repository: &Repository) -> Result<Vec<(String, SourceStore)>, Failure> {
@@ -71,53 +137,39 @@ async fn all(repository: &Repository) -> Result<Vec<(String, SourceStore)>, Fail
     Ok(stores)
 }
 
-async fn verify(store: &SourceStore, output: &Output) -> Result<Tally, Failure> {
+async fn verify(
+    store: &SourceStore,
+    choice: &Choice,
+    retention: Option<&Retention>,
+    output: &Output,
+) -> Result<Tally, Failure> {
     let mut tally = Tally::default();
     let objects = store.objects().await?;
+    tally.all = objects.len() as u64;
     match Survey::read(store).await {
         Ok(survey) => {
             for lineage in &survey.listing.lineages {
-                // Every base needs the segments from its consistent point on, unless it is kept for its own
-                // moment alone.
-                let first = lineage.segments.first().map(|segment| segment.start);
-                for base in &lineage.bases {
-                    let needs = base.consistent_point();
-                    if needs < lineage.given_up.before {
-                        continue;
-                    }
-                    if let Some(first) = first.filter(|first| *first > needs) {
-                        let path = store.path(&SourceObject::Manifest(lineage.id, *base));
-                        let problem = format!("the segments from {needs} to {first} are missing");
-                        tally.problems.push((path, problem));
-                    }
-                }
-                for forked in lineage.fork.iter().flat_map(|fork| &fork.segments) {
-                    let path = store.path(&SourceObject::Segment(lineage.id, *forked));
-                    let problem = "two services wrote into this lineage: it and what follows is \
-                                   never restored";
-                    tally.problems.push((path, problem.to_owned()));
-                }
-                for orphan in &lineage.orphans {
-                    let path = store.path(&SourceObject::Segment(lineage.id, *orphan));
-                    let problem = "the segment before it is missing".to_owned();
-                    tally.problems.push((path, problem));
-                }
+                check_chain(store, &survey, lineage, &mut tally);
             }
+            tally.windows = Some(WindowsView::from(&survey));
+            tally.promise = retention.and_then(|retention| Promise::of(&survey, retention));
         }
         Err(error) => tally.problems.push(("listing".to_owned(), chain(&error))),
     }
+    let listing = Listing::from_objects(objects.iter().map(|entry| entry.object.clone()));
+    let chosen = chosen(store, choice, &objects, &listing);
     let bar = output.is_watched().then(|| {
-        indicatif::ProgressBar::new(objects.len() as u64).with_style(
+        indicatif::ProgressBar::new(chosen.len() as u64).with_style(
             indicatif::ProgressStyle::with_template(
                 "verifying {wide_bar} {pos}/{len} objects, {eta} left",
             )
             .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()),
         )
     });
-    for entry in objects {
+    for entry in chosen {
         tally.objects += 1;
         tally.bytes += entry.bytes;
-        if let Err(problem) = check(store, &entry.object, &mut tally).await {
+        if let Err(problem) = check(store, &listing, &entry.object, choice, &mut tally).await {
             tally.problems.push((store.path(&entry.object), problem));
         }
         if let Some(bar) = &bar {
@@ -130,41 +182,134 @@ async fn verify(store: &SourceStore, output: &Output) -> Result<Tally, Failure> 
     Ok(tally)
 }
 
+/// What is read: everything, or the share of the segments, the newest base, and all that is small.
+fn chosen<'a>(
+    store: &SourceStore,
+    choice: &Choice,
+    objects: &'a [ObjectEntry],
+    listing: &Listing,
+) -> Vec<&'a ObjectEntry> {
+    let Some(sample) = choice.sample else {
+        return objects.iter().collect();
+    };
+    let segments: HashSet<SourceObject> = sample
+        .choose(store, objects, choice.seed)
+        .into_iter()
+        .collect();
+    let newest: Option<(LineageId, BaseId)> = listing
+        .lineages
+        .iter()
+        .rev()
+        .find_map(|lineage| Some((lineage.id, *lineage.bases.last()?)));
+    let wanted = |entry: &&ObjectEntry| match &entry.object {
+        SourceObject::Segment(..) => segments.contains(&entry.object),
+        SourceObject::Manifest(lineage, base) | SourceObject::Archive(lineage, base, _) => {
+            newest == Some((*lineage, *base))
+        }
+        SourceObject::Source
+        | SourceObject::Lineage(_)
+        | SourceObject::LineageEnd(_)
+        | SourceObject::Shape(..)
+        | SourceObject::Retired(..)
+        | SourceObject::Point(..) => true,
+    };
+    objects.iter().filter(wanted).collect()
+}
+
+/// Whether segments follow each other, by their names.
+fn check_chain(store: &SourceStore, survey: &Survey, lineage: &LineageListing, tally: &mut Tally) {
+    // Every base needs the segments from its consistent point on, unless it is kept for its own
+    // moment alone.
+    let first = lineage.segments.first().map(|segment| segment.start);
+    for base in &lineage.bases {
+        let needs = base.consistent_point();
+        if needs < lineage.given_up.before {
+            continue;
+        }
+        if let Some(first) = first.filter(|first| *first > needs) {
+            let path = store.path(&SourceObject::Manifest(lineage.id, *base));
+            let problem = format!("the segments from {needs} to {first} are missing");
+            tally.problems.push((path, problem));
+        }
+    }
+    // What has ended says how far it came.
+    let oldest = lineage.bases.first().map(|base| base.consistent_point());
+    if let (Some(end), Some(reached)) = (
+        survey.ends.get(&lineage.id),
+        lineage.durable_lsn().or(oldest),
+    ) && lineage.fork.is_none()
+        && reached < end.end
+        && lineage.given_up.before < end.end
+    {
+        let path = store.path(&SourceObject::LineageEnd(lineage.id));
+        let problem = format!(
+            "the segments from {reached} to {}, where it ended, are missing",
+            end.end
+        );
+        tally.problems.push((path, problem));
+    }
+    let forked = lineage.fork.iter().flat_map(|fork| &fork.segments);
+    let forked = forked.map(|key| {
+        let problem = "two services wrote into this lineage: it and what follows is never restored";
+        (key, problem)
+    });
+    let orphans = lineage.orphans.iter();
+    let orphans = orphans.map(|key| (key, "the segment before it is missing"));
+    for (key, problem) in forked.chain(orphans) {
+        let path = store.path(&SourceObject::Segment(lineage.id, *key));
+        tally.problems.push((path, problem.to_owned()));
+    }
+}
+
 async fn check(
     store: &SourceStore,
+    listing: &Listing,
     object: &SourceObject,
+    choice: &Choice,
     tally: &mut Tally,
 ) -> Result<(), String> {
     let text = |error: lastgood_store::Error| chain(&error);
     match object {
         SourceObject::Segment(lineage, key) => {
             let (source, lineage, key) = (store.id(), *lineage, *key);
-            let reader = store.open(object).await.map_err(text)?;
-            let transactions = blocking(reader, move |reader| {
-                let mut segment = SegmentReader::open(reader, Some((source, lineage, &key)))
-                    .map_err(|error| chain(&error))?;
+            let reader = store.open(object).await.map_err(text)?.into_blocking();
+            let read = tokio::task::spawn_blocking(move || {
+                let expect = Some((source, lineage, &key));
+                let mut segment =
+                    SegmentReader::open(reader, expect).map_err(|error| chain(&error))?;
                 while segment.next().map_err(|error| chain(&error))?.is_some() {}
-                let footer = segment.footer().ok_or("it has no footer")?;
-                Ok(footer.transactions)
-            })
-            .await?;
+                let footer = segment.into_footer().ok_or("it has no footer")?;
+                Ok::<_, String>(footer.transactions)
+            });
+            let transactions = read.await.map_err(|_| "the check was cut short")??;
             tally.segments += 1;
-            tally.transactions += transactions;
+            let listed = listing.lineage(lineage);
+            let replaced = listed.is_some_and(|listed| listed.superseded.contains(&key));
+            // What is superseded is in another one.
+            tally.transactions += if replaced { 0 } else { transactions };
+            let parts = listed
+                .map(|listed| listed.parts_of(&key))
+                .unwrap_or_default();
+            if key.kind == SegmentKind::Merged && !parts.is_empty() {
+                lastgood_restore::same_content(store, lineage, key, &parts)
+                    .await
+                    .map_err(|error| chain(&error))?;
+                tally.compared += 1;
+            }
         }
         SourceObject::Manifest(lineage, base) => {
             let manifest: BaseManifest = store.get_json(object).await.map_err(text)?;
             for archive in &manifest.archives {
-                let object = SourceObject::Archive(*lineage, *base, archive.name);
-                let reader = store
-                    .open(&object)
-                    .await
-                    .map_err(|error| format!("its archive {}: {}", archive.name, chain(&error)))?;
-                let (bytes, sha256) = digest(reader).await?;
-                if bytes != archive.bytes || sha256 != archive.sha256 {
-                    return Err(format!(
-                        "its archive {} is not the one it names",
-                        archive.name
-                    ));
+                let place = (*lineage, *base);
+                let checked = choice.lister.check(store, place, &manifest, archive).await;
+                match checked.map_err(|why| format!("its archive {}: {why}", archive.name))? {
+                    Checked::Listed => tally.listed += 1,
+                    Checked::Text => {}
+                    Checked::NotListed(why) => {
+                        let object = SourceObject::Archive(*lineage, *base, archive.name);
+                        let why = format!("its contents were not listed: {why}");
+                        tally.unverified.push((store.path(&object), why));
+                    }
                 }
             }
             tally.bases += 1;
@@ -183,42 +328,13 @@ async fn check(
     Ok(())
 }
 
-async fn digest(reader: ObjectReader) -> Result<(u64, String), String> {
-    blocking(reader, |mut reader| {
-        let mut hash = Sha256::new();
-        let mut bytes = 0;
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            match reader.read(&mut buffer).map_err(|error| chain(&error))? {
-                0 => break,
-                read => {
-                    hash.update(&buffer[..read]);
-                    bytes += read as u64;
-                }
-            }
-        }
-        let hex = hash
-            .finalize()
-            .into_iter()
-            .map(|byte| format!("{byte:02x}"));
-        Ok((bytes, hex.collect()))
-    })
-    .await
-}
-
-async fn blocking<T: Send + 'static>(
-    reader: ObjectReader,
-    work: impl FnOnce(Box<dyn BufRead + Send>) -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let reader = reader.into_blocking();
-    tokio::task::spawn_blocking(move || work(Box::new(reader)))
-        .await
-        .map_err(|_| "the check was cut short".to_owned())?
-}
-
-fn report(name: &str, tally: &Tally, output: &Output) {
+fn report(name: &str, tally: &Tally, choice: &Choice, output: &Output) {
+    let share = match choice.sample {
+        Some(_) => format!(" of {}, drawn with --seed {}", tally.all, choice.seed),
+        None => String::new(),
+    };
     output.line(format!(
-        "{name}: {} ({}), {}, {} with {}: {}",
+        "{name}: {}{share} ({}), {}, {} with {}: {}",
         some(&tally.objects.into(), "object"),
         human_bytes(tally.bytes),
         some(&tally.bases.into(), "base"),
@@ -229,24 +345,49 @@ fn report(name: &str, tally: &Tally, output: &Output) {
             wrong => format!("{wrong} WRONG"),
         }
     ));
-    for (path, problem) in &tally.problems {
+    for (path, problem) in tally.problems.iter().chain(&tally.unverified) {
         output.line(format!("  {path}\n      {problem}"));
+    }
+    if let Some(windows) = tally
+        .windows
+        .as_ref()
+        .and_then(|windows| serde_json::to_value(windows).ok())
+    {
+        for window in windows["windows"].as_array().into_iter().flatten() {
+            let time = |end: &str| super::output::show(&window[end]["time"]);
+            output.line(format!(
+                "  recoverable  {}  to  {}",
+                time("from"),
+                time("to")
+            ));
+        }
+    }
+    if let Some(promise) = &tally.promise {
+        output.line(format!("  {}", promise.describe().replace('\n', "\n  ")));
     }
 }
 
-fn as_json(name: &str, tally: &Tally) -> Value {
-    let problems: Vec<Value> = tally
-        .problems
-        .iter()
-        .map(|(path, problem)| json!({"object": path, "problem": problem}))
-        .collect();
+fn as_json(name: &str, tally: &Tally, choice: &Choice) -> Value {
+    let each = |list: &[(String, String)]| -> Vec<Value> {
+        let items = list.iter();
+        items
+            .map(|(path, problem)| json!({"object": path, "problem": problem}))
+            .collect()
+    };
     json!({
         "source": name,
         "objects": tally.objects,
+        "objects_there": tally.all,
+        "seed": choice.sample.map(|_| choice.seed),
         "bytes": tally.bytes,
         "bases": tally.bases,
+        "archives_listed": tally.listed,
         "segments": tally.segments,
+        "merged_compared": tally.compared,
         "transactions": tally.transactions,
-        "problems": problems,
+        "recoverable": tally.windows,
+        "promise": tally.promise.as_ref().map(Promise::to_json),
+        "problems": each(&tally.problems),
+        "unverified": each(&tally.unverified),
     })
 }
