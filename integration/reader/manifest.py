@@ -78,6 +78,14 @@ SEQUENCE = record(
     owner=optional(tuple_of(string, string, string)),
 )
 
+LOCALE = record(
+    provider=one_of("c", "i", "b"),
+    collate=string,
+    ctype=string,
+    name=optional(string),
+    icu_rules=optional(string),
+)
+
 BASE = record(
     v=version,
     id=BASE_ID,
@@ -94,4 +102,5 @@ BASE = record(
     tables=array(TABLE),
     sequences=array(SEQUENCE),
     large_objects=U64,
+    locale=optional(LOCALE),
 )
