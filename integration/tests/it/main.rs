@@ -6,6 +6,7 @@ mod bad_repository;
 mod bad_source;
 mod collations;
 mod command_line;
+mod compaction;
 mod crash;
 mod empty_folder;
 mod encodings;
