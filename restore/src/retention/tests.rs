@@ -2,6 +2,7 @@
 //! choice a plan makes.
 
 use lastgood_proto::Lsn;
+use lastgood_proto::key::{SegmentKey, SegmentKind};
 use proptest::prelude::*;
 
 use super::*;
@@ -109,6 +110,49 @@ proptest! {
         }
         // Another pass finds nothing more.
         prop_assert_eq!(super::unneeded(&after, &policy, now).unwrap(), Unneeded::new());
+    }
+
+    /// Else each hour's merge would take back one segment more, and none were ever deleted.
+    #[test]
+    fn merging_what_is_left_takes_nothing_back(
+        survey in history(), policy in policy(), hours in 0_i64..300, parts in 2_usize..5,
+    ) {
+        let latest = survey.windows().iter().map(|window| window.to.time).max();
+        let Some(latest) = latest else { return Ok(()) };
+        let now = PgTimestamp::from_micros(latest.as_micros() + hours * HOUR);
+        let given = unneeded(&survey, &policy, now).unwrap();
+        let mut segments = Vec::new();
+        for lineage in &survey.listing.lineages {
+            segments.extend(lineage.all_segments().map(|key| (lineage.id, *key)));
+        }
+        for lineage in survey.without(&given).listing.lineages {
+            // No merge crosses what ends a window.
+            let reached = |key: &SegmentKey| {
+                let bases = survey.bases.iter().filter(|base| base.lineage == lineage.id);
+                bases.filter(|base| base.reach < key.end).count()
+            };
+            let alike = lineage.segments.chunk_by(|a, b| reached(a) == reached(b));
+            let runs = alike.flat_map(|alike| alike.chunks(parts));
+            for run in runs.filter(|run| run.len() > 1) {
+                let merged = SegmentKey {
+                    start: run[0].start,
+                    kind: SegmentKind::Merged,
+                    ..run[run.len() - 1]
+                };
+                segments.push((lineage.id, merged));
+            }
+        }
+        let mut merged = crate::survey::tests::survey(&segments, &survey.bases);
+        for lineage in &mut merged.listing.lineages {
+            lineage.described = true;
+        }
+        let still = unneeded(&merged, &policy, now).unwrap();
+        for (id, given) in given {
+            let there = merged.listing.lineage(id).into_iter().flat_map(|lineage| lineage.all_segments());
+            for segment in there.filter(|segment| given.has(segment)) {
+                prop_assert!(still.get(&id).is_some_and(|still| still.has(segment)), "{:?}", segment);
+            }
+        }
     }
 
     #[test]
