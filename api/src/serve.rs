@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hkdf::Hkdf;
+use lastgood_engine::Writer;
 use lastgood_store::{Encryption, MASTER_KEY_VARIABLE, MasterKey, Repository, StorageOptions};
 use sha2::Sha256;
 use tokio::net::TcpListener;
@@ -152,6 +153,7 @@ async fn assemble(config: &Config) -> anyhow::Result<Shared> {
         seal.clone(),
         repository.clone(),
         config.spool_dir(),
+        Writer::new(Arc::new(catalog.clone()))?,
         shutdown.child_token(),
     );
     Ok(Arc::new(App {

@@ -91,6 +91,7 @@ async fn attempt_once(
     store: &SourceStore,
     events: &Events,
 ) -> Result<BaseManifest, Error> {
+    source.writer.check(store).await?;
     let listing = store.list().await?;
     let lineage = listing
         .newest()

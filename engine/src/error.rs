@@ -4,7 +4,7 @@
 use lastgood_pg::Condition;
 use lastgood_proto::manifest::EndReason;
 use lastgood_proto::segment::ReadError;
-use lastgood_proto::{Class, LineageId, Lsn};
+use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp};
 
 use crate::settings::SettingsError;
 
@@ -44,6 +44,19 @@ pub enum Error {
         "lineage {lineage} grew past {listed} while it was being opened: another writer was at work"
     )]
     Overtaken { lineage: LineageId, listed: Lsn },
+    /// Another service is the writer now; see [`crate::Writer`].
+    #[error(
+        "another lastgood, on host {host}, took this source over at {time} (writer {number}): here \
+         nothing is captured and nothing is deleted any more. If it was not meant to, stop it there, \
+         then resume the source here, which takes it back"
+    )]
+    TakenOver {
+        number: u32,
+        host: String,
+        time: PgTimestamp,
+    },
+    #[error("what this service remembers of its own writing cannot be read or written: {0}")]
+    Memory(String),
     /// Never a gap: whoever reads may be healthy.
     #[error(
         "slot {slot} is being read by process {pid}: another lastgood captures this source, or the \
@@ -141,6 +154,7 @@ impl Error {
             | Self::Ended { .. }
             | Self::Unfit(_)
             | Self::RowTooLong(_)
+            | Self::TakenOver { .. }
             | Self::SlotWait { .. }
             | Self::PointName(_)
             | Self::NoLineage => Class::NeedsOperator,
@@ -150,6 +164,7 @@ impl Error {
             },
             Self::NotConfirmed { .. }
             | Self::Overtaken { .. }
+            | Self::Memory(_)
             | Self::Busy { .. }
             | Self::Gap { .. }
             | Self::SetBack { .. }

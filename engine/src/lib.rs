@@ -23,6 +23,7 @@ mod source;
 mod tables;
 mod watch;
 pub mod worker;
+mod writer;
 
 pub use base::take_base;
 pub use error::{Error, chain};
@@ -34,3 +35,4 @@ pub use remove::{Left, Removal, remove};
 pub use settings::{NoIdentity, SettingsError, SourceSettings};
 pub use shape::Shape;
 pub use source::{Control, Source, Stopped, release_slot, run, watch_idle, watch_paused};
+pub use writer::{Memory, Writer};

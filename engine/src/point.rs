@@ -25,6 +25,7 @@ pub async fn create_point(
 ) -> Result<PointFile, Error> {
     // Checked before anything is written anywhere.
     PointKey::new(Lsn::INVALID, name).map_err(|_| Error::PointName(name.to_owned()))?;
+    source.writer.check(store).await?;
     let listing = store.list().await?;
     let lineage = listing
         .newest()

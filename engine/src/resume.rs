@@ -202,6 +202,7 @@ mod tests {
             database: "shop".to_owned(),
             start: Lsn::new(100),
             created: PgTimestamp::from_micros(0),
+            writer: None,
         };
         let server = ServerState {
             system_id: file.system_id,

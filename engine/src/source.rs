@@ -30,6 +30,7 @@ use crate::events::{Event, Events, SourceState, SourceStatus};
 use crate::overlap::Stored;
 use crate::remove::Removal;
 use crate::settings::SourceSettings;
+use crate::writer::Writer;
 
 pub(crate) use slot::make as make_slot;
 
@@ -40,6 +41,8 @@ pub struct Source {
     pub name: String,
     pub connection: ConnectionConfig,
     pub settings: SourceSettings,
+    /// Who captures it.
+    pub writer: Writer,
 }
 
 /// What the operator wants of a source that runs. Read whenever a lineage is opened.
@@ -47,6 +50,8 @@ pub struct Source {
 pub struct Control {
     /// Begin a new lineage if the last one was ended by the WAL budget; else that is an error.
     pub new_lineage: bool,
+    /// Become the writer although another service has taken the source over; else that is an error.
+    pub take_over: bool,
 }
 
 /// Why a run ended without an error: it was cancelled, and what could be confirmed is.
@@ -187,8 +192,10 @@ pub async fn watch_idle(
 /// server keeps nothing for it any more. Its publication stays, for the next lineage.
 ///
 /// # Errors
-/// If the source or the repository cannot be reached; what cannot be dropped is in the answer.
+/// If the source or the repository cannot be reached, or the source was taken over; what cannot be
+/// dropped is in the answer.
 pub async fn release_slot(source: &Source, store: &SourceStore) -> Result<Removal, Error> {
+    source.writer.check(store).await?;
     let (sender, _receiver) = tokio::sync::mpsc::channel(1);
     lineage::finish(
         source,

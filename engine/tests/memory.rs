@@ -3,6 +3,10 @@
 //!
 //! `LASTGOOD_TEST_ROWS=5000000` is what the design promises; the usual run is smaller.
 
+#[path = "real/kept.rs"]
+mod kept;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -42,6 +46,7 @@ async fn stays_flat_through_one_huge_transaction() -> Result<()> {
         name: "huge".to_owned(),
         connection: database.url().parse()?,
         settings: SourceSettings::default(),
+        writer: kept::writer(&Arc::default()),
     };
     let store = repository.create_source(id).await?;
     let (sender, mut events) = mpsc::channel(1000);

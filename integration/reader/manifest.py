@@ -24,6 +24,7 @@ LINEAGE = record(
     database=string,
     start=lsn,
     created=time,
+    writer=optional(U32),
 )
 
 END = record(
@@ -37,6 +38,7 @@ END = record(
         "system_changed",
         "timeline_changed",
         "server_behind",
+        "forked",
         "budget_exceeded",
         "stopped",
     ),

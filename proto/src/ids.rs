@@ -154,6 +154,10 @@ random_id!(
     /// A repository, made when its `lastgood.json` is. Sixteen hexadecimal digits.
     RepositoryId, "repository id"
 );
+random_id!(
+    /// One run of a service, as the writer of a source. Sixteen hexadecimal digits.
+    WriterId, "writer id"
+);
 
 /// A lineage: `<generation>-<nonce>`, eight hexadecimal digits each.
 ///

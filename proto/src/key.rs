@@ -247,10 +247,35 @@ impl<'de> serde::Deserialize<'de> for ArchiveName {
     }
 }
 
+/// Objects of a source that are numbered from 1 on, each created once: the one with the greatest
+/// number counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Series {
+    /// Who writes the source.
+    Writers,
+}
+
+impl Series {
+    /// Its folder, which no lineage can have as its name.
+    #[must_use]
+    pub const fn folder(self) -> &'static str {
+        match self {
+            Series::Writers => "writers",
+        }
+    }
+
+    fn of_folder(name: &str) -> Option<Self> {
+        [Series::Writers]
+            .into_iter()
+            .find(|series| series.folder() == name)
+    }
+}
+
 /// An object of one source, named within the source's folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceObject {
     Source,
+    Numbered(Series, u32),
     Lineage(LineageId),
     LineageEnd(LineageId),
     Point(LineageId, PointKey),
@@ -267,6 +292,9 @@ impl SourceObject {
     fn stem(&self) -> String {
         match self {
             SourceObject::Source => "source.json".to_owned(),
+            SourceObject::Numbered(series, number) => {
+                format!("{}/{number:08x}.json", series.folder())
+            }
             SourceObject::Lineage(lineage) => format!("{lineage}/lineage.json"),
             SourceObject::LineageEnd(lineage) => format!("{lineage}/end.json"),
             SourceObject::Point(lineage, point) => {
@@ -319,6 +347,7 @@ impl SourceObject {
                 )
             }
             SourceObject::Source
+            | SourceObject::Numbered(..)
             | SourceObject::Lineage(_)
             | SourceObject::LineageEnd(_)
             | SourceObject::Point(..)
@@ -329,11 +358,11 @@ impl SourceObject {
         }
     }
 
-    /// The lineage it belongs to; none for the source's description.
+    /// The lineage it belongs to; none for what is the source's own.
     #[must_use]
     pub const fn lineage(&self) -> Option<LineageId> {
         match self {
-            SourceObject::Source => None,
+            SourceObject::Source | SourceObject::Numbered(..) => None,
             SourceObject::Lineage(id)
             | SourceObject::LineageEnd(id)
             | SourceObject::Point(id, _)
@@ -350,6 +379,10 @@ impl SourceObject {
             return Some(SourceObject::Source);
         }
         let (lineage, rest) = stem.split_once('/')?;
+        if let Some(series) = Series::of_folder(lineage) {
+            let number = parse_hex(rest.strip_suffix(".json")?, 8)?;
+            return Some(SourceObject::Numbered(series, u32::try_from(number).ok()?));
+        }
         let lineage: LineageId = lineage.parse().ok()?;
         match rest.split_once('/') {
             None if rest == "lineage.json" => Some(SourceObject::Lineage(lineage)),
@@ -532,6 +565,7 @@ mod tests {
         ];
         prop_oneof![
             Just(SourceObject::Source),
+            any::<u32>().prop_map(|number| SourceObject::Numbered(Series::Writers, number)),
             lineage().prop_map(SourceObject::Lineage),
             lineage().prop_map(SourceObject::LineageEnd),
             (lineage(), any::<u64>(), "[A-Za-z0-9._-]{1,64}").prop_map(|(lineage, lsn, name)| {

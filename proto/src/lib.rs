@@ -26,7 +26,8 @@ mod time;
 
 pub use class::Class;
 pub use ids::{
-    BaseId, LineageId, Oid, ParseIdError, RepositoryId, SourceId, SystemId, TimelineId, Xid,
+    BaseId, LineageId, Oid, ParseIdError, RepositoryId, SourceId, SystemId, TimelineId, WriterId,
+    Xid,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use retention::{ParseRetentionError, Retention};

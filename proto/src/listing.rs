@@ -99,6 +99,7 @@ impl Listing {
         for object in objects {
             match object {
                 SourceObject::Source => described = true,
+                SourceObject::Numbered(..) => {}
                 SourceObject::Lineage(id) => parts.entry(id).or_default().described = true,
                 SourceObject::LineageEnd(id) => parts.entry(id).or_default().ended = true,
                 SourceObject::Point(id, point) => {

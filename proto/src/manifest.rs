@@ -6,7 +6,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::key::ArchiveName;
-use crate::{BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId};
+use crate::{BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId, WriterId};
 
 /// The version of every file here. A change that an older reader would misread raises it; a new
 /// optional field does not, since an older reader refuses what it does not know.
@@ -42,6 +42,19 @@ pub struct SourceFile {
     pub created: PgTimestamp,
 }
 
+/// `writers/….json`: from here on this service writes the source, and no other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriterFile {
+    pub v: Version1,
+    /// One run of a service.
+    pub writer: WriterId,
+    /// Where it ran, for people.
+    pub host: String,
+    /// Of the service's clock.
+    pub time: PgTimestamp,
+}
+
 /// `lineage.json`: written once the slot exists, before anything is streamed from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +74,9 @@ pub struct LineageFile {
     /// The slot's consistent point; the first segment starts here.
     pub start: Lsn,
     pub created: PgTimestamp,
+    /// Number of the writer that began it. May be there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<u32>,
 }
 
 /// `end.json`: the lineage's last word.

@@ -255,6 +255,7 @@ impl Fixture {
             database: fixture.source.name.clone(),
             start: slot.consistent_point,
             created: PgTimestamp::from_micros(0),
+            writer: None,
         };
         let object = SourceObject::Lineage(fixture.lineage);
         fixture.store.put_json(&object, &lineage).await.unwrap();

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use lastgood_proto::key::{Key, KeyId, SourceObject};
+use lastgood_proto::key::{Key, KeyId, Series, SourceObject};
 use lastgood_proto::listing::{GivenUp, Listing};
 use lastgood_proto::manifest::RetiredFile;
 use lastgood_proto::{LineageId, Lsn, PgTimestamp, SourceId};
@@ -148,6 +148,39 @@ impl SourceStore {
     pub async fn merged_segments(&self, lineage: LineageId) -> Result<Vec<ObjectEntry>> {
         let folder = format!("sources/{}/{lineage}/merged", self.inner.id);
         self.entries(&folder, None).await
+    }
+
+    /// The greatest number of a series; none if it has none yet.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn newest(&self, series: Series) -> Result<Option<u32>> {
+        Ok(self.numbers(series).await?.into_iter().max())
+    }
+
+    /// Deletes the old ones of a series, but for the `kept` newest: the number never goes back.
+    ///
+    /// # Errors
+    /// If the store fails or forbids it.
+    pub async fn prune(&self, series: Series, kept: u32) -> Result<()> {
+        let numbers = self.numbers(series).await?;
+        let newest = numbers.iter().copied().max().unwrap_or(0);
+        for number in numbers {
+            if newest - number >= kept {
+                self.delete(&SourceObject::Numbered(series, number)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn numbers(&self, series: Series) -> Result<Vec<u32>> {
+        let folder = format!("sources/{}/{}", self.inner.id, series.folder());
+        let entries = self.entries(&folder, None).await?.into_iter();
+        let numbers = entries.filter_map(|entry| match entry.object {
+            SourceObject::Numbered(its, number) if its == series => Some(number),
+            _ => None,
+        });
+        Ok(numbers.collect())
     }
 
     async fn entries(&self, folder: &str, after: Option<&str>) -> Result<Vec<ObjectEntry>> {

@@ -12,6 +12,7 @@ mod seal;
 mod segments;
 mod settings;
 mod sources;
+mod writers;
 
 use std::fmt::Display;
 use std::fs::OpenOptions;
@@ -34,6 +35,7 @@ pub(crate) use sources::{Desired, SourceRow};
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0001_catalog.sql"),
     include_str!("../../../migrations/0002_merged.sql"),
+    include_str!("../../../migrations/0003_writer.sql"),
 ];
 
 #[derive(Debug, thiserror::Error)]

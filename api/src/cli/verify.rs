@@ -316,6 +316,11 @@ async fn check(
         }
         // Read whole with its manifest; without one it is the rest of a base that was cut short.
         SourceObject::Archive(..) => {}
+        SourceObject::Numbered(..) => match store.get_json::<Value>(object).await {
+            // Of the old ones some may have been cleaned up since the listing.
+            Ok(_) | Err(lastgood_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(text(error)),
+        },
         SourceObject::Source
         | SourceObject::Lineage(_)
         | SourceObject::LineageEnd(_)

@@ -11,6 +11,9 @@ use super::problem::{Code, Problem, chain};
 use super::sources::{SourceView, view};
 use crate::app::Shared;
 use crate::catalog::{Desired, SourceRow};
+use crate::supervisor::Error;
+
+const FORCE: &str = "nothing was removed; with ?force=true the source is forgotten all the same";
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -88,21 +91,28 @@ pub(super) async fn remove(
 async fn take_away(app: &Shared, source: &str, force: bool) -> Result<RemovedSource, Problem> {
     let row = app.source(source).await?;
     let _change = app.supervisor.exclusive(row.id).await;
+    // What stands on the source may be another service's by now.
+    let checked = app.supervisor.check_writer(row.id).await;
+    let taken_over = checked.as_ref().is_err_and(Error::is_taken_over);
+    if let Err(error) = checked
+        && !force
+    {
+        return Err(Problem::from(error).with("hint", FORCE));
+    }
     app.bases.cancel(row.id);
     app.supervisor.forget(row.id).await;
-    let removed = match clean_up(app, &row).await {
+    let cleaned = match taken_over {
+        true => Ok(RemovedSource::nothing(&row)),
+        false => clean_up(app, &row).await,
+    };
+    let removed = match cleaned {
         Ok(removed) => removed,
         Err(error) if force => nothing_dropped(&row, &chain(&error)),
         Err(error) => {
             // A slot that nobody reads fills the source's disk: do not forget it quietly.
             app.supervisor.adopt(&row, false);
             let left = nothing_dropped(&row, &chain(&error)).left;
-            let problem = match error {
-                crate::supervisor::Error::Engine(error) => Problem::from(error),
-                error => internal(error),
-            };
-            let hint = "nothing was removed; with ?force=true the source is forgotten all the same";
-            return Err(problem.with("hint", hint).with("left", left));
+            return Err(Problem::from(error).with("hint", FORCE).with("left", left));
         }
     };
     app.catalog.delete_source(row.id).await?;
@@ -115,10 +125,7 @@ async fn take_away(app: &Shared, source: &str, force: bool) -> Result<RemovedSou
     Ok(removed)
 }
 
-async fn clean_up(
-    app: &Shared,
-    row: &SourceRow,
-) -> Result<RemovedSource, crate::supervisor::Error> {
+async fn clean_up(app: &Shared, row: &SourceRow) -> Result<RemovedSource, Error> {
     let source = app.supervisor.source(row).await?;
     let removal = lastgood_engine::remove(&source).await?;
     Ok(RemovedSource {
@@ -127,6 +134,17 @@ async fn clean_up(
         dropped: removal.dropped,
         left: removal.left.into_iter().map(Into::into).collect(),
     })
+}
+
+impl RemovedSource {
+    fn nothing(row: &SourceRow) -> Self {
+        Self {
+            id: row.id.to_string(),
+            name: row.name.clone(),
+            dropped: Vec::new(),
+            left: Vec::new(),
+        }
+    }
 }
 
 /// What a source that cannot be reached may still hold of ours.
@@ -146,9 +164,6 @@ fn nothing_dropped(row: &SourceRow, error: &str) -> RemovedSource {
         ),
     ];
     RemovedSource {
-        id: id.to_string(),
-        name: row.name.clone(),
-        dropped: Vec::new(),
         left: left
             .into_iter()
             .map(|(object, sql)| LeftObject {
@@ -157,6 +172,7 @@ fn nothing_dropped(row: &SourceRow, error: &str) -> RemovedSource {
                 error: error.to_owned(),
             })
             .collect(),
+        ..RemovedSource::nothing(row)
     }
 }
 
@@ -193,8 +209,8 @@ async fn hold(app: &Shared, source: &str, slot: SlotFate) -> Result<SourceRow, P
     };
     app.supervisor.stop(row.id).await;
     if slot == SlotFate::Drop {
-        let source = app.supervisor.source(&row).await.map_err(internal)?;
-        let store = app.supervisor.store(row.id).await.map_err(internal)?;
+        let source = app.supervisor.source(&row).await?;
+        let store = app.supervisor.store(row.id).await?;
         let refused = match Box::pin(lastgood_engine::release_slot(&source, &store)).await {
             Ok(removal) if removal.left.is_empty() => None,
             Ok(removal) => {
@@ -216,10 +232,6 @@ async fn hold(app: &Shared, source: &str, slot: SlotFate) -> Result<SourceRow, P
     app.bases.changed();
     tracing::info!(source = %row.id, desired = row.desired.as_str(), "paused");
     Ok(row)
-}
-
-fn internal(error: crate::supervisor::Error) -> Problem {
-    Problem::new(Code::Internal).detail(chain(&error))
 }
 
 /// Capture a source again, or try again now

@@ -62,6 +62,7 @@ codes! {
     RestoreFinished CONFLICT Operator "restore_finished" "The restore has ended";
     SourceKnown CONFLICT Operator "source_known" "The source is registered already";
     SourceInRepository CONFLICT Operator "source_in_repository" "The repository holds a source of this name";
+    SourceTakenOver CONFLICT Operator "source_taken_over" "Another service captures the source";
     BodyTooLarge PAYLOAD_TOO_LARGE Usage "body_too_large" "The body is larger than 1 MiB";
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE Usage "unsupported_media_type" "The body must be application/json";
     UnknownField UNPROCESSABLE_ENTITY Usage "unknown_field" "A field is not known";
@@ -261,6 +262,7 @@ impl From<lastgood_engine::Error> for Problem {
             Error::Settings(error) => Problem::field(Code::InvalidSettings, error.field(), detail),
             Error::PointName(_) => Problem::field(Code::InvalidName, "name", detail),
             Error::NoLineage => Problem::new(Code::SourceNotReady).detail(detail),
+            Error::TakenOver { .. } => Problem::new(Code::SourceTakenOver).detail(detail),
             error => Problem::new(source_code(error.class())).detail(detail),
         }
     }

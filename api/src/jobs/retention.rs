@@ -18,7 +18,7 @@ const FIRST: Duration = Duration::from_secs(60);
 /// Run a pass over a source, or only say what it would do.
 ///
 /// # Errors
-/// The repository cannot be read or does not allow to delete.
+/// The repository cannot be read or does not allow to delete, or another service writes the source.
 pub(crate) async fn pass(app: &Shared, source: SourceId, dry_run: bool) -> Result<Pass, Problem> {
     let unreadable = |error: &dyn std::error::Error| {
         Problem::field(Code::InvalidSettings, "retention", chain(error))
@@ -29,6 +29,9 @@ pub(crate) async fn pass(app: &Shared, source: SourceId, dry_run: bool) -> Resul
     let settings: SourceSettings =
         serde_json::from_value(row.settings).map_err(|error| unreadable(&error))?;
     let policy = settings.retention().map_err(|error| unreadable(&error))?;
+    if !dry_run {
+        app.supervisor.check_writer(source).await?;
+    }
     let store = app.repository.source(source).await?;
     let grace = Duration::from_secs(u64::from(settings.retention_grace_hours) * 3600);
     let pass = lastgood_restore::pass(&store, policy.as_ref(), grace, now(), dry_run).await?;

@@ -52,6 +52,7 @@ pub(super) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<()
                     .await?;
             }
             SourceObject::Source
+            | SourceObject::Numbered(..)
             | SourceObject::Lineage(_)
             | SourceObject::LineageEnd(_)
             | SourceObject::Shape(..)

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lastgood_engine::{Control, Event, Events, Source};
+use lastgood_engine::{Control, Event, Events, Source, Writer};
 use lastgood_proto::{Class, SourceId};
 use lastgood_store::{Repository, SourceStore};
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, watch};
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, Desired, Seal, SourceRow};
-use crate::http::chain;
+use crate::http::{Code, Problem, chain};
 use backoff::Backoff;
 pub(crate) use index::note_base;
 pub(crate) use snapshot::{Snapshot, State};
@@ -43,6 +43,8 @@ struct SharedState {
     seal: Seal,
     repository: Repository,
     spool_dir: PathBuf,
+    /// This run of the service.
+    writer: Writer,
     sources: Mutex<BTreeMap<SourceId, Supervised>>,
     tracker: TaskTracker,
     cancel: CancellationToken,
@@ -65,8 +67,9 @@ struct Task {
 #[derive(Default)]
 struct Wake {
     notify: Notify,
-    /// Whether the next attempt may start a new lineage where the last one ended.
-    new_lineage: std::sync::atomic::AtomicBool,
+    /// Whether an operator asked for the next attempt: it may start a new lineage where the last one
+    /// ended, and take the source back from another service.
+    resumed: std::sync::atomic::AtomicBool,
 }
 
 /// What stands between a source's row and the engine.
@@ -84,6 +87,19 @@ pub(crate) enum Error {
     Engine(#[from] lastgood_engine::Error),
 }
 
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Catalog(error) => error.into(),
+            Error::Store(error) => error.into(),
+            Error::Engine(error) => error.into(),
+            error @ (Error::Connection(_) | Error::Settings(_)) => {
+                Problem::new(Code::Internal).detail(chain(&error))
+            }
+        }
+    }
+}
+
 impl Error {
     fn class(&self) -> Class {
         match self {
@@ -95,12 +111,22 @@ impl Error {
     }
 }
 
+impl Error {
+    pub(crate) fn is_taken_over(&self) -> bool {
+        matches!(
+            self,
+            Error::Engine(lastgood_engine::Error::TakenOver { .. })
+        )
+    }
+}
+
 impl Supervisor {
     pub(crate) fn new(
         catalog: Catalog,
         seal: Seal,
         repository: Repository,
         spool_dir: PathBuf,
+        writer: Writer,
         cancel: CancellationToken,
     ) -> Self {
         Self {
@@ -109,6 +135,7 @@ impl Supervisor {
                 seal,
                 repository,
                 spool_dir,
+                writer,
                 sources: Mutex::default(),
                 tracker: TaskTracker::new(),
                 cancel,
@@ -117,11 +144,11 @@ impl Supervisor {
     }
 
     /// Take up a source as the catalog says: capture it, watch its slot, or show it as paused.
-    pub(crate) fn adopt(&self, row: &SourceRow, new_lineage: bool) {
+    pub(crate) fn adopt(&self, row: &SourceRow, resumed: bool) {
         match row.desired {
             Desired::Running => {
                 self.show(row.id, State::Starting, None);
-                self.start(row.id, new_lineage);
+                self.start(row.id, resumed);
             }
             Desired::Paused => {
                 self.show(row.id, State::Paused, None);
@@ -149,7 +176,7 @@ impl Supervisor {
     }
 
     /// Start the task of a source, or wake it if it waits after an error.
-    fn start(&self, id: SourceId, new_lineage: bool) {
+    fn start(&self, id: SourceId, resumed: bool) {
         let shared = Arc::clone(&self.shared);
         self.entry(id, |supervised| {
             if let Some(task) = supervised
@@ -157,13 +184,13 @@ impl Supervisor {
                 .as_ref()
                 .filter(|task| !task.done.is_finished())
             {
-                task.wake.ask(new_lineage);
+                task.wake.ask(resumed);
                 return;
             }
             let cancel = shared.cancel.child_token();
             let wake = Arc::new(Wake::default());
-            wake.new_lineage
-                .store(new_lineage, std::sync::atomic::Ordering::Relaxed);
+            wake.resumed
+                .store(resumed, std::sync::atomic::Ordering::Relaxed);
             let snapshot = supervised.snapshot.clone();
             let tracker = shared.tracker.clone();
             let done = tracker.spawn(supervise(
@@ -189,9 +216,9 @@ impl Supervisor {
     }
 
     /// Stop, then take up what the catalog says now.
-    pub(crate) async fn restart(&self, row: &SourceRow, new_lineage: bool) {
+    pub(crate) async fn restart(&self, row: &SourceRow, resumed: bool) {
         self.stop(row.id).await;
-        self.adopt(row, new_lineage);
+        self.adopt(row, resumed);
     }
 
     /// Stop a source and forget it.
@@ -233,6 +260,15 @@ impl Supervisor {
         self.shared.store(id).await
     }
 
+    /// That no other service has taken the source over from this one.
+    ///
+    /// # Errors
+    /// If one has, or it cannot be told: then nothing may be deleted.
+    pub(crate) async fn check_writer(&self, id: SourceId) -> Result<(), Error> {
+        let store = self.store(id).await?;
+        Ok(self.shared.writer.check(&store).await?)
+    }
+
     /// Wait until every task has ended; they were cancelled by the token given to `new`.
     pub(crate) async fn wait(&self) {
         self.shared.tracker.close();
@@ -259,16 +295,16 @@ impl Supervisor {
 }
 
 impl Wake {
-    fn ask(&self, new_lineage: bool) {
-        if new_lineage {
-            self.new_lineage
+    fn ask(&self, resumed: bool) {
+        if resumed {
+            self.resumed
                 .store(true, std::sync::atomic::Ordering::Relaxed);
         }
         self.notify.notify_one();
     }
 
-    fn take_new_lineage(&self) -> bool {
-        self.new_lineage
+    fn take_resumed(&self) -> bool {
+        self.resumed
             .swap(false, std::sync::atomic::Ordering::Relaxed)
     }
 }
@@ -281,6 +317,7 @@ impl SharedState {
             name: row.name.clone(),
             connection: connection.parse()?,
             settings: serde_json::from_value(row.settings.clone())?,
+            writer: self.writer.clone(),
         })
     }
 
@@ -307,13 +344,14 @@ async fn supervise(
     let mut backoff = Backoff::default();
     while !cancel.is_cancelled() {
         let begun = Instant::now();
-        let new_lineage = wake.take_new_lineage();
+        let resumed = wake.take_resumed();
         // On the heap: the engine's future is large.
-        let attempt = Box::pin(attempt(&shared, id, new_lineage, &snapshot, &cancel));
-        let (class, reason) = match attempt.await {
+        let attempt = Box::pin(attempt(&shared, id, resumed, &snapshot, &cancel));
+        let (class, again, reason) = match attempt.await {
             Ok(()) if cancel.is_cancelled() => break,
             Ok(()) => (
                 Class::Transient,
+                true,
                 "capture ended without being asked to".to_owned(),
             ),
             Err(_) if cancel.is_cancelled() => break,
@@ -324,7 +362,7 @@ async fn supervise(
                     ?class,
                     "a source failed"
                 );
-                (class, chain(&error))
+                (class, !error.is_taken_over(), chain(&error))
             }
         };
         let state = match class {
@@ -339,6 +377,8 @@ async fn supervise(
             bytes
         });
         let pause = backoff.after(class, begun.elapsed(), random);
+        // Another service writes the source: only an operator takes it back.
+        let pause = pause.filter(|_| again);
         let sleep = async {
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -423,7 +463,7 @@ fn warn_half(id: SourceId, retained_bytes: u64, budget_bytes: u64) {
 async fn attempt(
     shared: &Arc<SharedState>,
     id: SourceId,
-    new_lineage: bool,
+    resumed: bool,
     snapshot: &watch::Sender<Snapshot>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
@@ -451,7 +491,10 @@ async fn attempt(
     let events = Events::new(sender);
     let outcome = match row.desired {
         Desired::Running => {
-            let (_control, control) = watch::channel(Control { new_lineage });
+            let (_control, control) = watch::channel(Control {
+                new_lineage: resumed,
+                take_over: resumed,
+            });
             let spool_dir = shared.spool_dir.join(id.to_string());
             let run =
                 lastgood_engine::run(source, store, spool_dir, control, events, cancel.clone());

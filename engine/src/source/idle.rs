@@ -3,7 +3,7 @@
 //! Whatever keeps a source from being captured, its slot goes on holding WAL back on its disk. So
 //! this needs nothing but the server: neither a listing nor `lineage.json`, which may be what is
 //! damaged. The end is recorded as far as the repository lets us. A slot that somebody reads from
-//! is not ours to judge. Tables that lost their replica identity are taken out of the publication
+//! is not ours to judge, nor is one of a source that another service has taken over. Tables that lost their replica identity are taken out of the publication
 //! here too: their UPDATEs would fail on the source.
 
 use std::time::Duration;
@@ -29,6 +29,9 @@ pub(super) async fn run(
     events: &Events,
     cancel: &CancellationToken,
 ) {
+    if is_taken_over(source, store).await {
+        return cancel.cancelled().await;
+    }
     let budget_bytes = source.settings.wal_budget_bytes;
     let (mut alerted, mut dropped) = (false, None);
     let mut ticks = interval(INTERVAL);
@@ -49,6 +52,9 @@ pub(super) async fn run(
                 continue;
             }
         };
+        if retained_bytes >= budget_bytes && is_taken_over(source, store).await {
+            return cancel.cancelled().await;
+        }
         let half = retained_bytes >= budget_bytes / 2;
         if half && !alerted {
             events.send(Event::WalBudgetHalf {
@@ -83,6 +89,12 @@ pub(super) async fn run(
             trouble,
         });
     }
+}
+
+/// If the repository cannot be asked, the source's disk comes first.
+async fn is_taken_over(source: &Source, store: &SourceStore) -> bool {
+    let checked = source.writer.check(store).await;
+    matches!(checked, Err(Error::TakenOver { .. }))
 }
 
 /// WAL that the server keeps for slots of ours that nobody reads from.

@@ -33,12 +33,19 @@ pub(super) async fn open(
     control: Control,
     events: &Events,
 ) -> Result<Opened, Error> {
+    // Before anything else, so that it is told while the other one streams.
+    source.writer.may_claim(store, control.take_over).await?;
     let (session, source) = source.session(Purpose::Capture).await?;
+    all_free(&session, &source).await?;
+    let writer = source.writer.claim(store, control.take_over).await?;
     let options = replication_options(&source.settings, session.server_encoding());
     let mut connection = ReplicationConnection::connect(&source.connection, &options).await?;
     let listing = store.list().await?;
     let Some(newest) = listing.newest() else {
-        return begin(&source, store, &session, connection, &listing, events).await;
+        return begin(
+            &source, store, &session, connection, &listing, writer, events,
+        )
+        .await;
     };
     let file: LineageFile = store.get_json(&SourceObject::Lineage(newest.id)).await?;
     if newest.ended {
@@ -49,7 +56,10 @@ pub(super) async fn open(
                 detail: end.detail,
             });
         }
-        return begin(&source, store, &session, connection, &listing, events).await;
+        return begin(
+            &source, store, &session, connection, &listing, writer, events,
+        )
+        .await;
     }
     let server = server_state(&session, &mut connection, &file).await?;
     // Listed again: what was confirmed when the slot was looked at is in the repository by now, and
@@ -93,7 +103,10 @@ pub(super) async fn open(
         Decision::Gap { reason, detail } => {
             let at = durable_end(newest, &file);
             end(store, newest, &file, at, reason, detail, events).await?;
-            begin(&source, store, &session, connection, &listing, events).await
+            begin(
+                &source, store, &session, connection, &listing, writer, events,
+            )
+            .await
         }
     }
 }
@@ -149,6 +162,17 @@ async fn free_slot(session: &Session, name: &str) -> Result<Option<SlotInfo>, Er
     }
 }
 
+/// Nobody is robbed by accident: while somebody reads from a slot of this source, it is his.
+async fn all_free(session: &Session, source: &Source) -> Result<(), Error> {
+    let prefix = format!("lastgood_{}_", source.id);
+    for slot in slots_with_prefix(session, &prefix).await? {
+        if !slot.temporary {
+            free_slot(session, &slot.name).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Publication, slot, snapshot, `lineage.json`, in this order.
 async fn begin(
     source: &Source,
@@ -156,6 +180,7 @@ async fn begin(
     session: &Session,
     mut connection: ReplicationConnection,
     listing: &Listing,
+    writer: u32,
     events: &Events,
 ) -> Result<Opened, Error> {
     let identity = connection.identify_system().await?;
@@ -227,6 +252,7 @@ async fn begin(
         database: identity.database,
         start: created.consistent_point,
         created: now,
+        writer: Some(writer),
     };
     store.put_json(&SourceObject::Lineage(id), &file).await?;
     tracing::info!(lineage = %id, start = %file.start, slot = file.slot, "lineage started");

@@ -1,5 +1,6 @@
 //! A paused source: nothing is read, and the slot is watched.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use lastgood_proto::key::SourceObject;
@@ -23,10 +24,12 @@ pub(super) async fn run(
     events: &Events,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
+    source.writer.check(store).await?;
     let listing = store.list().await?;
     let Some(newest) = listing.newest().filter(|lineage| !lineage.ended) else {
         return idle(events, cancel).await;
     };
+    let mut lost = pin!(source.writer.lost(store));
     let file: LineageFile = store.get_json(&SourceObject::Lineage(newest.id)).await?;
     let durable = durable_end(newest, &file);
     let progress = Progress {
@@ -43,6 +46,7 @@ pub(super) async fn run(
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
+            taken_over = &mut lost => return Err(taken_over),
             _ = ticks.tick() => {
                 let verdict = guard.look(&progress, events).await?;
                 let status = guard.status(SourceState::Paused, &progress, &verdict);

@@ -1,6 +1,7 @@
 //! An open lineage at work: the worker in a task of its own, the watch over the slot here.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use lastgood_pg::{Condition, ReplicationStream};
@@ -58,6 +59,7 @@ pub(super) async fn run(
         )
         .await?;
     let mut guard = Watch::new(source, file);
+    source.writer.check(store).await?;
     not_overtaken(store, file, durable).await?;
     guard.check_not_ahead(durable).await?;
 
@@ -116,11 +118,14 @@ pub(super) async fn run(
         }
     }
     let mut rebase = Rebase::new();
+    let mut lost = pin!(source.writer.lost(store));
     let mut ticks = interval(STATUS_INTERVAL);
     loop {
         // All branches are cancel-safe: handles live outside the turn, a tick is not lost.
         tokio::select! {
             biased;
+            // The worker is dropped as it is: what it holds is the other service's to capture.
+            taken_over = &mut lost => return Err(taken_over),
             ended = &mut worker => {
                 let outcome = match ended.map_err(|error| Error::Task(error.to_string()))? {
                     Err(error @ Error::SetBack { agreed, .. }) => {

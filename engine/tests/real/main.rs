@@ -3,10 +3,12 @@
 mod base;
 mod capture;
 mod encodings;
+mod kept;
 mod rights;
 mod running;
 mod tables;
 mod trouble;
+mod writer;
 
 /// Majors of the servers to test on.
 fn majors() -> Vec<u32> {

@@ -1,11 +1,12 @@
 //! A source at work in a test, and what its repository says.
 
 use std::io::BufReader;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lastgood_engine::{
-    Control, Error, Event, Events, Source, SourceSettings, SourceStatus, Stopped, run,
+    Control, Error, Event, Events, Source, SourceSettings, SourceState, SourceStatus, Stopped, run,
 };
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
@@ -49,6 +50,7 @@ impl Fixture {
                 name: "test".to_owned(),
                 connection: url.parse()?,
                 settings,
+                writer: crate::kept::writer(&Arc::default()),
             },
             store: repository.create_source(id).await?,
             spool: tempfile::tempdir()?,
@@ -166,6 +168,16 @@ impl Running {
             _ => None,
         })
         .await
+    }
+
+    /// Lets it come to stream, then stops it.
+    pub(crate) async fn stop_streaming(mut self) -> Result<()> {
+        self.wait("streaming", |event| match event {
+            Event::Status(status) => (status.state == SourceState::Streaming).then_some(()),
+            _ => None,
+        })
+        .await?;
+        self.stop().await
     }
 
     pub(crate) async fn stop(self) -> Result<()> {

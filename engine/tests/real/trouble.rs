@@ -244,7 +244,10 @@ async fn the_budget_takes_the_slot_and_the_source_waits_to_be_asked() -> Result<
     blocker.batch_execute("ROLLBACK").await?;
     let again = fixture.start().ended().await?;
     ensure!(matches!(again, Err(Error::Ended { .. })), "{again:?}");
-    let mut running = fixture.start_with(Control { new_lineage: true });
+    let mut running = fixture.start_with(Control {
+        new_lineage: true,
+        ..Control::default()
+    });
     running.base().await?;
     running.stop().await
 }

@@ -14,6 +14,7 @@ mod extremes;
 mod facts;
 mod harness;
 mod into_schema;
+mod lease;
 mod lifecycle;
 mod matrix;
 mod new_tables;

@@ -52,6 +52,7 @@ async fn source(base_time: i64, segments: &[Sealed<'_>]) -> SourceStore {
         database: "shop".to_owned(),
         start: lsn(10),
         created: time(0),
+        writer: None,
     };
     let object = SourceObject::Lineage(LINEAGE);
     store.put_json(&object, &lineage).await.unwrap();
