@@ -14,6 +14,7 @@ mod execute;
 mod exit;
 mod http;
 mod jobs;
+mod rebuild;
 mod secrets;
 mod serve;
 mod supervisor;

@@ -29,7 +29,7 @@ use crate::exit::Refusal;
 use crate::jobs::{self, BaseJobs, RestoreJobs};
 use crate::secrets;
 use crate::supervisor::Supervisor;
-use crate::{http, telemetry};
+use crate::{http, rebuild, telemetry};
 
 /// Names the key that seals connection strings in the catalog.
 const SEAL_LABEL: &[u8] = b"lastgood catalog connection v1";
@@ -139,7 +139,11 @@ async fn assemble(config: &Config) -> anyhow::Result<Shared> {
     };
     let path = config.catalog_path();
     let catalog = Catalog::open(&path).with_context(|| format!("cannot use {}", path.display()))?;
+    let fresh = catalog.setting(REPOSITORY).await?.is_none();
     let repository = open_repository(&catalog, config, encryption).await?;
+    if fresh {
+        take_up(&catalog, &seal, &repository).await;
+    }
     let (token, made) = secrets::token(&config.token_path())?;
     if made {
         tracing::info!(path = %config.token_path().display(), "made a new token");
@@ -192,11 +196,44 @@ async fn open_repository(
     let repository = Repository::create_or_open(url, &options, encryption)
         .await
         .with_context(cannot)?;
-    catalog
-        .set_setting(REPOSITORY, repository.id().to_string())
-        .await?;
-    catalog.set_setting(REPOSITORY_URL, url.to_string()).await?;
+    remember(catalog, config, &repository).await?;
     Ok(repository)
+}
+
+/// From here on the catalog belongs to this repository.
+pub(crate) async fn remember(
+    catalog: &Catalog,
+    config: &Config,
+    repository: &Repository,
+) -> anyhow::Result<()> {
+    let id = repository.id().to_string();
+    catalog.set_setting(REPOSITORY, id).await?;
+    let url = config.repository.to_string();
+    catalog.set_setting(REPOSITORY_URL, url).await?;
+    Ok(())
+}
+
+/// A new catalog beside a repository that holds sources: it is the old one that was lost.
+async fn take_up(catalog: &Catalog, seal: &Seal, repository: &Repository) {
+    match Box::pin(rebuild::rebuild(catalog, seal, repository)).await {
+        Ok(found) => {
+            for source in found {
+                tracing::warn!(
+                    source = %source.id,
+                    name = source.name,
+                    "found in the repository; it waits for its connection string"
+                );
+            }
+        }
+        Err(error) => {
+            let error = http::chain(&error);
+            tracing::error!(
+                error,
+                "the sources of the repository cannot be taken up: once it is well, stop the service and \
+                 run `lastgood catalog rebuild`"
+            );
+        }
+    }
 }
 
 /// Refuse a repository that is not the one this data folder's catalog belongs to.
@@ -253,7 +290,8 @@ async fn warn(app: &Shared, config: &Config) -> anyhow::Result<()> {
                         source = %id,
                         name = file.name,
                         "the repository holds a source that is not registered here: it can be \
-                         restored with --repository, or registered again with its id"
+                         restored with --repository, or registered again with its id or by \
+                         `lastgood catalog rebuild`"
                     );
                 }
             }

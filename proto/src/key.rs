@@ -253,6 +253,8 @@ impl<'de> serde::Deserialize<'de> for ArchiveName {
 pub enum Series {
     /// Who writes the source.
     Writers,
+    /// What the service is to do with it.
+    Settings,
 }
 
 impl Series {
@@ -261,11 +263,12 @@ impl Series {
     pub const fn folder(self) -> &'static str {
         match self {
             Series::Writers => "writers",
+            Series::Settings => "settings",
         }
     }
 
     fn of_folder(name: &str) -> Option<Self> {
-        [Series::Writers]
+        [Series::Writers, Series::Settings]
             .into_iter()
             .find(|series| series.folder() == name)
     }
@@ -566,6 +569,7 @@ mod tests {
         prop_oneof![
             Just(SourceObject::Source),
             any::<u32>().prop_map(|number| SourceObject::Numbered(Series::Writers, number)),
+            any::<u32>().prop_map(|number| SourceObject::Numbered(Series::Settings, number)),
             lineage().prop_map(SourceObject::Lineage),
             lineage().prop_map(SourceObject::LineageEnd),
             (lineage(), any::<u64>(), "[A-Za-z0-9._-]{1,64}").prop_map(|(lineage, lsn, name)| {

@@ -30,7 +30,7 @@ impl<'de> Deserialize<'de> for Version1 {
     }
 }
 
-/// `source.json`: which database this is. Settings are not here; they belong to the service.
+/// `source.json`: which database this is. What may change of a source is in `settings/`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceFile {
@@ -51,6 +51,19 @@ pub struct WriterFile {
     pub writer: WriterId,
     /// Where it ran, for people.
     pub host: String,
+    /// Of the service's clock.
+    pub time: PgTimestamp,
+}
+
+/// `settings/….json`: what the service is to do with the source, for one that has lost its catalog.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsFile {
+    pub v: Version1,
+    /// The source's name from then on.
+    pub name: String,
+    /// By the names they have in the API, and no secret among them.
+    pub settings: serde_json::Map<String, serde_json::Value>,
     /// Of the service's clock.
     pub time: PgTimestamp,
 }

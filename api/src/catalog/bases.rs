@@ -53,6 +53,22 @@ pub(crate) struct FinishedBase {
 }
 
 impl Catalog {
+    /// Forget what the repository says of a source; what failed there, it does not say.
+    pub(crate) async fn clear_index(&self, source: SourceId) -> Result<()> {
+        self.transact(move |transaction| {
+            let source = source.to_string();
+            for sql in [
+                "DELETE FROM base WHERE source = ?1 AND status <> 'failed'",
+                "DELETE FROM segment WHERE source = ?1",
+                "DELETE FROM point WHERE source = ?1",
+            ] {
+                transaction.execute(sql, [&source])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Note that a base has begun.
     pub(crate) async fn begin_base(
         &self,
@@ -273,7 +289,7 @@ mod tests {
         let row = source(1, "shop");
         let id = row.id;
         catalog
-            .insert_source(&Seal::new(&[1; 32]), row, "host=db")
+            .insert_source(&Seal::new(&[1; 32]), row, Some("host=db"))
             .await
             .unwrap();
         let at = |seconds: i64| PgTimestamp::from_unix_micros(seconds * 1_000_000);
@@ -327,7 +343,7 @@ mod tests {
         let row = source(1, "shop");
         let id = row.id;
         catalog
-            .insert_source(&Seal::new(&[1; 32]), row, "host=db")
+            .insert_source(&Seal::new(&[1; 32]), row, Some("host=db"))
             .await
             .unwrap();
         let time = PgTimestamp::from_unix_micros(1);

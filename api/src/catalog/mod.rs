@@ -1,9 +1,9 @@
 //! The catalog: SQLite with the settings of this service and an index of what the repository
 //! holds.
 //!
-//! Invariants: the repository is the truth about backups, so losing the catalog loses settings
-//! only; a change is one transaction; no connection string stands here in clear. Absent: anything
-//! a restore needs.
+//! Invariants: the repository is the truth about backups, so losing the catalog loses connection
+//! strings only; a change is one transaction; no connection string stands here in clear. Absent:
+//! anything a restore needs.
 
 mod bases;
 mod points;
@@ -41,19 +41,37 @@ const MIGRATIONS: &[&str] = &[
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("the catalog cannot be read or written")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(#[source] rusqlite::Error),
+    #[error(
+        "the catalog is damaged, or no catalog: stop the service, and `lastgood catalog rebuild` with its \
+         --data-dir and --repository makes it anew from the repository"
+    )]
+    Damaged(#[source] rusqlite::Error),
     #[error("the catalog was written by a newer lastgood (schema {found}, known are {known})")]
     Newer { found: i64, known: usize },
     #[error("the catalog's file cannot be opened")]
     File(#[source] std::io::Error),
     #[error("a source named \"{0}\" exists already")]
     DuplicateName(String),
+    #[error("no connection string is known: give it by `lastgood source set NAME --connection …`")]
+    NoConnection,
     #[error("a connection string in the catalog does not open with this master key")]
     Sealed,
     #[error("the catalog holds {what} that is not understood: {detail}")]
     Unreadable { what: &'static str, detail: String },
     #[error("the catalog's task ended early")]
     Task,
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+                Error::Damaged(error)
+            }
+            _ => Error::Sqlite(error),
+        }
+    }
 }
 
 impl Error {
@@ -71,6 +89,8 @@ impl Error {
             }
             Error::Task => Class::Transient,
             Error::Sqlite(_)
+            | Error::Damaged(_)
+            | Error::NoConnection
             | Error::Newer { .. }
             | Error::File(_)
             | Error::DuplicateName(_)
@@ -104,6 +124,23 @@ impl Catalog {
             .open(path)
             .map_err(Error::File)?;
         Self::prepare(Connection::open(path)?)
+    }
+
+    /// That the file as a whole is what SQLite wrote. Reads all of it.
+    ///
+    /// # Errors
+    /// `Damaged`
+    pub(crate) fn check(&self) -> Result<()> {
+        let connection = self.connection.lock();
+        let connection = connection.unwrap_or_else(PoisonError::into_inner);
+        let said: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+        match said.as_str() {
+            "ok" => Ok(()),
+            _ => Err(Error::Damaged(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+                Some(said),
+            ))),
+        }
     }
 
     #[cfg(test)]

@@ -67,7 +67,7 @@ mod tests {
         let row = source(1, "shop");
         let id = row.id;
         catalog
-            .insert_source(&Seal::new(&[1; 32]), row, "host=db")
+            .insert_source(&Seal::new(&[1; 32]), row, Some("host=db"))
             .await
             .unwrap();
         let point = |name: &str, lsn| PointRow {

@@ -235,7 +235,7 @@ mod tests {
         let row = source(1, "shop");
         let id = row.id;
         catalog
-            .insert_source(&Seal::new(&[1; 32]), row, "host=db")
+            .insert_source(&Seal::new(&[1; 32]), row, Some("host=db"))
             .await
             .unwrap();
         for (start, end) in [(1, 0x10), (0x10, 0x200), (0x200, 0x300)] {

@@ -18,6 +18,8 @@ pub(crate) struct SourceRow {
     pub(crate) name: String,
     /// The connection without its secrets.
     pub(crate) endpoint: String,
+    /// Whether its connection string is known: not so of one that was found in the repository.
+    pub(crate) is_connected: bool,
     pub(crate) settings: serde_json::Value,
     pub(crate) desired: Desired,
     pub(crate) created: PgTimestamp,
@@ -25,15 +27,20 @@ pub(crate) struct SourceRow {
 }
 
 impl Catalog {
+    /// Without a connection it waits for one.
+    ///
     /// # Errors
     /// `DuplicateName` if a source has this name.
     pub(crate) async fn insert_source(
         &self,
         seal: &Seal,
         row: SourceRow,
-        connection: &str,
+        connection: Option<&str>,
     ) -> Result<()> {
-        let sealed = seal.seal(&context(row.id), connection)?;
+        let sealed = connection
+            .map(|connection| seal.seal(&context(row.id), connection))
+            .transpose()?
+            .unwrap_or_default();
         self.transact(move |transaction| {
             if id_of_name(transaction, &row.name)?.is_some() {
                 return Err(Error::DuplicateName(row.name));
@@ -155,7 +162,10 @@ impl Catalog {
                 )?)
             })
             .await?;
-        seal.open(&context(id), &sealed)
+        match sealed.is_empty() {
+            true => Err(Error::NoConnection),
+            false => seal.open(&context(id), &sealed),
+        }
     }
 
     /// Seal every connection string anew, in one transaction.
@@ -170,7 +180,7 @@ impl Catalog {
             for (id, sealed) in rows {
                 let context = context(id);
                 // A rotation that was cut short may have been here before.
-                if new.open(&context, &sealed).is_ok() {
+                if sealed.is_empty() || new.open(&context, &sealed).is_ok() {
                     continue;
                 }
                 let plain = old.open(&context, &sealed)?;
@@ -203,6 +213,11 @@ fn source_row(row: &Row<'_>) -> Result<SourceRow> {
         id: parsed(row, "id")?,
         name: row.get("name")?,
         endpoint: row.get("endpoint")?,
+        is_connected: !row
+            .get_ref("connection")?
+            .as_blob()
+            .unwrap_or_default()
+            .is_empty(),
         settings: parsed(row, "settings")?,
         desired: parsed(row, "desired")?,
         created: time(row, "created")?,
@@ -220,6 +235,7 @@ pub(super) mod tests {
             id: SourceId::from_bytes([number; 8]),
             name: name.to_owned(),
             endpoint: "postgresql://app@db/shop".to_owned(),
+            is_connected: true,
             settings: serde_json::json!({}),
             desired: Desired::Running,
             created: time,
@@ -230,7 +246,7 @@ pub(super) mod tests {
     #[tokio::test]
     async fn a_name_is_taken_once() {
         let (catalog, seal) = (Catalog::in_memory(), Seal::new(&[1; 32]));
-        let insert = |row: SourceRow| catalog.insert_source(&seal, row, "host=db");
+        let insert = |row: SourceRow| catalog.insert_source(&seal, row, Some("host=db"));
         insert(source(1, "shop")).await.unwrap();
         assert!(matches!(
             insert(source(2, "shop")).await,
@@ -256,7 +272,7 @@ pub(super) mod tests {
         let (catalog, seal) = (Catalog::in_memory(), Seal::new(&[1; 32]));
         let row = source(1, "shop");
         catalog
-            .insert_source(&seal, row.clone(), "host=db password=hunter2")
+            .insert_source(&seal, row.clone(), Some("host=db password=hunter2"))
             .await
             .unwrap();
         for key in ["shop", "0101010101010101"] {
@@ -271,6 +287,29 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
+    async fn a_source_may_wait_for_its_connection() {
+        let (catalog, seal, new) = (
+            Catalog::in_memory(),
+            Seal::new(&[1; 32]),
+            Seal::new(&[2; 32]),
+        );
+        let mut row = source(1, "shop");
+        row.is_connected = false;
+        let found = catalog.insert_source(&seal, row.clone(), None).await;
+        found.unwrap();
+        assert_eq!(catalog.source("shop").await.unwrap(), Some(row.clone()));
+        let connection = catalog.connection(&seal, row.id).await;
+        assert!(matches!(connection, Err(Error::NoConnection)));
+        catalog.reseal(seal, new.clone()).await.unwrap();
+        row.is_connected = true;
+        let given = catalog.update_source(&new, row.clone(), Some("host=db"));
+        given.await.unwrap();
+        assert_eq!(catalog.source("shop").await.unwrap(), Some(row.clone()));
+        let connection = catalog.connection(&new, row.id).await.unwrap();
+        assert_eq!(connection.as_str(), "host=db");
+    }
+
+    #[tokio::test]
     async fn connections_are_sealed_and_resealed() {
         let (catalog, old, new) = (
             Catalog::in_memory(),
@@ -280,7 +319,7 @@ pub(super) mod tests {
         let row = source(1, "shop");
         let id = row.id;
         catalog
-            .insert_source(&old, row, "password=hunter2")
+            .insert_source(&old, row, Some("password=hunter2"))
             .await
             .unwrap();
         assert!(catalog.connection(&new, id).await.is_err());

@@ -54,7 +54,7 @@ mod tests {
         let id = source(1, "shop").id;
         let names = [WriterId::from_bytes([1; 8]), WriterId::from_bytes([2; 8])];
         catalog
-            .insert_source(&seal, source(1, "shop"), "host=db")
+            .insert_source(&seal, source(1, "shop"), Some("host=db"))
             .await
             .unwrap();
         assert_eq!(catalog.recall(id).await.unwrap(), []);

@@ -7,6 +7,7 @@
 mod bar;
 mod base;
 mod cat;
+mod catalog;
 mod client;
 mod compact;
 mod failure;
@@ -93,6 +94,8 @@ enum Command {
     Retention(retention::Args),
     /// Merge small segments into large ones, now instead of at the next hour
     Compact(compact::Args),
+    /// Make the catalog again from the repository, after it was lost or damaged
+    Catalog(catalog::Args),
     /// Show, confirm and rotate the master key
     Key(key::Args),
 }
@@ -127,6 +130,7 @@ async fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Retention(args) => retention::run(args, output).await,
         Command::Compact(args) => Box::pin(compact::run(args, output)).await,
         Command::Verify(args) => Box::pin(verify::run(args, output)).await,
+        Command::Catalog(args) => Box::pin(catalog::run(args, output)).await,
         Command::Key(args) => Box::pin(key::run(args, output)).await,
     }
 }

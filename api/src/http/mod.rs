@@ -42,6 +42,7 @@ pub(crate) use plan::PlanView;
 pub(crate) use probe::ReportView as ProbeView;
 pub(crate) use problem::{Code, Problem, ProblemBody, chain};
 pub(crate) use report::{ProgressView, ReportView};
+pub(crate) use sources::NAME_BYTES_MAX;
 pub(crate) use transactions::TransactionsView;
 pub(crate) use windows::WindowsView;
 

@@ -62,6 +62,7 @@ codes! {
     RestoreFinished CONFLICT Operator "restore_finished" "The restore has ended";
     SourceKnown CONFLICT Operator "source_known" "The source is registered already";
     SourceInRepository CONFLICT Operator "source_in_repository" "The repository holds a source of this name";
+    NoConnection CONFLICT Operator "no_connection" "The source waits for its connection string";
     SourceTakenOver CONFLICT Operator "source_taken_over" "Another service captures the source";
     BodyTooLarge PAYLOAD_TOO_LARGE Usage "body_too_large" "The body is larger than 1 MiB";
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE Usage "unsupported_media_type" "The body must be application/json";
@@ -223,6 +224,9 @@ impl From<crate::catalog::Error> for Problem {
     fn from(error: crate::catalog::Error) -> Self {
         if let crate::catalog::Error::DuplicateName(_) = error {
             return Problem::field(Code::DuplicateName, "name", error.to_string());
+        }
+        if let crate::catalog::Error::NoConnection = error {
+            return Problem::new(Code::NoConnection).detail(error.to_string());
         }
         tracing::error!(error = &error as &dyn StdError, "the catalog failed");
         Problem::new(Code::Internal).detail(chain(&error))

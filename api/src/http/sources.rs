@@ -15,14 +15,15 @@ use super::extract::{Body, Page, PageQuery, Params};
 use super::openapi::{BadBody, BadQuery, Clash, Common, Missing};
 use super::plan::NotCoveredView;
 use super::probe::{Finding, Severity};
-use super::problem::{Code, Problem};
+use super::problem::{Code, Problem, chain};
 use super::settings::{CreateSource, Settings, UpdateSource};
 use crate::app::Shared;
 use crate::catalog::{Desired, SourceRow};
 use crate::clock::now;
 use crate::supervisor::{Snapshot, State as SourceState};
 
-const NAME_BYTES_MAX: usize = 64;
+/// The longest name, in bytes.
+pub(crate) const NAME_BYTES_MAX: usize = 64;
 
 /// A source.
 #[derive(Debug, Serialize, ToSchema)]
@@ -85,7 +86,10 @@ pub(super) async fn view(app: &Shared, row: SourceRow) -> Result<SourceView, Pro
     let lineage = snapshot
         .and_then(|snapshot| snapshot.lineage)
         .or(indexed.as_ref().map(|segment| segment.lineage));
-    let next = snapshot.and_then(|snapshot| next_command(snapshot, &row.name));
+    let next = match row.is_connected {
+        true => snapshot.and_then(|snapshot| next_command(snapshot, &row.name)),
+        false => Some(connect_command(&row.name)),
+    };
     Ok(SourceView {
         id: row.id.to_string(),
         name: row.name,
@@ -116,6 +120,10 @@ fn next_command(snapshot: &Snapshot, name: &str) -> Option<String> {
         _ if snapshot.uncovered_counts().0 > 0 => Some(format!("lastgood base take {name}")),
         _ => None,
     }
+}
+
+fn connect_command(name: &str) -> String {
+    format!("lastgood source set {name} --connection CONNECTION")
 }
 
 fn check_name(name: &str) -> Result<(), Problem> {
@@ -198,14 +206,37 @@ pub(super) async fn create(
 async fn register(app: &Shared, request: CreateSource) -> Result<CreatedSource, Problem> {
     check_name(&request.name)?;
     let config = connection(&request.connection)?;
-    let settings = request.settings(SourceSettings::default())?;
-    if app.catalog.source(&request.name).await?.is_some() {
+    let waiting = waiting(app, request.id.as_deref()).await?;
+    let defaults = waiting.as_ref().map_or_else(
+        || Ok(SourceSettings::default()),
+        |row| serde_json::from_value(row.settings.clone()),
+    );
+    let settings = request.settings(defaults.unwrap_or_default())?;
+    let namesake = app.catalog.source(&request.name).await?;
+    let namesake = namesake.filter(|row| waiting.as_ref().is_none_or(|it| it.id != row.id));
+    if let Some(row) = namesake {
+        if !row.is_connected {
+            return Err(Problem::field(
+                Code::SourceInRepository,
+                "name",
+                format!(
+                    "a source named \"{}\" waits for its connection string",
+                    row.name
+                ),
+            )
+            .with("ids", [row.id.to_string()])
+            .with(
+                "hint",
+                format!("to go on with it: {}", connect_command(&row.name)),
+            ));
+        }
         let detail = format!("a source named \"{}\" exists already", request.name);
         return Err(Problem::field(Code::DuplicateName, "name", detail));
     }
-    let id = match &request.id {
-        Some(id) => known_id(app, id).await?,
-        None => {
+    let id = match (&waiting, &request.id) {
+        (Some(row), _) => row.id,
+        (None, Some(id)) => known_id(app, id).await?,
+        (None, None) => {
             if !request.new {
                 refuse_second(app, &request.name).await?;
             }
@@ -220,6 +251,7 @@ async fn register(app: &Shared, request: CreateSource) -> Result<CreatedSource, 
         id,
         name: request.name,
         endpoint: config.redacted(),
+        is_connected: true,
         settings: serde_json::to_value(&settings)
             .map_err(|error| Problem::new(Code::Internal).detail(error.to_string()))?,
         desired: Desired::Running,
@@ -230,9 +262,17 @@ async fn register(app: &Shared, request: CreateSource) -> Result<CreatedSource, 
     if request.id.is_none() {
         app.repository.create_source(id).await?;
     }
-    app.catalog
-        .insert_source(&app.seal, row.clone(), &request.connection)
-        .await?;
+    let (seal, connection) = (&app.seal, Some(request.connection.as_str()));
+    match waiting {
+        Some(_) => {
+            let updated = app.catalog.update_source(seal, row.clone(), connection);
+            updated.await?;
+        }
+        None => {
+            let inserted = app.catalog.insert_source(seal, row.clone(), connection);
+            inserted.await?;
+        }
+    }
     tracing::info!(source = %id, name = row.name, endpoint = row.endpoint, "registered");
     app.supervisor.adopt(&row, false);
     app.bases.changed();
@@ -263,6 +303,15 @@ async fn refuse_second(app: &Shared, name: &str) -> Result<(), Problem> {
     Err(Problem::field(Code::SourceInRepository, "name", detail)
         .with("ids", ids)
         .with("hint", hint))
+}
+
+/// A source of that id that was found in the repository and waits for its connection string.
+async fn waiting(app: &Shared, id: Option<&str>) -> Result<Option<SourceRow>, Problem> {
+    let Some(id) = id else {
+        return Ok(None);
+    };
+    let found = app.catalog.source(id).await?;
+    Ok(found.filter(|row| !row.is_connected && row.id.to_string() == id))
 }
 
 /// The id of a source that the repository holds and the catalog does not.
@@ -370,6 +419,7 @@ async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<Sou
     let row = SourceRow {
         name: request.name.unwrap_or_else(|| before.name.clone()),
         endpoint,
+        is_connected: before.is_connected || request.connection.is_some(),
         settings: serde_json::to_value(&settings)
             .map_err(|error| Problem::new(Code::Internal).detail(error.to_string()))?,
         updated: now(),
@@ -380,6 +430,13 @@ async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<Sou
         .await?;
     if request.connection.is_some() || !settings.captures_like(&old) {
         app.supervisor.restart(&row, false).await;
+    } else if row.is_connected {
+        // Should it fail, the next start of the capture makes up for it.
+        let recorded = app.supervisor.record_settings(&row).await;
+        if let Err(error) = recorded {
+            let error = chain(&error);
+            tracing::warn!(source = %row.id, error, "the settings are not in the repository yet");
+        }
     }
     app.bases.changed();
     Ok(row)

@@ -56,6 +56,9 @@ pub(crate) async fn begin(
     if row.desired != Desired::Running {
         return Err(Problem::new(Code::SourcePaused).detail("resume it before taking a base"));
     }
+    if !row.is_connected {
+        return Err(crate::catalog::Error::NoConnection.into());
+    }
     let newest = app.catalog.bases(row.id, None, 1).await?;
     if newest
         .first()
@@ -163,7 +166,8 @@ async fn look(app: &Shared) -> Result<Duration, crate::catalog::Error> {
         // Validated when it was stored; what cannot be read is shown by the source itself.
         let settings: Option<SourceSettings> = serde_json::from_value(row.settings.clone()).ok();
         let schedule = settings.and_then(|settings| settings.schedule().ok().flatten());
-        if let (Some(schedule), Desired::Running) = (schedule, row.desired) {
+        let wanted = row.desired == Desired::Running && row.is_connected;
+        if let (Some(schedule), true) = (schedule, wanted) {
             let (attempt, _) = app.catalog.last_bases(row.id).await?;
             candidates.push(Candidate {
                 source: row.id,

@@ -66,7 +66,8 @@ pub(crate) async fn keep(app: Shared) {
                 continue;
             }
         };
-        for row in rows {
+        // One that waits for its connection string has not been taken up yet.
+        for row in rows.into_iter().filter(|row| row.is_connected) {
             let source = row.id;
             tokio::select! {
                 () = app.shutdown.cancelled() => return,

@@ -16,7 +16,7 @@ use crate::catalog::{
 use crate::clock::now;
 
 /// Read the repository's listing, and the manifests the catalog does not know.
-pub(super) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<(), Error> {
+pub(crate) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<(), Error> {
     let source = store.id();
     let objects = store.objects().await?;
     let listing = Listing::from_objects(objects.iter().map(|entry| entry.object.clone()));

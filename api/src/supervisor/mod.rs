@@ -5,7 +5,7 @@
 //! goes on. Absent: any way for a reader here to slow a source down.
 
 mod backoff;
-mod index;
+pub(crate) mod index;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -145,6 +145,15 @@ impl Supervisor {
 
     /// Take up a source as the catalog says: capture it, watch its slot, or show it as paused.
     pub(crate) fn adopt(&self, row: &SourceRow, resumed: bool) {
+        if !row.is_connected {
+            let reason = crate::catalog::Error::NoConnection.to_string();
+            self.show(
+                row.id,
+                State::Failed,
+                Some(&reason.replace("NAME", &row.name)),
+            );
+            return;
+        }
         match row.desired {
             Desired::Running => {
                 self.show(row.id, State::Starting, None);
@@ -267,6 +276,12 @@ impl Supervisor {
     pub(crate) async fn check_writer(&self, id: SourceId) -> Result<(), Error> {
         let store = self.store(id).await?;
         Ok(self.shared.writer.check(&store).await?)
+    }
+
+    /// Write name and settings into the repository, for the case that the catalog is lost.
+    pub(crate) async fn record_settings(&self, row: &SourceRow) -> Result<(), Error> {
+        let (source, store) = (self.source(row).await?, self.store(row.id).await?);
+        Ok(lastgood_engine::record_settings(&source, &store).await?)
     }
 
     /// Wait until every task has ended; they were cancelled by the token given to `new`.

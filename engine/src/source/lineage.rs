@@ -18,6 +18,7 @@ use crate::base::Prepared;
 use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceStatus};
 use crate::overlap::Stored;
+use crate::record::record_settings;
 use crate::remove::{Removal, drop_slots};
 use crate::resume::{Decision, ServerState, SlotState, decide, durable_end};
 use crate::{publication, random};
@@ -38,6 +39,7 @@ pub(super) async fn open(
     let (session, source) = source.session(Purpose::Capture).await?;
     all_free(&session, &source).await?;
     let writer = source.writer.claim(store, control.take_over).await?;
+    record_settings(&source, store).await?;
     let options = replication_options(&source.settings, session.server_encoding());
     let mut connection = ReplicationConnection::connect(&source.connection, &options).await?;
     let listing = store.list().await?;

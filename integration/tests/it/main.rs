@@ -16,6 +16,7 @@ mod harness;
 mod into_schema;
 mod lease;
 mod lifecycle;
+mod lost_catalog;
 mod matrix;
 mod new_tables;
 mod oracle;
