@@ -255,6 +255,8 @@ pub enum Series {
     Writers,
     /// What the service is to do with it.
     Settings,
+    /// With which data key new objects are sealed.
+    Keys,
 }
 
 impl Series {
@@ -264,11 +266,12 @@ impl Series {
         match self {
             Series::Writers => "writers",
             Series::Settings => "settings",
+            Series::Keys => "keys",
         }
     }
 
     fn of_folder(name: &str) -> Option<Self> {
-        [Series::Writers, Series::Settings]
+        [Series::Writers, Series::Settings, Series::Keys]
             .into_iter()
             .find(|series| series.folder() == name)
     }
@@ -570,6 +573,7 @@ mod tests {
             Just(SourceObject::Source),
             any::<u32>().prop_map(|number| SourceObject::Numbered(Series::Writers, number)),
             any::<u32>().prop_map(|number| SourceObject::Numbered(Series::Settings, number)),
+            any::<u32>().prop_map(|number| SourceObject::Numbered(Series::Keys, number)),
             lineage().prop_map(SourceObject::Lineage),
             lineage().prop_map(SourceObject::LineageEnd),
             (lineage(), any::<u64>(), "[A-Za-z0-9._-]{1,64}").prop_map(|(lineage, lsn, name)| {

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::key::ArchiveName;
+use crate::key::{ArchiveName, KeyId};
 use crate::{BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId, WriterId};
 
 /// The version of every file here. A change that an older reader would misread raises it; a new
@@ -65,6 +65,16 @@ pub struct SettingsFile {
     /// By the names they have in the API, and no secret among them.
     pub settings: serde_json::Map<String, serde_json::Value>,
     /// Of the service's clock.
+    pub time: PgTimestamp,
+}
+
+/// `keys/….json` of a source: from here on new objects are sealed with this data key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyFile {
+    pub v: Version1,
+    pub key: KeyId,
+    /// Of the clock of whoever made it.
     pub time: PgTimestamp,
 }
 

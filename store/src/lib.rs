@@ -32,7 +32,7 @@ pub use lastgood_proto::Class;
 pub use lastgood_proto::key::{Fingerprint, Form, KeyId, SourceObject};
 pub use objects::{ConditionalPut, Put, SealedBody};
 pub use reader::{BlockingReader, ObjectReader};
-pub use repository::{Repository, Rotation};
+pub use repository::{DataKeyRotation, Repository, Rotation};
 pub use source::{ObjectEntry, SourceStore};
 pub use spool::Spool;
 pub use writer::ObjectWriter;

@@ -8,6 +8,7 @@
 
 mod keys;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,7 +27,7 @@ use crate::objects::{ConditionalPut, Objects, SealedBody};
 use crate::reader::{Fetch, ObjectReader};
 use crate::source::SourceStore;
 
-pub use keys::Rotation;
+pub use keys::{DataKeyRotation, Rotation};
 
 /// `lastgood.json` and key objects are a few hundred bytes.
 const SMALL_BYTES_MAX: u64 = 64 * 1024;
@@ -60,6 +61,8 @@ struct Inner {
     id: RepositoryId,
     /// None if the repository is not encrypted. Replaced by a rotation.
     master: Option<Mutex<MasterKey>>,
+    /// What new objects are sealed with, of sources that were opened for writing.
+    sealing: Mutex<HashMap<SourceId, DataKey>>,
 }
 
 impl Repository {
@@ -134,6 +137,7 @@ impl Repository {
                 objects,
                 id: file.id,
                 master,
+                sealing: Mutex::default(),
             }),
         };
         if let Some(master) = repository.master() {
@@ -223,14 +227,22 @@ impl Repository {
         Ok(SourceStore::new(self.clone(), id, Some(key)))
     }
 
-    /// A new source's store: makes its data key, unless there is one.
+    /// A source's store for writing: makes its data key, unless there is one, and seals with its newest.
     ///
     /// # Errors
-    /// If the key cannot be stored.
+    /// If the key cannot be stored, or the newest is gone.
     pub async fn create_source(&self, id: SourceId) -> Result<SourceStore> {
         match self.source(id).await {
             Err(Error::NoDataKeyOfSource { .. }) => {}
-            result => return result,
+            Ok(store) => {
+                if self.sealing(id).is_none()
+                    && let Some(key) = self.newest_data_key(&store).await?
+                {
+                    self.seal_with(id, key);
+                }
+                return Ok(store);
+            }
+            Err(error) => return Err(error),
         }
         let key = DataKey::generate()?;
         if let Some(master) = self.master() {
@@ -258,6 +270,21 @@ impl Repository {
                 reason: error.to_string(),
             }),
         }
+    }
+
+    /// The key that new objects of the source are sealed with, if it is another than its first.
+    pub(crate) fn sealing(&self, id: SourceId) -> Option<DataKey> {
+        let sealing = self.inner.sealing.lock();
+        sealing
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    fn seal_with(&self, id: SourceId, key: DataKey) {
+        let sealing = self.inner.sealing.lock();
+        let mut sealing = sealing.unwrap_or_else(PoisonError::into_inner);
+        sealing.insert(id, key);
     }
 
     pub(crate) fn objects(&self) -> &Arc<Objects> {

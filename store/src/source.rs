@@ -43,7 +43,8 @@ pub struct SourceStore {
 struct Inner {
     repository: Repository,
     id: SourceId,
-    /// Seals what is written. None if the repository is not encrypted.
+    /// What it was begun with: seals what is written before a rotation. None if the repository is not
+    /// encrypted.
     key: Option<DataKey>,
     /// Other keys of this source that objects were sealed with, by id.
     others: Mutex<HashMap<KeyId, DataKey>>,
@@ -210,6 +211,17 @@ impl SourceStore {
     /// # Errors
     /// [`Error::Conflict`] if the object holds another value.
     pub async fn put_json<T: Serialize>(&self, object: &SourceObject, value: &T) -> Result<Put> {
+        self.put_json_under(self.sealing().as_ref(), object, value)
+            .await
+    }
+
+    /// As [`SourceStore::put_json`], sealed with `key`.
+    pub(crate) async fn put_json_under<T: Serialize>(
+        &self,
+        key: Option<&DataKey>,
+        object: &SourceObject,
+        value: &T,
+    ) -> Result<Put> {
         let path = self.path(object);
         let spool = |source| Error::Spool {
             key: path.clone(),
@@ -217,7 +229,8 @@ impl SourceStore {
         };
         let mut text = serde_json::to_vec(value).map_err(|error| spool(error.into()))?;
         text.push(b'\n');
-        let mut sealer = self.sealer(object, Vec::new(), LEVEL)?;
+        let context = object.context(self.inner.id);
+        let mut sealer = Sealer::new(key, &context, Vec::new(), LEVEL)?;
         sealer.write_all(&text).map_err(spool)?;
         let sealed = Bytes::from(sealer.finish().map_err(spool)?);
         match self.put_sealed(object, &SealedBody::Memory(sealed)).await {
@@ -255,7 +268,12 @@ impl SourceStore {
         level: i32,
     ) -> Result<Sealer<W>> {
         let context = object.context(self.inner.id);
-        Sealer::new(self.inner.key.as_ref(), &context, sink, level)
+        Sealer::new(self.sealing().as_ref(), &context, sink, level)
+    }
+
+    fn sealing(&self) -> Option<DataKey> {
+        let newest = self.inner.repository.sealing(self.inner.id);
+        newest.or_else(|| self.inner.key.clone())
     }
 
     /// Creates an object of what a [`Sealer`] for it wrote. Durable on return; with the same body it
@@ -313,7 +331,8 @@ impl SourceStore {
         objects.delete(&self.path(object)).await
     }
 
-    /// A data key that is not the current one: two services may have made this source at once.
+    /// A data key that is not the first one: the key was rotated, or two services made this source at
+    /// once.
     async fn other_key(&self, id: KeyId) -> Result<DataKey> {
         let others = || {
             let others = self.inner.others.lock();

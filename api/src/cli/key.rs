@@ -1,4 +1,4 @@
-//! `lastgood key show|confirm|rotate`
+//! `lastgood key show|confirm|rotate|rotate-data`
 
 use std::path::PathBuf;
 
@@ -10,8 +10,10 @@ use serde_json::json;
 use super::client::ServerArgs;
 use super::failure::Failure;
 use super::output::{Output, show};
+use super::place::{Place, PlaceArgs, SourceArg, source_path, source_store};
 use crate::catalog::Catalog;
 use crate::config::{Config, ServeArgs};
+use crate::http::DataKeyView;
 use crate::serve;
 
 #[derive(ClapArgs)]
@@ -39,6 +41,14 @@ enum Command {
     },
     /// Replace the master key by a new one; the service must be stopped
     Rotate(ServeArgs),
+    /// Seal a source's new objects with a new data key, by the service while it runs or with the
+    /// repository alone; what is there stays readable
+    RotateData {
+        #[command(flatten)]
+        source: SourceArg,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
@@ -67,6 +77,9 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             output.answer(&key, describe);
         }
         Command::Rotate(args) => Box::pin(rotate(args, output)).await?,
+        Command::RotateData { source, place } => {
+            Box::pin(rotate_data(&source, &place, output)).await?;
+        }
     }
     Ok(())
 }
@@ -80,6 +93,34 @@ fn describe(key: &serde_json::Value) -> String {
         show(&key["confirmed"]),
         show(&key["fingerprint"])
     )
+}
+
+async fn rotate_data(
+    source: &SourceArg,
+    place: &PlaceArgs,
+    output: &Output,
+) -> Result<(), Failure> {
+    let key = match place.open().await? {
+        Place::Service(client) => {
+            let path = source_path(&client, source.wanted()).await?;
+            client
+                .post(&format!("{path}/key/rotate"), &json!({}))
+                .await?
+        }
+        Place::Repository(repository) => {
+            let (_, store) = source_store(&repository, source.wanted()).await?;
+            let rotation = repository.rotate_data_key(store.id()).await?;
+            serde_json::to_value(DataKeyView::from(rotation))
+                .map_err(|error| Failure::failed(error.to_string()))?
+        }
+    };
+    output.answer(&key, |key| {
+        format!(
+            "new objects are sealed with data key {}\n",
+            show(&key["key"])
+        )
+    });
+    Ok(())
 }
 
 /// Wrap every data key and seal every connection string anew.

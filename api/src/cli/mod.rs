@@ -96,7 +96,7 @@ enum Command {
     Compact(compact::Args),
     /// Make the catalog again from the repository, after it was lost or damaged
     Catalog(catalog::Args),
-    /// Show, confirm and rotate the master key
+    /// Show, confirm and rotate the master key, rotate data keys
     Key(key::Args),
 }
 

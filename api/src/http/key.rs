@@ -2,13 +2,13 @@
 //! an operator has shown to know it from a copy.
 
 use axum::Json;
-use axum::extract::State;
-use lastgood_store::Fingerprint;
+use axum::extract::{Path, State};
+use lastgood_store::{DataKeyRotation, Fingerprint};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::Body;
-use super::openapi::{BadBody, Common};
+use super::openapi::{BadBody, Common, Missing};
 use super::problem::{Code, Problem};
 use crate::app::{KEY_WARNING, KeyState, Shared};
 
@@ -79,6 +79,50 @@ pub(super) async fn confirm(
         tracing::info!("the master key is confirmed to be kept elsewhere");
     }
     describe(&app).await.map(Json)
+}
+
+/// A data key.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DataKey {
+    /// Names its object below `keys/` in the repository.
+    #[schema(example = "0123456789abcdef")]
+    key: String,
+    /// How often it has been rotated.
+    number: u32,
+}
+
+impl From<DataKeyRotation> for DataKey {
+    fn from(rotation: DataKeyRotation) -> Self {
+        Self {
+            key: rotation.key.to_string(),
+            number: rotation.number,
+        }
+    }
+}
+
+/// Seal new objects of a source with a new data key; what is there stays readable
+#[utoipa::path(
+    post,
+    path = "/api/v1/sources/{source}/key/rotate",
+    operation_id = "data_key_rotate",
+    tag = "sources",
+    params(("source" = String, Path, description = "Id or name")),
+    responses((status = 200, body = DataKey), Common, Missing)
+)]
+pub(super) async fn rotate_data(
+    State(app): State<Shared>,
+    Path(source): Path<String>,
+) -> Result<Json<DataKey>, Problem> {
+    let task_app = Shared::clone(&app);
+    let rotated = async move {
+        let row = task_app.source(&source).await?;
+        let _change = task_app.supervisor.exclusive(row.id).await;
+        task_app.supervisor.check_writer(row.id).await?;
+        let rotation = task_app.repository.rotate_data_key(row.id).await?;
+        tracing::info!(source = %row.id, key = %rotation.key, "new objects have a new data key");
+        Ok(rotation)
+    };
+    Ok(Json(app.detached(rotated).await?.into()))
 }
 
 async fn describe(app: &Shared) -> Result<Key, Problem> {

@@ -38,6 +38,7 @@ use utoipa_axum::routes;
 
 use crate::app::Shared;
 pub(crate) use compaction::CompactionView;
+pub(crate) use key::DataKey as DataKeyView;
 pub(crate) use plan::PlanView;
 pub(crate) use probe::ReportView as ProbeView;
 pub(crate) use problem::{Code, Problem, ProblemBody, chain};
@@ -86,6 +87,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(restores::cancel))
         .routes(routes!(key::show))
         .routes(routes!(key::confirm))
+        .routes(routes!(key::rotate_data))
         .routes(routes!(metrics::metrics))
         .routes(routes!(openapi::document))
 }

@@ -32,7 +32,8 @@ pub(crate) async fn pass(app: &Shared, source: SourceId, dry_run: bool) -> Resul
     if !dry_run {
         app.supervisor.check_writer(source).await?;
     }
-    let store = app.repository.source(source).await?;
+    // For writing: records are sealed with the newest key.
+    let store = app.supervisor.store(source).await?;
     let grace = Duration::from_secs(u64::from(settings.retention_grace_hours) * 3600);
     let pass = lastgood_restore::pass(&store, policy.as_ref(), grace, now(), dry_run).await?;
     if !dry_run {

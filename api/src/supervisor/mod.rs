@@ -337,13 +337,7 @@ impl SharedState {
     }
 
     async fn store(&self, id: SourceId) -> Result<SourceStore, Error> {
-        match self.repository.source(id).await {
-            Ok(store) => Ok(store),
-            Err(lastgood_store::Error::NoDataKeyOfSource { .. }) => {
-                Ok(self.repository.create_source(id).await?)
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.repository.create_source(id).await?)
     }
 }
 

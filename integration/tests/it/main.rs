@@ -14,6 +14,7 @@ mod extremes;
 mod facts;
 mod harness;
 mod into_schema;
+mod keys;
 mod lease;
 mod lifecycle;
 mod lost_catalog;

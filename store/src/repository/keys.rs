@@ -1,14 +1,17 @@
 //! The data keys of a repository: found, opened, and wrapped anew when the master key changes.
 
 use std::sync::PoisonError;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use lastgood_proto::SourceId;
-use lastgood_proto::key::{Fingerprint, Key, KeyId};
+use lastgood_proto::key::{Fingerprint, Key, KeyId, Series, SourceObject};
+use lastgood_proto::manifest::{KeyFile, Version1};
+use lastgood_proto::{PgTimestamp, SourceId};
 
 use super::{Repository, SMALL_BYTES_MAX, json_line, parse_json};
 use crate::error::{Error, Result};
 use crate::keyring::{DataKey, MasterKey, WrappedKey};
 use crate::objects::SealedBody;
+use crate::source::SourceStore;
 
 /// What a rotation of the master key did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +22,63 @@ pub struct Rotation {
     pub data_keys: usize,
 }
 
+/// What a rotation of a source's data key did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DataKeyRotation {
+    /// Seals new objects from here on. What other keys sealed stays readable.
+    pub key: KeyId,
+    /// How many rotations there have been.
+    pub number: u32,
+}
+
 impl Repository {
+    /// Makes a new data key for a source and seals its new objects with that. Cut short, it leaves a
+    /// key that nothing is sealed with. A rotation of the master key must not run at the same time.
+    ///
+    /// # Errors
+    /// If the repository is not encrypted, the source has no data key yet, or something cannot be
+    /// stored; [`Error::Conflict`] if somebody else rotated it at the same moment.
+    pub async fn rotate_data_key(&self, id: SourceId) -> Result<DataKeyRotation> {
+        let Some(master) = self.master() else {
+            return Err(Error::NotEncrypted);
+        };
+        let store = self.source(id).await?;
+        let newest = store.newest(Series::Keys).await?;
+        let key = DataKey::generate()?;
+        self.store_wrap(&master, id, &key).await?;
+        // Read back, so that nothing is ever sealed on the word of a put.
+        self.data_key(id, key.id()).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let micros = i64::try_from(now.unwrap_or_default().as_micros());
+        let file = KeyFile {
+            v: Version1,
+            key: key.id(),
+            time: PgTimestamp::from_unix_micros(micros.unwrap_or(i64::MAX)),
+        };
+        let number = newest.unwrap_or(0).saturating_add(1);
+        let object = SourceObject::Numbered(Series::Keys, number);
+        store.put_json_under(Some(&key), &object, &file).await?;
+        let rotation = DataKeyRotation {
+            key: key.id(),
+            number,
+        };
+        self.seal_with(id, key);
+        Ok(rotation)
+    }
+
+    /// The data key of the last rotation; none if there was none.
+    pub(super) async fn newest_data_key(&self, store: &SourceStore) -> Result<Option<DataKey>> {
+        if self.master().is_none() {
+            return Ok(None);
+        }
+        let Some(number) = store.newest(Series::Keys).await? else {
+            return Ok(None);
+        };
+        let object = SourceObject::Numbered(Series::Keys, number);
+        let file: KeyFile = store.get_json(&object).await?;
+        self.data_key(store.id(), file.key).await.map(Some)
+    }
+
     /// Wraps every data key with `new` and forgets the wraps by other master keys. Interrupted, it is
     /// simply run again, by whichever of the two keys still opens the repository.
     ///

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lastgood_proto::SourceId;
-use lastgood_proto::key::Key;
+use lastgood_proto::key::{Key, KeyId};
 use lastgood_store::{
     Backend, Encryption, Error, MasterKey, Repository, Result, SourceObject, SourceStore,
 };
@@ -146,4 +146,77 @@ async fn key_objects(raw: &InMemory) -> Vec<(Path, bytes::Bytes)> {
         objects.push((meta.location, content.bytes().await.unwrap()));
     }
     objects
+}
+
+/// Three of each, in turns: everything that was ever written is read, by whoever opens it last, and
+/// each object is sealed with the data key of its time.
+#[tokio::test]
+async fn rotations_of_both_keys_leave_everything_readable() {
+    let raw = Arc::new(InMemory::new());
+    let shared: Arc<dyn ObjectStore> = Arc::<InMemory>::clone(&raw);
+    let backend = Backend::from_object_store(shared, "");
+    let (mut master, store) = encrypted(&backend).await;
+    put(&store, 1, b"1").await;
+    let mut start = 1;
+    let mut sealed_with = vec![key_of(&raw, &store, 1).await];
+    for round in 0..3 {
+        // By the service while it runs, and with the repository alone.
+        let service = open(&backend, &master).await.unwrap();
+        let running = service.create_source(source_id()).await.unwrap();
+        let rotating = match round {
+            1 => open(&backend, &master).await.unwrap(),
+            _ => service.clone(),
+        };
+        let rotation = rotating.rotate_data_key(source_id()).await.unwrap();
+        assert_eq!(rotation.number, round + 1);
+        let running = match round {
+            1 => {
+                let again = open(&backend, &master).await.unwrap();
+                again.create_source(source_id()).await.unwrap()
+            }
+            _ => running,
+        };
+        start += 1;
+        put(&running, start, start.to_string().as_bytes()).await;
+        let key = key_of(&raw, &running, start).await;
+        assert_eq!(key, rotation.key, "round {round}");
+        assert!(!sealed_with.contains(&key));
+        sealed_with.push(key);
+
+        let new = MasterKey::generate().unwrap();
+        let rotated = running.repository().rotate_master_key(new.clone()).await;
+        let rotated = rotated.unwrap().data_keys;
+        assert_eq!(rotated, sealed_with.len());
+        let error = open(&backend, &master).await.err().unwrap().to_string();
+        for fingerprint in [master.fingerprint(), new.fingerprint()] {
+            assert!(error.contains(&fingerprint.to_string()), "{error}");
+        }
+        master = new;
+        start += 1;
+        put(&running, start, start.to_string().as_bytes()).await;
+        assert_eq!(key_of(&raw, &running, start).await, key);
+    }
+    let repository = open(&backend, &master).await.unwrap();
+    let store = repository.source(source_id()).await.unwrap();
+    for at in 1..=start {
+        let read = read(&store, &segment(at, at + 1)).await.unwrap();
+        assert_eq!(read, at.to_string().as_bytes());
+    }
+
+    // Without its key an object is not read, and the error says which key is missing.
+    let gone = sealed_with[1];
+    let path = Key::DataKey(gone, master.fingerprint()).path();
+    raw.delete(&Path::from(path)).await.unwrap();
+    let store = repository.source(source_id()).await.unwrap();
+    let error = read(&store, &segment(2, 3)).await.err().unwrap();
+    assert!(matches!(error, Error::DataKeyMissing { id } if id == gone));
+    assert!(error.to_string().contains(&gone.to_string()), "{error}");
+    assert!(read(&store, &segment(4, 5)).await.is_ok());
+}
+
+/// The data key that the header of a stored segment names.
+async fn key_of(raw: &InMemory, store: &SourceStore, start: u64) -> KeyId {
+    let path = Path::from(store.path(&segment(start, start + 1)));
+    let bytes = raw.get(&path).await.unwrap().bytes().await.unwrap();
+    KeyId::from_bytes(bytes[16..24].try_into().unwrap())
 }
