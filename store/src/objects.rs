@@ -12,7 +12,7 @@ mod put;
 use std::ops::Range;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
 use lastgood_proto::PgTimestamp;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStoreExt};
@@ -34,6 +34,9 @@ pub enum ConditionalPut {
     /// Accepted and ignored, or not known at all.
     Ignored,
 }
+
+/// Objects in one listing: what is known of each is kept in memory.
+const LISTED_MAX: usize = 10_000_000;
 
 /// One object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,10 +163,7 @@ impl Objects {
             bytes: meta.size,
             modified: PgTimestamp::from_unix_micros(meta.last_modified.timestamp_micros()),
         });
-        let mut entries: Vec<Entry> = entries
-            .try_collect()
-            .await
-            .map_err(|error| Error::from_store(folder, &error))?;
+        let mut entries = collect(folder, entries, LISTED_MAX).await?;
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(entries)
     }
@@ -222,5 +222,50 @@ impl Objects {
             key: key.to_owned(),
             reason: error.to_string(),
         })
+    }
+}
+
+/// A listing as a whole, if it has no more than `limit` entries.
+async fn collect(
+    folder: &str,
+    mut entries: impl Stream<Item = object_store::Result<Entry>> + Unpin,
+    limit: usize,
+) -> Result<Vec<Entry>> {
+    let mut all = Vec::new();
+    while let Some(entry) = entries.next().await {
+        if all.len() == limit {
+            return Err(Error::TooLarge {
+                key: folder.to_owned(),
+                detail: format!("more than {limit} objects; retention makes them fewer"),
+            });
+        }
+        all.push(entry.map_err(|error| Error::from_store(folder, &error))?);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listing_is_bounded() {
+        let entry = |number: u64| {
+            Ok(Entry {
+                key: number.to_string(),
+                bytes: 0,
+                modified: PgTimestamp::from_micros(0),
+            })
+        };
+        let listed = async |limit| {
+            let entries = futures::stream::iter((0..3).map(entry));
+            collect("sources/x", entries, limit).await
+        };
+        assert_eq!(listed(3).await.unwrap().len(), 3);
+        let error = listed(2).await.err().unwrap();
+        assert!(
+            error.to_string().starts_with("sources/x is too large"),
+            "{error}"
+        );
     }
 }

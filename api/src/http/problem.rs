@@ -64,6 +64,9 @@ codes! {
     SourceInRepository CONFLICT Operator "source_in_repository" "The repository holds a source of this name";
     NoConnection CONFLICT Operator "no_connection" "The source waits for its connection string";
     SourceTakenOver CONFLICT Operator "source_taken_over" "Another service captures the source";
+    TooManyRestores TOO_MANY_REQUESTS Failed "too_many_restores" "As many restores run as may at the same time";
+    TooManyFollowers TOO_MANY_REQUESTS Failed "too_many_followers" "As many clients follow restores as may at the same time";
+    TooManySources CONFLICT Operator "too_many_sources" "The service has as many sources as it takes";
     BodyTooLarge PAYLOAD_TOO_LARGE Usage "body_too_large" "The body is larger than 1 MiB";
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE Usage "unsupported_media_type" "The body must be application/json";
     UnknownField UNPROCESSABLE_ENTITY Usage "unknown_field" "A field is not known";

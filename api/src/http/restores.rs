@@ -27,6 +27,7 @@ use crate::catalog::{ErrorClass, RestoreEventRow, RestoreRow, RestoreStatus, Sou
 use crate::clock::now;
 use crate::execute::{self, JOBS_MAX, Order, Replay};
 use crate::jobs;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Events that are read from the catalog at a time.
 const EVENTS_AT_A_TIME: usize = 256;
@@ -447,6 +448,7 @@ pub(super) async fn events(
         .and_then(|text| text.parse().ok())
         .unwrap_or(0);
     let reader = EventReader {
+        _place: app.restores.follow()?,
         changed: app.restores.subscribe(&id),
         app,
         id,
@@ -463,6 +465,7 @@ pub(super) async fn events(
 
 /// Reads events from the catalog, where they are kept, and waits for more while the job runs.
 struct EventReader {
+    _place: OwnedSemaphorePermit,
     app: Shared,
     id: String,
     after: u64,

@@ -24,6 +24,10 @@ use crate::supervisor::{Snapshot, State as SourceState};
 
 /// The longest name, in bytes.
 pub(crate) const NAME_BYTES_MAX: usize = 64;
+/// Each has a task, sessions, a spool and a slot.
+const SOURCES_MAX: usize = 1000;
+/// Of a connection string: beyond this it is something else.
+const CONNECTION_BYTES_MAX: usize = 16 << 10;
 
 /// A source.
 #[derive(Debug, Serialize, ToSchema)]
@@ -143,6 +147,14 @@ fn check_name(name: &str) -> Result<(), Problem> {
 }
 
 pub(super) fn connection(text: &str) -> Result<ConnectionConfig, Problem> {
+    if text.len() > CONNECTION_BYTES_MAX {
+        let detail = format!("a connection string is at most {CONNECTION_BYTES_MAX} bytes long");
+        return Err(Problem::field(
+            Code::InvalidConnection,
+            "connection",
+            detail,
+        ));
+    }
     text.parse::<ConnectionConfig>()
         .map_err(|error| Problem::field(Code::InvalidConnection, "connection", error.to_string()))
 }
@@ -245,6 +257,10 @@ async fn register(app: &Shared, request: CreateSource) -> Result<CreatedSource, 
                 .map_err(|_| Problem::new(Code::Internal))?
         }
     };
+    if waiting.is_none() && app.catalog.sources(None, SOURCES_MAX).await?.len() >= SOURCES_MAX {
+        let detail = format!("{SOURCES_MAX} at most: give others to a service of their own");
+        return Err(Problem::new(Code::TooManySources).detail(detail));
+    }
     let findings = probe_or_refuse(app, id, &config, &settings).await?;
     let time = now();
     let row = SourceRow {
@@ -445,6 +461,15 @@ async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<Sou
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_string_is_bounded() {
+        let padded = |bytes: usize| format!("host=db application_name={:x<bytes$}", "");
+        assert!(connection(&padded(100)).is_ok());
+        let problem = connection(&padded(CONNECTION_BYTES_MAX)).unwrap_err();
+        assert_eq!(problem.code(), Code::InvalidConnection);
+        assert!(format!("{problem:?}").contains("16384"), "{problem:?}");
+    }
 
     #[test]
     fn names_are_plain() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lastgood_restore::{Interrupt, Progress};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Shared;
@@ -17,6 +17,10 @@ use crate::http::{Code, Problem, ProgressView, ReportView, chain};
 
 /// Progress within a phase is noted at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Restores at the same time: each has sessions, child processes and buffers of its own.
+const RESTORES_MAX: usize = 8;
+/// Clients that follow restores at the same time.
+const FOLLOWERS_MAX: usize = 64;
 
 struct Running {
     cancel: CancellationToken,
@@ -24,9 +28,18 @@ struct Running {
     written: watch::Sender<u64>,
 }
 
-#[derive(Default)]
 pub(crate) struct RestoreJobs {
     running: Mutex<BTreeMap<String, Running>>,
+    followers: Arc<Semaphore>,
+}
+
+impl Default for RestoreJobs {
+    fn default() -> Self {
+        Self {
+            running: Mutex::default(),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        }
+    }
 }
 
 impl RestoreJobs {
@@ -43,6 +56,31 @@ impl RestoreJobs {
     /// Told whenever there is more of a restore in the catalog; none if it has ended.
     pub(crate) fn subscribe(&self, id: &str) -> Option<watch::Receiver<u64>> {
         self.lock().get(id).map(|job| job.written.subscribe())
+    }
+
+    /// A place for one more client that follows a restore.
+    ///
+    /// # Errors
+    /// There are as many as may be.
+    pub(crate) fn follow(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = Arc::clone(&self.followers).try_acquire_owned();
+        place.map_err(|_| {
+            Problem::new(Code::TooManyFollowers).detail(format!(
+                "{FOLLOWERS_MAX} clients follow restores already: ask for the restore itself now and then"
+            ))
+        })
+    }
+
+    /// A place for one more restore.
+    fn enter(&self, id: &str, running: Running) -> Result<(), Problem> {
+        let mut all = self.lock();
+        if all.len() >= RESTORES_MAX {
+            return Err(Problem::new(Code::TooManyRestores).detail(format!(
+                "{RESTORES_MAX} restores are running: wait for one of them, or cancel it"
+            )));
+        }
+        all.insert(id.to_owned(), running);
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
@@ -76,15 +114,16 @@ pub(crate) async fn begin(
         started: None,
         finished: None,
     };
-    app.catalog.insert_restore(row.clone()).await?;
     let (cancel, written) = (CancellationToken::new(), watch::Sender::new(0));
-    app.restores.lock().insert(
-        id.clone(),
-        Running {
-            cancel: cancel.clone(),
-            written: written.clone(),
-        },
-    );
+    let running = Running {
+        cancel: cancel.clone(),
+        written: written.clone(),
+    };
+    app.restores.enter(&id, running)?;
+    if let Err(error) = app.catalog.insert_restore(row.clone()).await {
+        app.restores.lock().remove(&id);
+        return Err(error.into());
+    }
     let task_app = Arc::clone(app);
     app.tracker.spawn(async move {
         let run = run(Arc::clone(&task_app), id.clone(), order, cancel, written);
@@ -230,5 +269,32 @@ async fn note_progress(
             () = is_new_phase => {}
             () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restores_and_followers_are_bounded() {
+        let jobs = RestoreJobs::default();
+        let running = || Running {
+            cancel: CancellationToken::new(),
+            written: watch::Sender::new(0),
+        };
+        for number in 0..RESTORES_MAX {
+            jobs.enter(&number.to_string(), running()).unwrap();
+        }
+        let refused = jobs.enter("one more", running()).unwrap_err();
+        assert_eq!(refused.code(), Code::TooManyRestores);
+        jobs.lock().remove("0");
+        jobs.enter("one more", running()).unwrap();
+
+        let mut places: Vec<_> = (0..FOLLOWERS_MAX).map(|_| jobs.follow().unwrap()).collect();
+        let refused = jobs.follow().unwrap_err();
+        assert_eq!(refused.code(), Code::TooManyFollowers);
+        places.pop();
+        places.push(jobs.follow().unwrap());
     }
 }
