@@ -143,6 +143,21 @@ P
   chmod -R go+rX "$to"; chmod 755 "$to/pgbouncer"
 }
 
+# A library that sets a process's clock, unpacked. Only one test needs it.
+faketime() {
+  local to=$root/faketime
+  [ ! -e "$to/libfaketime.so.1" ] || return 0
+  command -v apt-get >/dev/null || { say "no libfaketime here: its test says so"; return; }
+  say "libfaketime"
+  rm -rf "$to" "$root/tmp/faketime"; mkdir -p "$to" "$root/tmp/faketime"
+  [ "$uid" != 0 ] || [ -n "$apt_updated" ] || { apt-get -qq update >&2 || true; apt_updated=1; }
+  (cd "$root/tmp/faketime" && apt-get -qq download libfaketime 2>/dev/null) ||
+    { say "no libfaketime in the package lists: its test says so"; return; }
+  dpkg -x "$root"/tmp/faketime/*.deb "$root/tmp/faketime"
+  cp "$root"/tmp/faketime/usr/lib/*-linux-gnu/faketime/libfaketimeMT.so.1 "$to/libfaketime.so.1"
+  chmod -R go+rX "$to"
+}
+
 lint() {
   need_pip
   local mark=$root/lint/.lastgood-1
@@ -165,7 +180,7 @@ flock 9
 mkdir -p "$root/tmp"
 case "${1:-test}" in
   demo) pg_majors 18 ;;
-  test) pg_majors 13 14 15 16 17 18; ceph; pooler ;;
+  test) pg_majors 13 14 15 16 17 18; ceph; pooler; faketime ;;
   pg) shift; pg_majors "$@" ;;
   lint) lint ;;
   *) die "unknown: $1 (demo, test, pg MAJOR..., lint, root)" ;;

@@ -43,15 +43,28 @@ impl History {
     /// # Errors
     /// When the source does not come to be protected.
     pub async fn start(service: &Service, database: TestDatabase, seed: u64) -> Result<Self> {
+        let connection = database.url();
+        Self::start_by(service, database, &connection, settings(), seed).await
+    }
+
+    /// As [`History::start`], where the service reaches the source in its own way, with these settings.
+    ///
+    /// # Errors
+    /// As [`History::start`].
+    pub async fn start_by(
+        service: &Service,
+        database: TestDatabase,
+        connection: &str,
+        settings: Value,
+        seed: u64,
+    ) -> Result<Self> {
         let mut workload = Workload::start(&database.url(), seed, 4).await?;
         database
             .execute("CREATE TABLE marks (id bigserial PRIMARY KEY, what text)")
             .await?;
         workload.advance(20).await?;
         let name = format!("source-{}", database.name);
-        service
-            .add_source(&name, &database.url(), settings())
-            .await?;
+        service.add_source(&name, connection, settings).await?;
         service.wait_protected(&name).await?;
         Ok(Self {
             database,

@@ -4,6 +4,9 @@
 //! tests of one process share, which is enough for a test that does not disturb others. A server
 //! runs without fsync, with `wal_level=logical`, as a user that is not root, on a free port of 127.0.0.1.
 
+mod certificates;
+mod pooler;
+
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -20,6 +23,7 @@ use tokio_postgres::NoTls;
 
 use crate::guardian::Guardian;
 use crate::{port, tools};
+pub use pooler::Pooler;
 
 /// How to stop a server, as `pg_ctl stop` knows it.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +39,7 @@ pub struct Postgres {
     bin: PathBuf,
     folder: PathBuf,
     port: u16,
+    environment: Vec<(String, String)>,
     process: Mutex<Option<Child>>,
     // Last: it removes the folder.
     _guardian: Guardian,
@@ -47,6 +52,7 @@ pub struct Builder {
     hba: Option<String>,
     tls: bool,
     initdb: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// The superuser's password, where `pg_hba.conf` asks for one.
@@ -81,6 +87,13 @@ impl Builder {
         self
     }
 
+    /// A variable in the environment of the server.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
     /// Makes the cluster and starts it.
     ///
     /// # Errors
@@ -90,57 +103,76 @@ impl Builder {
     }
 
     fn start_blocking(self) -> Result<Postgres> {
-        let bin = tools::bin_dir(self.major)?;
-        let prefix = format!("lastgood-pg{}-", self.major);
-        let folder = tempfile::Builder::new()
-            .prefix(&prefix)
-            .tempdir_in("/tmp")?
-            .keep();
-        let guardian = Guardian::new(&folder.join("data/postmaster.pid"), &folder)?;
-        give_to_server(&folder, 0o755)?;
-
+        let mut server = Postgres::nowhere(self.major)?;
+        server.environment.clone_from(&self.environment);
+        let folder = &server.folder;
         let password = folder.join("password");
         fs::write(&password, PASSWORD)?;
         give_to_server(&password, 0o600)?;
-        let mut initdb = server_command(&bin.join("initdb"))?;
+        let mut initdb = server_command(&server.bin.join("initdb"))?;
         initdb.args(["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8"]);
         initdb
             .args(["--locale=C.UTF-8", "--pwfile"])
             .arg(&password)
             .arg("-D");
         initdb.arg(folder.join("data")).args(&self.initdb);
-        let output = initdb.output().context("initdb")?;
-        ensure!(
-            output.status.success(),
-            "initdb: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-
-        let mut server = Postgres {
-            major: self.major,
-            bin,
-            folder,
-            port: 0,
-            process: Mutex::new(None),
-            _guardian: guardian,
-        };
+        finished(initdb, "initdb")?;
         server.configure(&self)?;
-        // Somebody else may have taken the port in between.
-        for attempt in 0.. {
-            server.port = port::free();
-            match server.launch() {
-                Ok(()) => break,
-                Err(error) if attempt == 4 || !server.log().contains("could not bind") => {
-                    return Err(error);
-                }
-                Err(_) => {}
-            }
-        }
+        server.launch_somewhere()?;
         Ok(server)
     }
 }
 
 impl Postgres {
+    /// A folder for a cluster that is not there yet.
+    fn nowhere(major: u32) -> Result<Self> {
+        let bin = tools::bin_dir(major)?;
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("lastgood-pg{major}-"))
+            .tempdir_in("/tmp")?
+            .keep();
+        let guardian = Guardian::new(&folder.join("data/postmaster.pid"), &folder)?;
+        give_to_server(&folder, 0o755)?;
+        Ok(Postgres {
+            major,
+            bin,
+            folder,
+            port: 0,
+            environment: Vec::new(),
+            process: Mutex::new(None),
+            _guardian: guardian,
+        })
+    }
+
+    /// A hot standby of `primary`, which streams from it.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn standby_of(primary: &Postgres) -> Result<Self> {
+        let mut standby = Self::nowhere(primary.major)?;
+        let port = primary.port;
+        let primary = format!("host=127.0.0.1 port={port} user=postgres");
+        let mut copy = server_command(&standby.bin.join("pg_basebackup"))?;
+        copy.args(["--checkpoint=fast", "--no-sync"])
+            .args(["--username=postgres", "--host=127.0.0.1"])
+            .arg(format!("--port={port}"))
+            .arg("--pgdata")
+            .arg(standby.data_dir());
+        blocking(move || {
+            finished(copy, "pg_basebackup")?;
+            let sockets = standby.folder.display();
+            standby.append_config(&format!("unix_socket_directories='{sockets}'"))?;
+            // Not left to the program: it may know options that the library of the server does not.
+            standby.append_config(&format!("primary_conninfo='{primary}'"))?;
+            let signal = standby.data_dir().join("standby.signal");
+            fs::write(&signal, "")?;
+            give_to_server(&signal, 0o600)?;
+            standby.launch_somewhere()?;
+            Ok(standby)
+        })
+        .await
+    }
+
     /// A server with these additional lines of `postgresql.conf`.
     ///
     /// # Errors
@@ -160,6 +192,7 @@ impl Postgres {
             hba: None,
             tls: false,
             initdb: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -314,58 +347,6 @@ impl Postgres {
         command
     }
 
-    /// A transaction pooler in front of this server; it ends with the server's folder at the latest.
-    /// `None` where there is no PgBouncer.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub async fn start_pooler(&self) -> Result<Option<Pooler>> {
-        let Some(program) = tools::pgbouncer() else {
-            eprintln!("NOT TESTED with a pooler: there is no PgBouncer");
-            return Ok(None);
-        };
-        let folder = tempfile::Builder::new()
-            .prefix("lastgood-pooler-")
-            .tempdir_in("/tmp")?;
-        give_to_server(folder.path(), 0o755)?;
-        let (users, config) = (folder.path().join("users"), folder.path().join("config"));
-        fs::write(&users, format!("\"postgres\" \"{PASSWORD}\"\n"))?;
-        let port = port::free();
-        let settings = format!(
-            "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             auth_type = trust\nauth_file = {}\npool_mode = transaction\nunix_socket_dir =\n",
-            self.port,
-            users.display()
-        );
-        fs::write(&config, settings)?;
-        for file in [&users, &config] {
-            give_to_server(file, 0o644)?;
-        }
-        let pid_file = folder.path().join("pid");
-        let guardian = Guardian::new(&pid_file, folder.path())?;
-        let child = server_command(&program)?
-            .arg("-q")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        fs::write(&pid_file, format!("{}\n", child.id()))?;
-        let pooler = Pooler {
-            port,
-            child,
-            _folder: folder,
-            _guardian: guardian,
-        };
-        crate::wait::until("the pooler", async || {
-            Ok(Some(
-                tokio::net::TcpStream::connect(("127.0.0.1", port)).await?,
-            ))
-        })
-        .await?;
-        Ok(Some(pooler))
-    }
-
     fn process(&self) -> MutexGuard<'_, Option<Child>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -398,61 +379,19 @@ impl Postgres {
         Ok(())
     }
 
-    /// A certificate authority in `ca.crt`/`ca.key`, and a server certificate signed by it.
-    fn make_certificates(&self) -> Result<()> {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let (ca, server) = (rcgen::KeyPair::generate()?, rcgen::KeyPair::generate()?);
-        let mut params = rcgen::CertificateParams::new(Vec::new())?;
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "throw-away authority");
-        let certificate = params.self_signed(&ca)?;
-        let issuer = rcgen::Issuer::new(params, &ca);
-        let mut params = rcgen::CertificateParams::new(names)?;
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "localhost");
-        let signed = params.signed_by(&server, &issuer)?;
-        fs::write(self.ca_file(), certificate.pem())?;
-        fs::write(self.folder.join("ca.key"), ca.serialize_pem())?;
-        give_to_server(&self.ca_file(), 0o644)?;
-        for (name, text, mode) in [
-            ("server.crt", signed.pem(), 0o644),
-            ("server.key", server.serialize_pem(), 0o600),
-        ] {
-            let path = self.data_dir().join(name);
-            fs::write(&path, text)?;
-            give_to_server(&path, mode)?;
+    /// On a port that is free. Somebody else may have taken it in between.
+    fn launch_somewhere(&mut self) -> Result<()> {
+        for attempt in 0.. {
+            self.port = port::free();
+            match self.launch() {
+                Ok(()) => break,
+                Err(error) if attempt == 4 || !self.log().contains("could not bind") => {
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
         }
         Ok(())
-    }
-
-    /// A client certificate for `user`, signed by the server's authority: (certificate file, key file).
-    ///
-    /// # Errors
-    /// When the server was built without TLS.
-    pub fn client_certificate(&self, user: &str) -> Result<(PathBuf, PathBuf)> {
-        let authority = rcgen::KeyPair::from_pem(&fs::read_to_string(self.folder.join("ca.key"))?)?;
-        let mut ca = rcgen::CertificateParams::new(Vec::new())?;
-        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        ca.distinguished_name
-            .push(rcgen::DnType::CommonName, "throw-away authority");
-        let issuer = rcgen::Issuer::new(ca, &authority);
-        let key = rcgen::KeyPair::generate()?;
-        let mut params = rcgen::CertificateParams::new(Vec::new())?;
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, user);
-        let certificate = params.signed_by(&key, &issuer)?;
-        let paths = (
-            self.folder.join(format!("{user}.crt")),
-            self.folder.join(format!("{user}.key")),
-        );
-        fs::write(&paths.0, certificate.pem())?;
-        fs::write(&paths.1, key.serialize_pem())?;
-        fs::set_permissions(&paths.1, fs::Permissions::from_mode(0o600))?;
-        Ok(paths)
     }
 
     fn launch(&self) -> Result<()> {
@@ -464,6 +403,7 @@ impl Postgres {
             .arg("-D")
             .arg(self.data_dir())
             .args(["-p", &self.port.to_string()])
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -481,7 +421,8 @@ impl Postgres {
             let ours = lines
                 .first()
                 .is_some_and(|pid| *pid == child.id().to_string());
-            if ours && lines.get(7).is_some_and(|state| state.trim() == "ready") {
+            let state = lines.get(7).map_or("", |state| state.trim());
+            if ours && matches!(state, "ready" | "standby") {
                 break;
             }
             if Instant::now() > deadline {
@@ -545,27 +486,6 @@ impl Drop for Postgres {
     }
 }
 
-/// PgBouncer in front of a server.
-pub struct Pooler {
-    port: u16,
-    child: Child,
-    _folder: tempfile::TempDir,
-    _guardian: Guardian,
-}
-
-impl Pooler {
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl Drop for Pooler {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A database of its own on the shared server of its major.
 pub struct TestDatabase {
     pub server: Arc<Postgres>,
@@ -592,6 +512,12 @@ impl TestDatabase {
 
     pub fn url(&self) -> String {
         self.server.url(&self.name)
+    }
+
+    /// The same through another port of this machine, such as a proxy's.
+    pub fn url_by(&self, port: u16) -> String {
+        let own = format!(":{}/", self.server.port());
+        self.url().replace(&own, &format!(":{port}/"))
     }
 
     /// # Errors
@@ -651,6 +577,13 @@ fn server_command(program: &Path) -> Result<Command> {
         command.uid(user.uid).gid(user.gid);
     }
     Ok(command)
+}
+
+fn finished(mut command: Command, name: &'static str) -> Result<()> {
+    let output = command.output().context(name)?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {error}");
+    Ok(())
 }
 
 fn give_to_server(path: &Path, mode: u32) -> Result<()> {

@@ -189,6 +189,14 @@ impl Service {
     /// # Errors
     /// When it runs already or there is no binary.
     pub fn spawn(&self) -> Result<()> {
+        self.spawn_with(&[])
+    }
+
+    /// As [`Service::spawn`], with more in its environment, this once.
+    ///
+    /// # Errors
+    /// As [`Service::spawn`].
+    pub fn spawn_with(&self, environment: &[(&str, &str)]) -> Result<()> {
         let mut process = self.process();
         ensure!(process.is_none(), "the service is running");
         let log = File::options()
@@ -202,6 +210,7 @@ impl Service {
             .arg(self.data_dir())
             .args(["--listen", &self.listen])
             .args(&self.arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -218,6 +227,14 @@ impl Service {
     /// With its log when it does not get there.
     pub async fn start_again(&self) -> Result<()> {
         self.spawn()?;
+        self.wait_healthy().await
+    }
+
+    /// Waits until the process that was started answers.
+    ///
+    /// # Errors
+    /// With its log when it does not get there.
+    pub async fn wait_healthy(&self) -> Result<()> {
         let healthy = wait::until("a healthy service", async || {
             if let Some(status) = self.try_wait()? {
                 return Ok(Some(Err(status)));
@@ -270,7 +287,11 @@ impl Service {
         wait::until_within(Duration::from_secs(120), what, ended).await
     }
 
-    fn try_wait(&self) -> Result<Option<ExitStatus>> {
+    /// How the process ended, if it has.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
         let mut process = self.process();
         let child = process.as_mut().context("the service is not running")?;
         let status = child.try_wait()?;

@@ -47,6 +47,17 @@ impl Storage {
         })
     }
 
+    /// As [`Storage::s3`], reached by another way, such as a proxy.
+    pub fn s3_by(endpoint: &str) -> Option<Self> {
+        let mut storage = Self::s3()?;
+        for (name, value) in &mut storage.environment {
+            if name == "AWS_ENDPOINT_URL" {
+                endpoint.clone_into(value);
+            }
+        }
+        Some(storage)
+    }
+
     /// As `--repository` takes it.
     pub fn url(&self) -> &str {
         &self.url

@@ -61,6 +61,12 @@ pub fn pgbouncer() -> Option<PathBuf> {
     places.into_iter().find(|place| place.exists())
 }
 
+/// The library that sets a process's clock, if it could be had.
+pub fn faketime() -> Option<PathBuf> {
+    let library = root().ok()?.join("faketime/libfaketime.so.1");
+    library.exists().then_some(library)
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
