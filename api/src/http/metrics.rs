@@ -27,6 +27,11 @@ type Gauge = (&'static str, &'static str, fn(&Sample) -> Option<u64>);
 
 const GAUGES: &[Gauge] = &[
     (
+        "lastgood_source_generation",
+        "Number of the lineage: it counts up at every gap.",
+        |sample| Some(sample.snapshot.as_ref()?.lineage?.generation().into()),
+    ),
+    (
         "lastgood_source_durable_lsn_bytes",
         "End of what is durable in the repository, as a byte position in the WAL.",
         |sample| Some(sample.snapshot.as_ref()?.durable_lsn?.as_u64()),
