@@ -38,7 +38,8 @@ pub(super) async fn conditional_put(backend: &Backend) -> Result<ConditionalPut>
                 other => Err(other),
             },
         },
-        // Some servers do not know the condition and say so.
+        // Some servers do not know the condition and say so, each in its way. What else such an answer
+        // may mean holds for a put without condition, too.
         Err(error) if unknown(&error) => match put("first\n", PutMode::Overwrite).await {
             Ok(_) => Ok(ConditionalPut::Ignored),
             Err(error) => Err(put_error(&key, &error)),
@@ -67,7 +68,10 @@ fn unknown(error: &object_store::Error) -> bool {
         object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
             true
         }
-        _ => crate::error::http_status(&error.to_string()) == Some(501),
+        _ => matches!(
+            crate::error::http_status(&error.to_string()),
+            Some(400 | 501)
+        ),
     }
 }
 
