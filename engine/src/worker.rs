@@ -453,6 +453,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         }
         self.start_mark(now);
         Ok(())
+            self.report_wait();
     }
 
     async fn confirm(&mut self, reply_requested: bool) -> Result<(), Error> {
@@ -478,6 +479,28 @@ impl<S: Stream, M: Marks> Worker<S, M> {
     async fn message(&mut self, message: &ReplicationMessage) -> Result<(), Error> {
         self.last_message = Instant::now();
         self.open.take(message)?;
+    /// That reading waits for storage is trouble also while nothing has failed.
+    fn report_wait(&self) {
+        if self.upload.is_none() || self.has_room() {
+            return;
+        }
+        let full = format!(
+            "the spool is full ({} bytes): nothing more is read until an upload has ended",
+            self.open.spooled_bytes()
+        );
+        self.progress.send_if_modified(|progress| {
+            let told = progress.trouble.as_deref().unwrap_or_default();
+            let is_new = !told.contains(&full);
+            if is_new {
+                progress.trouble = Some(match told {
+                    "" => full,
+                    told => format!("{told}; {full}"),
+                });
+            }
+            is_new
+        });
+    }
+
         if let ReplicationMessage::Keepalive {
             reply_requested: true,
             ..
