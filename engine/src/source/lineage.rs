@@ -26,6 +26,9 @@ use crate::{publication, random};
 /// How long a slot is waited for that somebody still reads from.
 const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 const SLOT_POLL: Duration = Duration::from_millis(100);
+/// How long a listing is taken to lag that does not show what the slot has confirmed.
+const LISTING_PATIENCE: Duration = Duration::from_secs(10);
+const LISTING_POLL: Duration = Duration::from_secs(1);
 
 /// Goes on with the newest lineage if nothing can have been missed, else begins a new one.
 pub(super) async fn open(
@@ -64,19 +67,9 @@ pub(super) async fn open(
         .await;
     }
     let server = server_state(&session, &mut connection, &file).await?;
-    // Listed again: what was confirmed when the slot was looked at is in the repository by now, and
-    // a position that was uploaded in between is not mistaken for a gap.
-    let listing = store.list().await?;
-    let Some(newest) = listing
-        .newest()
-        .filter(|newest| newest.id == file.id && !newest.ended)
-    else {
-        return Err(Error::Overtaken {
-            lineage: file.id,
-            listed: durable_end(newest, &file),
-        });
-    };
-    match decide(newest, &file, &server) {
+    let (listing, decision) = decided(store, &file, &server, events).await?;
+    let newest = still_open(&listing, &file)?;
+    match decision {
         Decision::Resume { from, durable } => Ok(Opened {
             source,
             durable,
@@ -111,6 +104,48 @@ pub(super) async fn open(
             .await
         }
     }
+}
+
+/// What to do about the lineage by the listing of now. It is made after the slot was looked at: what was
+/// confirmed by then is in the repository, and a position that was uploaded in between is not mistaken
+/// for a gap. A store whose listings lag does not show it yet; it is looked at for a while.
+async fn decided(
+    store: &SourceStore,
+    file: &LineageFile,
+    server: &ServerState,
+    events: &Events,
+) -> Result<(Listing, Decision), Error> {
+    let deadline = Instant::now() + LISTING_PATIENCE;
+    loop {
+        let listing = store.list().await?;
+        let decision = decide(still_open(&listing, file)?, file, server);
+        match decision {
+            Decision::Gap {
+                reason: EndReason::SlotAhead,
+                detail,
+            } if Instant::now() < deadline => {
+                events.send(Event::Status(SourceStatus {
+                    reason: Some(format!(
+                        "{detail}; unless the listing of the object store lags: looking again"
+                    )),
+                    ..SourceStatus::starting()
+                }));
+                tokio::time::sleep(LISTING_POLL).await;
+            }
+            decision => return Ok((listing, decision)),
+        }
+    }
+}
+
+/// The lineage in a newer listing, unless another service was at work meanwhile.
+fn still_open<'l>(listing: &'l Listing, file: &LineageFile) -> Result<&'l LineageListing, Error> {
+    let newest = listing.newest();
+    newest
+        .filter(|newest| newest.id == file.id && !newest.ended)
+        .ok_or_else(|| Error::Overtaken {
+            lineage: file.id,
+            listed: newest.map_or(file.start, |newest| durable_end(newest, file)),
+        })
 }
 
 async fn server_state(
