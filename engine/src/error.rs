@@ -95,6 +95,12 @@ pub enum Error {
          which begins a new lineage; what was committed in between is not captured"
     )]
     RowTooLong(#[source] lastgood_pg::Error),
+    /// The walsender ended and the connection did not: whatever is between swallowed the farewell.
+    #[error(
+        "the server reads slot {slot} for nobody any more, and the connection to it is silent: it is \
+         given up"
+    )]
+    Deserted { slot: String },
     /// The server closed the stream without an error.
     #[error("the server ended the replication stream")]
     StreamEnded,
@@ -170,6 +176,7 @@ impl Error {
             | Self::SetBack { .. }
             | Self::Task(_)
             | Self::StreamEnded
+            | Self::Deserted { .. }
             | Self::CatalogMoved
             | Self::TablesLocked
             | Self::Cancelled => Class::Transient,

@@ -44,6 +44,8 @@ pub(crate) struct Watch {
     /// Why nothing can be seen.
     blind: Option<String>,
     looked: Option<Instant>,
+    /// So many looks in a row have found nobody who reads from the slot.
+    deserted: u32,
     compared: Option<Instant>,
     /// What was told of; none before the first look, which is always told.
     uncovered: Option<Vec<Uncovered>>,
@@ -68,6 +70,7 @@ impl Watch {
             seen: None,
             blind: None,
             looked: None,
+            deserted: 0,
             compared: None,
             uncovered: None,
             lost_identity: Vec::new(),
@@ -108,6 +111,9 @@ impl Watch {
             match in_time(self.see()).await {
                 Ok(seen) => {
                     self.blind = None;
+                    let slot = seen.slot.as_ref();
+                    let is_free = slot.is_some_and(|slot| slot.active_pid.is_none());
+                    self.deserted = if is_free { self.deserted + 1 } else { 0 };
                     self.seen = Some(seen);
                 }
                 Err(error) => self.blind = Some(chain(&error)),
@@ -125,6 +131,20 @@ impl Watch {
             }
         }
         Ok(self.judge(progress, events))
+    }
+
+    /// While we stream, a walsender of ours holds the slot. Once it is gone, its farewell is on the way; at the
+    /// second look it is lost, as behind a router that has forgotten the connection.
+    ///
+    /// # Errors
+    /// [`Error::Deserted`].
+    pub(crate) fn check_read(&self) -> Result<(), Error> {
+        match self.deserted {
+            ..2 => Ok(()),
+            2.. => Err(Error::Deserted {
+                slot: self.file.slot.clone(),
+            }),
+        }
     }
 
     fn judge(&mut self, progress: &Progress, events: &Events) -> Verdict {
@@ -148,6 +168,25 @@ impl Watch {
         }
         if let Some(blind) = &self.blind {
             return Verdict::Degraded(format!("the source cannot be watched: {blind}"));
+        }
+        if let Some(seen) = &self.seen {
+            let name = &self.file.slot;
+            let why = match &seen.slot {
+                Some(slot) if slot.is_lost() => Some(format!(
+                    "the server has invalidated slot {name} ({})",
+                    slot.invalidation_reason
+                        .as_deref()
+                        .unwrap_or("the WAL it needs was removed")
+                )),
+                Some(_) => None,
+                None => Some(format!("slot {name} is gone")),
+            };
+            if let Some(why) = why {
+                return Verdict::Degraded(format!(
+                    "{why}: what is committed now is missed until a new lineage begins, which resuming \
+                     the source does"
+                ));
+            }
         }
         if half {
             return Verdict::Degraded(format!(

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use lastgood_pg::Session;
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::error::Error;
@@ -14,6 +15,9 @@ use crate::error::Error;
 /// Well below the server's usual `deadlock_timeout`, so that it is seldom a transaction of the source
 /// that is ended.
 const INTERVAL: Duration = Duration::from_millis(300);
+/// A server that does not answer so simple a question for so long is not there any more: what reads from
+/// the other sessions would wait for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Not `pg_locks`: reading that holds up everybody who locks something.
 const WAITS: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity
@@ -36,10 +40,14 @@ pub(super) async fn until_one_waits(client: &Client, pids: &[i32]) -> Error {
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        match client.query_one(WAITS, &[&pids]).await {
-            Ok(row) if row.get(0) => return Error::TablesLocked,
-            Ok(_) => {}
-            Err(error) => return Error::sql("looking for locks that a base waits for")(error),
+        match timeout(PATIENCE, client.query_one(WAITS, &[&pids])).await {
+            Ok(Ok(row)) if row.get(0) => return Error::TablesLocked,
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Error::sql("looking for locks that a base waits for")(error),
+            Err(_) => {
+                let seconds = PATIENCE.as_secs();
+                return Error::Task(format!("the server has not answered for {seconds} s"));
+            }
         }
     }
 }

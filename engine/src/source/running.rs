@@ -145,7 +145,9 @@ pub(super) async fn run(
                 if first_base.is_none() && rebase.is_due(&progress, store, file).await {
                     *first_base = Some(Task::begin(source, store, file, None, events, cancel));
                 }
-                let mut verdict = match guard.look(&progress, events).await {
+                let looked = guard.look(&progress, events).await;
+                let looked = looked.and_then(|verdict| guard.check_read().map(|()| verdict));
+                let mut verdict = match looked {
                     Ok(verdict) => verdict,
                     Err(error) => {
                         // A put that is dropped may arrive all the same.
