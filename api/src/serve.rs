@@ -42,6 +42,8 @@ const REPOSITORY_URL: &str = "repository_url";
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     telemetry::init(args.log);
+    #[cfg(debug_assertions)]
+    lastgood_store::failpoint::prepare().map_err(anyhow::Error::msg)?;
     let config = Config::prepare(args)?;
     let lock = lock(&config)?;
     let app = Box::pin(assemble(&config)).await?;

@@ -26,7 +26,7 @@ use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::{BaseManifest, LineageFile, Version1};
 use lastgood_proto::{BaseId, LineageId, PgTimestamp};
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use snapshot::{Prepared, Snapshot};
@@ -122,7 +122,9 @@ async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, 
         |reason| tracing::warn!(reason, "a base cannot begin yet"),
     )
     .await?;
+    failpoint!("base.slot");
     let snapshot = prepared.hold(&slot).await?;
+    failpoint!("base.snapshot");
     // The temporary slot goes with its connection.
     connection.close().await.ok();
     session.close().await;
@@ -203,6 +205,7 @@ pub(crate) async fn dump(
             }),
         }
     };
+    failpoint!("base.archives");
     still_open(store, lineage.id).await?;
     let manifest = BaseManifest {
         v: Version1,
@@ -225,6 +228,7 @@ pub(crate) async fn dump(
     store
         .put_json(&SourceObject::Manifest(lineage.id, base), &manifest)
         .await?;
+    failpoint!("base.manifest");
     tracing::info!(%base, lineage = %lineage.id, "base finished");
     events.send(Event::BaseFinished {
         lineage: lineage.id,

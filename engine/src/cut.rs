@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use lastgood_proto::key::{ShapeKey, SourceObject};
 use lastgood_proto::manifest::ShapeFile;
 use lastgood_proto::{LineageId, Lsn};
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 
 use crate::error::Error;
 use crate::open_segment::SealedSegment;
@@ -25,6 +25,7 @@ pub(crate) async fn store_cut(
     cut: &Cut,
     since: Option<Lsn>,
 ) -> Result<(), Error> {
+    failpoint!("seal");
     let sealed = &cut.sealed;
     let object = SourceObject::Segment(lineage, sealed.key);
     if let Some(since) = since {
@@ -45,7 +46,9 @@ pub(crate) async fn store_cut(
     for change in &cut.changes {
         store_change(store, lineage, change).await?;
     }
+    failpoint!("put.before");
     store.put_sealed(&object, &sealed.body).await?;
+    failpoint!("put.after");
     Ok(())
 }
 

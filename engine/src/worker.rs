@@ -23,7 +23,7 @@ use lastgood_proto::copy_both::ReplicationMessage;
 use lastgood_proto::key::SegmentKey;
 use lastgood_proto::segment::SequenceSample;
 use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp};
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -431,7 +431,10 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             progress.trouble = None;
         });
         self.asked = self.asked.filter(|(_, position)| *position > key.end);
-        self.confirm(false).await
+        failpoint!("confirm.before");
+        self.confirm(false).await?;
+        failpoint!("confirm.after");
+        Ok(())
     }
 
     /// Something was received that is not durable: rows, or just a position.
@@ -450,10 +453,10 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             let silent = now - self.last_message >= STATUS_INTERVAL;
             self.confirm(silent).await?;
             self.report(None);
+            self.report_wait();
         }
         self.start_mark(now);
         Ok(())
-            self.report_wait();
     }
 
     async fn confirm(&mut self, reply_requested: bool) -> Result<(), Error> {
@@ -476,9 +479,6 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         });
     }
 
-    async fn message(&mut self, message: &ReplicationMessage) -> Result<(), Error> {
-        self.last_message = Instant::now();
-        self.open.take(message)?;
     /// That reading waits for storage is trouble also while nothing has failed.
     fn report_wait(&self) {
         if self.upload.is_none() || self.has_room() {
@@ -501,6 +501,10 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         });
     }
 
+    async fn message(&mut self, message: &ReplicationMessage) -> Result<(), Error> {
+        self.last_message = Instant::now();
+        self.open.take(message)?;
+        failpoint!("receive");
         if let ReplicationMessage::Keepalive {
             reply_requested: true,
             ..

@@ -16,7 +16,7 @@ use lastgood_pg::{ConnectionConfig, PgTools, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::Archive;
 use lastgood_proto::{BaseId, LineageId, encoding};
-use lastgood_store::{ObjectReader, SourceStore};
+use lastgood_store::{ObjectReader, SourceStore, failpoint};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
@@ -161,6 +161,7 @@ impl Archives<'_> {
             {
                 stdin = None;
             }
+            failpoint!("restore.data");
         }
         drop(stdin);
         let digest: String = digest

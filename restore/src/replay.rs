@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lastgood_proto::Oid;
 use lastgood_proto::segment::Record;
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
@@ -74,6 +74,7 @@ pub(crate) async fn replay(
         if let Some(replayed) = committed {
             outcome = replayed;
             report(replayed);
+            failpoint!("restore.replay");
         }
     }
     let (reached, samples) = reading.await??;

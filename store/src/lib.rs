@@ -15,6 +15,8 @@ mod backend;
 mod config;
 mod envelope;
 mod error;
+#[cfg(debug_assertions)]
+pub mod failpoint;
 mod keyring;
 mod objects;
 mod reader;

@@ -7,7 +7,7 @@ use lastgood_proto::key::{SegmentKey, SourceObject};
 use lastgood_proto::listing::Listing;
 use lastgood_proto::manifest::{BaseManifest, PointFile};
 use lastgood_proto::{LineageId, SourceId};
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 
 use super::Error;
 use crate::catalog::{
@@ -70,13 +70,16 @@ pub(super) async fn note_segment(
     lineage: LineageId,
     key: SegmentKey,
     stored_bytes: u64,
-) -> CatalogResult<()> {
+) -> Result<(), Error> {
     let row = SegmentRow {
         lineage,
         key,
         stored_bytes: Some(stored_bytes),
     };
-    catalog.insert_segment(source, row).await
+    failpoint!("catalog.before");
+    catalog.insert_segment(source, row).await?;
+    failpoint!("catalog.after");
+    Ok(())
 }
 
 /// Note an event of a base under its job; a base that no job asked for becomes one of its own.

@@ -565,7 +565,9 @@ async fn consume(
                 stored_bytes,
                 ..
             } => index::note_segment(&catalog, id, lineage, key, stored_bytes).await,
-            event => index::note_base(&catalog, id, &mut base, event).await,
+            event => index::note_base(&catalog, id, &mut base, event)
+                .await
+                .map_err(Error::from),
         };
         if let Err(error) = noted {
             let error = &error as &dyn std::error::Error;

@@ -14,7 +14,7 @@ use lastgood_pg::{ConnectionConfig, Loan, Purpose, Session, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{Archive, TableEntry};
 use lastgood_proto::{BaseId, LineageId, encoding};
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
@@ -188,6 +188,7 @@ impl Place {
                 let part = &chunk[..count];
                 digest.update(part);
                 writer.write(part).await?;
+                failpoint!("base.dump");
                 bytes += count as u64;
                 self.dumped_bytes.fetch_add(count as u64, Ordering::Relaxed);
             }

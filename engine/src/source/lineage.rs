@@ -10,7 +10,7 @@ use lastgood_proto::manifest::{
     EndReason, LineageEnd, LineageFile, ShapeFile, SourceFile, Version1,
 };
 use lastgood_proto::{LineageId, Lsn, PgTimestamp};
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 use tokio::time::Instant;
 
 use super::{Control, FirstBase, Opened, Source, goes_on, replication_options, slot};
@@ -266,6 +266,7 @@ async fn begin(
         },
     )
     .await?;
+    failpoint!("lineage.slot");
     let held = async { prepared?.hold(&created).await };
     let base = match held.await {
         Ok(snapshot) => FirstBase::Snapshot(Box::new(snapshot)),
@@ -292,6 +293,7 @@ async fn begin(
         writer: Some(writer),
     };
     store.put_json(&SourceObject::Lineage(id), &file).await?;
+    failpoint!("lineage.file");
     tracing::info!(lineage = %id, start = %file.start, slot = file.slot, "lineage started");
     events.send(Event::LineageStarted {
         lineage: id,
@@ -382,6 +384,7 @@ pub(super) async fn end(
     store
         .put_json(&SourceObject::LineageEnd(file.id), &end)
         .await?;
+    failpoint!("lineage.end");
     events.send(Event::LineageEnded {
         lineage: file.id,
         end: end.end,

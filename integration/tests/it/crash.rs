@@ -262,3 +262,94 @@ async fn a_graceful_end_leaves_everything_durable() -> Result<()> {
     let finished = history.finish(&service).await?;
     finished.thinned(4).check(&service).await
 }
+
+/// SIGTERM in the middle of a base and of each phase of a restore: the process ends in order and soon, says
+/// what was cut short, and that is done again or gone on with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graceful_end_in_the_middle_of_a_base_and_of_a_restore() -> Result<()> {
+    let service = Service::start(&Storage::local()?).await?;
+    let database = TestDatabase::new(17).await?;
+    let make = "CREATE TABLE t (id int PRIMARY KEY, a text);
+        INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 20000) n";
+    database.execute(make).await?;
+    service
+        .add_source("shop", &database.url(), history::settings())
+        .await?;
+    service.wait_protected("shop").await?;
+    service.terminate().await?;
+    let never = service.data_dir().join("never").display().to_string();
+    // Runs until it hangs at `point`, then ends it.
+    let ended_at = async |point: &str, begin: &str, body: Value| -> Result<Value> {
+        let armed = format!("{point}=hang:{never}");
+        service.spawn_with(&[("LASTGOOD_FAILPOINTS", &armed)])?;
+        service.wait_healthy().await?;
+        service.wait_protected("shop").await?;
+        database
+            .execute("INSERT INTO t SELECT max(id) + 1, 'before' FROM t")
+            .await?;
+        let position = truth::wal_position(&database.connect().await?).await?;
+        service.wait_durable("shop", &position).await?;
+        let job = service.post(begin, body).await?;
+        let told = format!("failpoint {point}: ");
+        let hangs = async || Ok(service.log().contains(&told).then_some(()));
+        wait::until(point, hangs).await?;
+        database
+            .execute("INSERT INTO t SELECT max(id) + 1, 'meanwhile' FROM t")
+            .await?;
+        let begun = std::time::Instant::now();
+        let status = service.terminate().await?;
+        ensure!(
+            status.success() && begun.elapsed() < Duration::from_secs(30),
+            "{point}: {status} after {:?}\n{}",
+            begun.elapsed(),
+            service.log()
+        );
+        Ok(job)
+    };
+    let bases = "/api/v1/sources/shop/bases";
+    let job = ended_at("base.dump", bases, json!({})).await?;
+    service.start_again().await?;
+    service.wait_protected("shop").await?;
+    let items = service.get(bases).await?["items"].clone();
+    let cut = items.as_array().into_iter().flatten();
+    let cut = cut.filter(|base| base["id"] == job["id"] && base["status"] == "failed");
+    ensure!(cut.count() == 1, "{items:#}");
+    service.post(bases, json!({})).await?;
+    service.wait_bases("shop", 2).await?;
+    service.terminate().await?;
+
+    for point in ["restore.data", "restore.replay", "restore.indexes"] {
+        let server = &database.server;
+        let name = format!("{}_{}", database.name, point.replace('.', "_"));
+        let into = json!({"connection": server.url("postgres"), "create_database": name});
+        let body = json!({"target": "latest", "into": into});
+        let path = "/api/v1/sources/shop/restores";
+        let job = ended_at(point, path, body.clone()).await?;
+        service.start_again().await?;
+        let id = job["id"].as_str().unwrap_or_default();
+        let ended = service.get(&format!("/api/v1/restores/{id}")).await?;
+        ensure!(
+            ended["status"] == "failed" && ended["left_behind"].is_string(),
+            "{ended:#}"
+        );
+        let mut again = body;
+        again["resume"] = true.into();
+        // The same end: what came meanwhile is after what was replayed already.
+        again["target"] = json!({"lsn": job["plan"]["last_kept"]["commit_lsn"]});
+        let resumed = service.post(path, again).await?;
+        let resumed = service
+            .wait_restore(resumed["id"].as_str().unwrap_or_default())
+            .await?;
+        ensure!(resumed["status"] == "succeeded", "{resumed:#}");
+        let rows = "SELECT count(*) FROM t";
+        let client = server.connect(&name).await?;
+        let restored: i64 = client.query_one(rows, &[]).await?.get(0);
+        drop(client);
+        let source = database.connect().await?;
+        let held: i64 = source.query_one(rows, &[]).await?.get(0);
+        ensure!(restored + 1 == held, "{point}: {restored} of {held}");
+        history::drop_database(server, &name).await?;
+        service.terminate().await?;
+    }
+    Ok(())
+}

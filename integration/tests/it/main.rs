@@ -12,6 +12,7 @@ mod empty_folder;
 mod encodings;
 mod extremes;
 mod facts;
+mod failpoints;
 mod harness;
 mod into_schema;
 mod keys;

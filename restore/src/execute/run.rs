@@ -6,7 +6,7 @@ use lastgood_pg::dump::{ArchiveMaker, Section, TocEntry};
 use lastgood_pg::{Canceller, PgTools};
 use lastgood_proto::Lsn;
 use lastgood_proto::manifest::BaseManifest;
-use lastgood_store::SourceStore;
+use lastgood_store::{SourceStore, failpoint};
 use tokio_postgres::Client;
 
 use super::phases::empty_tables;
@@ -122,6 +122,7 @@ impl Run<'_> {
                     existing.has_extensions(client, &extensions).await?;
                 }
             }
+            failpoint!("restore.schema");
             progress_table::enter(client, Stage::Data).await?;
         }
         let mut merged = None;
@@ -167,6 +168,7 @@ impl Run<'_> {
         }
         if stage <= Stage::Finish {
             self.tracker.enter(Phase::Constraints);
+            failpoint!("restore.indexes");
             let rest = match stage {
                 Stage::Finish => leftover::missing(client, rest).await?,
                 _ => rest,
@@ -174,6 +176,7 @@ impl Run<'_> {
             self.constraints(client, &config, &archives, &head, rest)
                 .await?;
             self.tracker.enter(Phase::Finish);
+            failpoint!("restore.finish");
         }
         let mut partial = self.plan.partial.clone();
         if let Some(partial) = &mut partial {
