@@ -34,3 +34,4 @@ mod shapes;
 mod smoke;
 mod tables;
 mod types;
+mod upgrade;
