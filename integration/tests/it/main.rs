@@ -13,6 +13,7 @@ mod encodings;
 mod extremes;
 mod facts;
 mod failpoints;
+mod faults;
 mod harness;
 mod into_schema;
 mod keys;
