@@ -1,7 +1,7 @@
 # `make` says what there is. Everything installs what it needs first (tools/setup.sh).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint docker-lint bench oracle matrix extremes sim fuzz clean-tools
+.PHONY: help demo test check fmt lint docker-lint bench oracle matrix extremes soak sim fuzz clean-tools
 
 TOOLS := $(shell tools/setup.sh root)
 # The programs of every major, for the service, the tests and the demo.
@@ -57,6 +57,11 @@ extremes: ## values of 100 MB and rows of 300 MB, which `make test` has smaller
 	tools/setup.sh test
 	cargo build --workspace --all-targets
 	LASTGOOD_EXTREMES=full LASTGOOD_TEST_PATIENCE=1800 cargo test -p lastgood-integration --test it values_of_a_hundred_megabytes -- --nocapture
+
+soak: ## random faults and compared restores for MINUTES=n; memory and descriptors, as a curve, below target/soak
+	tools/setup.sh test
+	cargo build --workspace --all-targets
+	LASTGOOD_SOAK_MINUTES=$(or $(MINUTES),30) tools/with-s3.sh cargo test -p lastgood-integration --test it soak::soak -- --exact --nocapture
 
 sim: ## the capture loop against a simulated server and store, SEEDS=n crash schedules
 	LASTGOOD_SIM_SEEDS=$(SEEDS) cargo test -p lastgood-engine sim -- --nocapture

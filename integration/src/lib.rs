@@ -21,11 +21,12 @@ pub mod service;
 pub mod storage;
 pub mod tools;
 pub mod truth;
+pub mod vitals;
 pub mod wait;
 pub mod workload;
 
 pub use postgres::{Postgres, Stop, TestDatabase};
 pub use proxy::Proxy;
-pub use service::Service;
 pub use s3_proxy::{Fault, S3Proxy};
+pub use service::Service;
 pub use storage::Storage;

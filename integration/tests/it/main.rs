@@ -33,6 +33,7 @@ mod secrets;
 mod settings;
 mod shapes;
 mod smoke;
+mod soak;
 mod tables;
 mod types;
 mod upgrade;
