@@ -26,6 +26,9 @@ pub(crate) struct FaultyStore {
     on_the_way: Mutex<Vec<AbortHandle>>,
 }
 
+/// After so long the client gives a silent server up.
+const SILENCE_MS: u64 = 75_000;
+
 /// What happens to one put.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
@@ -71,10 +74,16 @@ impl FaultyStore {
             2 => Fate::Unanswered,
             _ => Fate::Stored,
         };
-        let delay = match rng.random_range(0..20) {
-            0 => rng.random_range(1000..6000),
-            1..5 => rng.random_range(50..800),
+        let delay = match rng.random_range(0..200) {
+            0 => SILENCE_MS,
+            1..10 => rng.random_range(1000..6000),
+            10..50 => rng.random_range(50..800),
             _ => rng.random_range(0..20),
+        };
+        // A request that was given up may have been done all the same.
+        let fate = match (delay, fate) {
+            (SILENCE_MS, Fate::Stored) => Fate::Unanswered,
+            (_, fate) => fate,
         };
         (fate, Duration::from_millis(delay))
     }
