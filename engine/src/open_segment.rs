@@ -25,6 +25,8 @@ use crate::marks::{CLOCK_SLACK_MICROS, Mark};
 
 /// zstd's default: at the walsender's pace it costs less than decoding does on the source.
 const COMPRESSION_LEVEL: i32 = 3;
+/// Samples of the sequences that wait for the stream, the newest among them.
+const HELD_SAMPLES_MAX: usize = 64;
 
 /// One segment in the making.
 pub(crate) struct OpenSegment {
@@ -43,8 +45,8 @@ pub(crate) struct OpenSegment {
     /// Carried from segment to segment: it only grows.
     observed_through: Option<PgTimestamp>,
     marks: VecDeque<(Lsn, PgTimestamp)>,
-    /// A mark's sequences that came while a transaction was open.
-    held_sequences: Option<(Lsn, Vec<SequenceSample>)>,
+    /// Marks' sequences whose position the stream has not reached.
+    held_sequences: VecDeque<(Lsn, Vec<SequenceSample>)>,
     relations: HashMap<Oid, Relation>,
     types: HashMap<Oid, String>,
 }
@@ -91,7 +93,7 @@ impl OpenSegment {
             replicated: None,
             observed_through,
             marks: VecDeque::new(),
-            held_sequences: None,
+            held_sequences: VecDeque::new(),
             relations: HashMap::new(),
             types: HashMap::new(),
         }
@@ -146,7 +148,7 @@ impl OpenSegment {
                 if !self.in_transaction {
                     self.end = self.end.max(*wal_end);
                 }
-                Ok(())
+                self.sequences()
             }
             ReplicationMessage::XLogData { data, .. } => {
                 let message = pgoutput::decode_in(data, &self.place.encoding)
@@ -189,10 +191,7 @@ impl OpenSegment {
                     writing.writer.commit(&commit).map_err(broken)?;
                 }
                 self.end = self.end.max(commit.end_lsn);
-                match self.held_sequences.take() {
-                    Some((lsn, samples)) => self.sequences(lsn, samples),
-                    None => Ok(()),
-                }
+                self.sequences()
             }
             Message::Origin(_) => {
                 // The commit time of such a transaction is that of the server it came from, by
@@ -249,7 +248,7 @@ impl OpenSegment {
                 // record's end (`logicalmsg_decode`), where the next COMMIT may begin.
                 self.writing()?.writer.message(&message).map_err(broken)?;
                 self.end = self.end.max(message.lsn);
-                Ok(())
+                self.sequences()
             }
         }
     }
@@ -257,19 +256,28 @@ impl OpenSegment {
     /// A mark was taken: its clock counts as soon as a segment's end reaches its LSN.
     pub(crate) fn mark(&mut self, mark: Mark, sequences_changed: bool) -> Result<(), Error> {
         self.marks.push_back((mark.lsn, mark.clock));
-        if !sequences_changed {
-            return Ok(());
+        if sequences_changed {
+            // A restore compares neighbours to see that a sequence was set back, so as many are kept as
+            // there is room for; a stream that lags further behind than that misses some.
+            self.held_sequences.truncate(HELD_SAMPLES_MAX - 1);
+            self.held_sequences.push_back((mark.lsn, mark.sequences));
         }
-        if self.in_transaction {
-            self.held_sequences = Some((mark.lsn, mark.sequences));
-            return Ok(());
-        }
-        self.sequences(mark.lsn, mark.sequences)
+        self.sequences()
     }
 
-    fn sequences(&mut self, lsn: Lsn, samples: Vec<SequenceSample>) -> Result<(), Error> {
-        let writing = self.writing()?;
-        writing.writer.sequences(lsn, &samples).map_err(broken)
+    /// Writes the samples whose position is reached, between transactions. Not before: a base that is
+    /// taken ahead of the stream makes a restore begin behind this segment, and what was sampled once
+    /// is not written again while it stays so.
+    fn sequences(&mut self) -> Result<(), Error> {
+        while !self.in_transaction
+            && let Some((lsn, samples)) = self
+                .held_sequences
+                .pop_front_if(|(lsn, _)| *lsn <= self.end)
+        {
+            let writing = self.writing()?;
+            writing.writer.sequences(lsn, &samples).map_err(broken)?;
+        }
+        Ok(())
     }
 
     /// The writer, inside a begun transaction, with `relation` described.

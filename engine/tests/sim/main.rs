@@ -294,7 +294,9 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
             }
             Ok(records)
         });
-        collect(records.await??, &mut found);
+        let records = records.await??;
+        check_samples(&records, end);
+        collect(records, &mut found);
         if let Some(observed) = key.observed_through {
             server.check_observed(observed, key.end);
         }
@@ -326,6 +328,19 @@ fn check_shapes(server: &Server, lineage: &LineageListing) {
             "the change of shape at {change} is on no record: {:?}",
             lineage.shapes
         );
+    }
+}
+
+/// A sample of the sequences is of a position within its segment: a base that is taken ahead of the stream
+/// makes a restore begin behind the segments before, and nobody would read it there.
+fn check_samples(records: &[Record], end: Lsn) {
+    for record in records {
+        if let Record::Sequences { lsn, .. } = record {
+            assert!(
+                *lsn <= end,
+                "a sample of {lsn} in a segment that ends at {end}"
+            );
+        }
     }
 }
 
