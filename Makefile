@@ -61,7 +61,7 @@ extremes: ## values of 100 MB and rows of 300 MB, which `make test` has smaller
 soak: ## random faults and compared restores for MINUTES=n; memory and descriptors, as a curve, below target/soak
 	tools/setup.sh test
 	cargo build --workspace --all-targets
-	LASTGOOD_SOAK_MINUTES=$(or $(MINUTES),30) tools/with-s3.sh cargo test -p lastgood-integration --test it soak::soak -- --exact --nocapture
+	LASTGOOD_SOAK_MINUTES=$(or $(MINUTES),30) LASTGOOD_TEST_PATIENCE=600 tools/with-s3.sh cargo test -p lastgood-integration --test it soak::soak -- --exact --nocapture
 
 sim: ## the capture loop against a simulated server and store, SEEDS=n crash schedules
 	LASTGOOD_SIM_SEEDS=$(SEEDS) cargo test -p lastgood-engine sim -- --nocapture

@@ -29,7 +29,8 @@ use crate::postgres::connect;
 use crate::seed;
 
 /// Between two transactions of a writer: a history is to be varied, not long.
-const PACE: Duration = Duration::from_millis(10);
+const PACE_MS: u64 = 10;
+const SLOW_MS: u64 = 150;
 
 /// Tables named so have no usable replica identity: they are as of the base unless the settings ask
 /// for more.
@@ -146,6 +147,8 @@ struct Shared {
     url: String,
     commits: AtomicU64,
     stop: AtomicBool,
+    /// Milliseconds between two transactions of a writer.
+    pace: AtomicU64,
     /// Writers hold it for a transaction; whoever holds it alone sees a quiet moment.
     gate: RwLock<()>,
     progress: Notify,
@@ -190,6 +193,7 @@ impl Workload {
             url: url.to_owned(),
             commits: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            pace: AtomicU64::new(PACE_MS),
             gate: RwLock::default(),
             progress: Notify::new(),
         });
@@ -207,6 +211,12 @@ impl Workload {
     /// before a restart cannot know how far they were: only that they are past every row.
     pub fn restarts_sequences(&self) -> bool {
         self.shared.schema.restarts
+    }
+
+    /// Writers wait longer from now on: a test that takes its time is not to end in a history that takes
+    /// longer to be replayed.
+    pub fn slow_down(&self) {
+        self.shared.pace.store(SLOW_MS, Ordering::Relaxed);
     }
 
     /// Transactions that were committed until now.
@@ -273,7 +283,8 @@ async fn write(shared: Arc<Shared>, number: usize) -> Result<()> {
         }
         client = (!connected.is_closed()).then_some(connected);
         drop(open);
-        tokio::time::sleep(PACE).await;
+        let pace = shared.pace.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(pace)).await;
     }
     Ok(())
 }

@@ -152,6 +152,7 @@ async fn capturing(seed: u64) -> Result<()> {
     let storage = Storage::s3().map_or_else(Storage::local, Ok)?;
     let service = Service::start(&storage).await?;
     let mut history = History::start(&service, TestDatabase::new(18).await?, seed).await?;
+    history.workload.slow_down();
     service.kill()?;
     for point in CAPTURE {
         until(&service, point).await?;
@@ -162,7 +163,7 @@ async fn capturing(seed: u64) -> Result<()> {
     let name = history.name.clone();
     let finished = history.finish(&service).await?;
     no_gap(&service, &name).await?;
-    finished.check(&service).await
+    finished.thinned(5).check(&service).await
 }
 
 async fn taking_bases(seed: u64) -> Result<()> {
@@ -173,6 +174,7 @@ async fn taking_bases(seed: u64) -> Result<()> {
         INSERT INTO ballast SELECT n, md5(n::text) || md5((-n)::text) FROM generate_series(1, 20000) n";
     database.execute(ballast).await?;
     let mut history = History::start(&service, database, seed.wrapping_add(1)).await?;
+    history.workload.slow_down();
     service.kill()?;
     let path = format!("/api/v1/sources/{}/bases", history.name);
     for point in BASE {
@@ -304,6 +306,7 @@ async fn failing(seed: u64) -> Result<()> {
     service.wait_healthy().await?;
     let database = TestDatabase::new(18).await?;
     let mut history = History::start(&service, database, seed.wrapping_add(2)).await?;
+    history.workload.slow_down();
     let missing = |points: &[(&'static str, u32)]| -> Vec<&'static str> {
         let log = service.log();
         let points = points.iter().map(|(point, _)| *point);
