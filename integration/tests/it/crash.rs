@@ -322,7 +322,7 @@ async fn a_graceful_end_in_the_middle_of_a_base_and_of_a_restore() -> Result<()>
         let server = &database.server;
         let name = format!("{}_{}", database.name, point.replace('.', "_"));
         let into = json!({"connection": server.url("postgres"), "create_database": name});
-        let body = json!({"target": "latest", "into": into});
+        let body = json!({"target": "latest", "into": into, "replay": "ordered"});
         let path = "/api/v1/sources/shop/restores";
         let job = ended_at(point, path, body.clone()).await?;
         service.start_again().await?;

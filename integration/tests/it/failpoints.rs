@@ -250,6 +250,8 @@ async fn restoring() -> Result<()> {
         let command = |resume: bool| -> Result<Command> {
             let mut command = service.command()?;
             command.args(["restore", "big", "--latest", "--json", "--yes"]);
+            // Merged changes are in the rows: nothing would be replayed in groups.
+            command.args(["--replay", "ordered"]);
             command.args(["--repository", storage.url(), "--key-file"]);
             command.arg(service.key_file());
             command.args(["--into", &database.server.url("postgres")]);
