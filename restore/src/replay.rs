@@ -221,6 +221,14 @@ impl Reader {
                 return Ok(self.samples);
             }
             while let Some(record) = segment.next()? {
+                if let Record::Truncate {
+                    rels,
+                    restart_identity: true,
+                    ..
+                } = &record
+                {
+                    self.samples.restart(rels);
+                }
                 if let Record::Sequences { lsn, samples } = record {
                     self.samples.see(lsn, samples);
                 } else if take(Item::Record(record))? == Flow::Stop {
@@ -235,8 +243,14 @@ impl Reader {
             && let Some(mut segment) = self.following.next()?
         {
             while let Some(record) = segment.next()? {
-                if let Record::Sequences { lsn, samples } = record {
-                    self.samples.see(lsn, samples);
+                match record {
+                    Record::Sequences { lsn, samples } => self.samples.see(lsn, samples),
+                    Record::Truncate {
+                        rels,
+                        restart_identity: true,
+                        ..
+                    } => self.samples.restart(&rels),
+                    _ => {}
                 }
             }
         }

@@ -5,9 +5,11 @@
 //! somebody set the sequence back between), the columns it fills decide as well. They are read while no
 //! row security is enabled yet: forced on the restoring role, it would hide rows.
 
-use lastgood_proto::Lsn;
+use std::collections::HashSet;
+
 use lastgood_proto::manifest::BaseManifest;
 use lastgood_proto::segment::SequenceSample;
+use lastgood_proto::{Lsn, Oid};
 use tokio_postgres::Client;
 
 use crate::Error;
@@ -22,14 +24,25 @@ pub(crate) struct Samples {
     wanted: Lsn,
     before: Option<(Lsn, Vec<SequenceSample>)>,
     after: Option<(Lsn, Vec<SequenceSample>)>,
+    /// Tables whose sequences a TRUNCATE has set back between the two: the later one may be past the
+    /// earlier one again and still short of where they stood.
+    restarted: HashSet<Oid>,
 }
 
 impl Samples {
-    pub(crate) const fn new(wanted: Lsn) -> Self {
+    pub(crate) fn new(wanted: Lsn) -> Self {
         Self {
             wanted,
             before: None,
             after: None,
+            restarted: HashSet::new(),
+        }
+    }
+
+    /// TRUNCATE … RESTART IDENTITY of these.
+    pub(crate) fn restart(&mut self, tables: &[Oid]) {
+        if self.after.is_none() {
+            self.restarted.extend(tables);
         }
     }
 
@@ -37,6 +50,7 @@ impl Samples {
     pub(crate) fn see(&mut self, lsn: Lsn, samples: Vec<SequenceSample>) {
         if lsn < self.wanted {
             self.before = Some((lsn, samples));
+            self.restarted.clear();
         } else if self.after.is_none() {
             self.after = Some((lsn, samples));
         }
@@ -97,6 +111,11 @@ pub(crate) async fn set(
     manifest: &BaseManifest,
 ) -> Result<u64, Error> {
     let mut count = 0;
+    let restarted = manifest.tables.iter();
+    let restarted = restarted.filter(|table| samples.restarted.contains(&table.oid));
+    let restarted: HashSet<(&str, &str)> = restarted
+        .map(|table| (table.schema.as_str(), table.name.as_str()))
+        .collect();
     for row in client.query(SEQUENCES, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let (descending, cycles): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
@@ -112,13 +131,17 @@ pub(crate) async fn set(
             count += 1;
         }
         // What it has filled in may be further than any sample says.
-        if cycles || (samples.seen_after(&schema, &name) && !choice.went_back) {
+        let is_sure = samples.seen_after(&schema, &name) && !choice.went_back;
+        if cycles || is_sure && restarted.is_empty() {
             continue;
         }
         let (least, most): (i64, i64) = (row.try_get(4)?, row.try_get(5)?);
         for user in client.query(USERS, &[&row.try_get::<_, u32>(6)?]).await? {
             let (schema, table, column): (String, String, String) =
                 (user.try_get(0)?, user.try_get(1)?, user.try_get(2)?);
+            if is_sure && !restarted.contains(&(&schema, &table)) {
+                continue;
+            }
             let (extreme, beyond) = match descending {
                 true => ("min", "<"),
                 false => ("max", ">"),
@@ -238,6 +261,19 @@ mod tests {
             true,
         );
         check(&[(98, true), (3, true)], false, true, Some((3, true)), true);
+    }
+
+    #[test]
+    fn a_restart_counts_between_the_samples_only() {
+        let (table, other) = (Oid::new(1), Oid::new(2));
+        let mut samples = Samples::new(Lsn::new(50));
+        samples.restart(&[other]);
+        samples.see(Lsn::new(10), vec![sample(900, true)]);
+        assert!(samples.restarted.is_empty());
+        samples.restart(&[table]);
+        samples.see(Lsn::new(60), vec![sample(920, true)]);
+        samples.restart(&[other]);
+        assert_eq!(samples.restarted, HashSet::from([table]));
     }
 
     #[test]
