@@ -125,7 +125,15 @@ pub async fn run(
             };
             lineage = Some(opened.file.id);
             let spool_dir = spool_dir.clone();
-            running::run(&store, spool_dir, opened, &mut first_base, &events, &cancel).await
+            Box::pin(running::run(
+                &store,
+                spool_dir,
+                opened,
+                &mut first_base,
+                &events,
+                &cancel,
+            ))
+            .await
         };
         match Box::pin(attempt).await {
             Ok(running::Outcome::Cancelled) => return Ok(Stopped),

@@ -207,6 +207,7 @@ fn chosen<'a>(
             newest == Some((*lineage, *base))
         }
         SourceObject::Source
+        | SourceObject::Numbered(..)
         | SourceObject::Lineage(_)
         | SourceObject::LineageEnd(_)
         | SourceObject::Shape(..)

@@ -1,6 +1,6 @@
 //! What a service would keep in its catalog.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -11,23 +11,30 @@ use lastgood_proto::{SourceId, WriterId};
 #[derive(Default)]
 pub(crate) struct Kept(Mutex<Vec<WriterId>>);
 
+impl Kept {
+    fn names(&self) -> MutexGuard<'_, Vec<WriterId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Memory for Kept {
     fn recall(&self, _: SourceId) -> BoxFuture<'_, Result<Vec<WriterId>, Error>> {
-        async { Ok(self.0.lock().unwrap().clone()) }.boxed()
+        async { Ok(self.names().clone()) }.boxed()
     }
 
     fn keep(&self, _: SourceId, names: Vec<WriterId>) -> BoxFuture<'_, Result<(), Error>> {
-        async { Ok(*self.0.lock().unwrap() = names) }.boxed()
+        *self.names() = names;
+        async { Ok(()) }.boxed()
     }
 }
 
 impl Clone for Kept {
     fn clone(&self) -> Self {
-        Self(Mutex::new(self.0.lock().unwrap().clone()))
+        Self(Mutex::new(self.names().clone()))
     }
 }
 
 /// A run on a data folder.
 pub(crate) fn writer(folder: &Arc<Kept>) -> Writer {
-    Writer::new(Arc::<Kept>::clone(folder)).unwrap()
+    Writer::new(Arc::<Kept>::clone(folder)).expect("random bytes for a name")
 }

@@ -473,6 +473,7 @@ async fn source(backend: Backend) -> SourceStore {
         database: "shop".to_owned(),
         start: Lsn::new(100),
         created: time(0),
+        writer: None,
     };
     store
         .put_json(&SourceObject::Lineage(LINEAGE), &file)
