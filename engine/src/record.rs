@@ -26,9 +26,12 @@ pub async fn record_settings(source: &Source, store: &SourceStore) -> Result<(),
     };
     let newest = store.newest(Series::Settings).await?;
     if let Some(number) = newest {
-        let file = read(store, number).await?;
-        if file.name == source.name && file.settings == settings {
-            return Ok(());
+        match read(store, number).await {
+            Ok(file) if file.name == source.name && file.settings == settings => return Ok(()),
+            Ok(_) => {}
+            // What cannot be read is no record: a new one is written beside it.
+            Err(error) if error.class() == lastgood_proto::Class::Corrupt => {}
+            Err(error) => return Err(error),
         }
     }
     let file = SettingsFile {

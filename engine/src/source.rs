@@ -114,9 +114,14 @@ pub async fn run(
     let mut first_base: Option<first_base::Task> = None;
     let mut reopened: Option<LineageId> = None;
     let mut pause = RETRY_FIRST;
+    // What somebody asked for is asked for once, not for as long as this runs.
+    let mut is_asked = true;
     loop {
         events.send(Event::Status(SourceStatus::starting()));
-        let control = *control.borrow();
+        let control = match is_asked {
+            true => *control.borrow(),
+            false => Control::default(),
+        };
         let mut lineage = None;
         let attempt = async {
             let opened = tokio::select! {
@@ -124,6 +129,7 @@ pub async fn run(
                 opened = lineage::open(&source, &store, control, &events) => opened?,
             };
             lineage = Some(opened.file.id);
+            is_asked = false;
             let spool_dir = spool_dir.clone();
             Box::pin(running::run(
                 &store,
@@ -213,6 +219,15 @@ pub async fn release_slot(source: &Source, store: &SourceStore) -> Result<Remova
         &Events::new(sender),
     )
     .await
+}
+
+/// Whether a slot that is over the budget is ours to drop. Without an answer it is: the source's disk
+/// comes first.
+async fn not_taken_over(source: &Source, store: &SourceStore) -> Result<(), Error> {
+    match source.writer.check(store).await {
+        Err(error @ Error::TakenOver { .. }) => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn is_gap(error: &Error) -> bool {

@@ -8,7 +8,7 @@
 //! Every run of a service writes under a name of its own, and its data folder remembers the last
 //! ones: so a restart goes on, and of two services on copies of one data folder only one does.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub struct Writer {
     name: WriterId,
     memory: Arc<dyn Memory>,
     /// What this run has claimed: from then on a run on the same folder is another service, too.
-    claimed: Arc<Mutex<BTreeSet<SourceId>>>,
+    claimed: Arc<Mutex<BTreeMap<SourceId, u32>>>,
     look_interval: Duration,
 }
 
@@ -140,7 +140,7 @@ impl Writer {
             }
             Err(error) => return Err(error.into()),
         }
-        self.claimed().insert(store.id());
+        self.claimed().insert(store.id(), number);
         tracing::info!(source = %store.id(), number, writer = %self.name, "writes this source");
         if let Err(error) = store.prune(Series::Writers, KEPT).await {
             let error = chain(&error);
@@ -165,7 +165,7 @@ impl Writer {
         }
     }
 
-    fn claimed(&self) -> MutexGuard<'_, BTreeSet<SourceId>> {
+    fn claimed(&self) -> MutexGuard<'_, BTreeMap<SourceId, u32>> {
         let claimed = self.claimed.lock();
         claimed.unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,12 +184,17 @@ impl Writer {
         let Some(number) = store.newest(Series::Writers).await? else {
             return Ok(Standing::Vacant);
         };
+        // A listing that lags may not have our own number yet.
+        let ours = self.claimed().get(&store.id()).copied();
+        if let Some(ours) = ours.filter(|ours| *ours > number) {
+            return Ok(Standing::Ours(ours));
+        }
         let file = read(store, number).await?;
         if file.writer == self.name {
             return Ok(Standing::Ours(number));
         }
         let names = self.memory.recall(store.id()).await?;
-        let known = names.contains(&file.writer) && !self.claimed().contains(&store.id());
+        let known = names.contains(&file.writer) && ours.is_none();
         Ok(match known {
             true => Standing::Before(number, file.writer),
             false if names.is_empty() => Standing::New(number),

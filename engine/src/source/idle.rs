@@ -15,7 +15,7 @@ use lastgood_store::SourceStore;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-use super::{Source, lineage};
+use super::{Source, lineage, not_taken_over};
 use crate::error::{Error, chain};
 use crate::events::{Event, Events};
 use crate::publication;
@@ -29,7 +29,7 @@ pub(super) async fn run(
     events: &Events,
     cancel: &CancellationToken,
 ) {
-    if is_taken_over(source, store).await {
+    if not_taken_over(source, store).await.is_err() {
         return cancel.cancelled().await;
     }
     let budget_bytes = source.settings.wal_budget_bytes;
@@ -52,7 +52,7 @@ pub(super) async fn run(
                 continue;
             }
         };
-        if retained_bytes >= budget_bytes && is_taken_over(source, store).await {
+        if retained_bytes >= budget_bytes && not_taken_over(source, store).await.is_err() {
             return cancel.cancelled().await;
         }
         let half = retained_bytes >= budget_bytes / 2;
@@ -89,12 +89,6 @@ pub(super) async fn run(
             trouble,
         });
     }
-}
-
-/// If the repository cannot be asked, the source's disk comes first.
-async fn is_taken_over(source: &Source, store: &SourceStore) -> bool {
-    let checked = source.writer.check(store).await;
-    matches!(checked, Err(Error::TakenOver { .. }))
 }
 
 /// WAL that the server keeps for slots of ours that nobody reads from.

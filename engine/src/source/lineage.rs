@@ -42,7 +42,15 @@ pub(super) async fn open(
     let (session, source) = source.session(Purpose::Capture).await?;
     all_free(&session, &source).await?;
     let writer = source.writer.claim(store, control.take_over).await?;
-    record_settings(&source, store).await?;
+    match record_settings(&source, store).await {
+        Ok(()) => {}
+        Err(error @ Error::TakenOver { .. }) => return Err(error),
+        // No restore needs them.
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(error, "the settings are not in the repository");
+        }
+    }
     let options = replication_options(&source.settings, session.server_encoding());
     let mut connection = ReplicationConnection::connect(&source.connection, &options).await?;
     let listing = store.list().await?;

@@ -9,7 +9,7 @@ use lastgood_store::SourceStore;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-use super::{Source, lineage};
+use super::{Source, lineage, not_taken_over};
 use crate::error::Error;
 use crate::events::{Event, Events, SourceState, SourceStatus};
 use crate::resume::durable_end;
@@ -52,6 +52,7 @@ pub(super) async fn run(
                 let status = guard.status(SourceState::Paused, &progress, &verdict);
                 events.send(Event::Status(status));
                 if let Verdict::OverBudget(detail) = verdict {
+                    not_taken_over(source, store).await?;
                     let reason = EndReason::BudgetExceeded;
                     let removal = lineage::finish(source, store, reason, detail, events).await?;
                     removal.into_result()?;

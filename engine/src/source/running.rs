@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::first_base::Task;
-use super::{FirstBase, Opened, lineage};
+use super::{FirstBase, Opened, lineage, not_taken_over};
 use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState};
 use crate::marks::SessionMarks;
@@ -171,6 +171,7 @@ pub(super) async fn run(
                     stop.cancel();
                     (&mut worker).await.ok();
                     *first_base = None;
+                    not_taken_over(source, store).await?;
                     let reason = EndReason::BudgetExceeded;
                     let removal = lineage::finish(source, store, reason, detail, events).await?;
                     removal.into_result()?;

@@ -63,7 +63,9 @@ pub(crate) async fn make(
 
 async fn waited_for(session: &Session) -> String {
     let rows = session.client().query(WRITERS, &[]).await;
-    let writers: Vec<String> = rows.iter().flatten().map(|row| row.get(0)).collect();
+    // What others do is not shown to every role.
+    let shown = |row: &tokio_postgres::Row| row.try_get::<_, Option<String>>(0).ok().flatten();
+    let writers: Vec<String> = rows.iter().flatten().filter_map(shown).collect();
     match writers.is_empty() {
         true => "waiting for writing or prepared transactions to end".to_owned(),
         false => format!("waiting for {} to end", writers.join(", and ")),
