@@ -129,7 +129,7 @@ impl Waiting {
         let mut script = Script {
             input: script,
             buffer: BytesMut::new(),
-            ended: false,
+            searched: 0,
         };
         while let Some(block) = script.block(&self.encoding).await? {
             let mut copy = Copy::begin(client, &block, &self.encoding).await?;
@@ -197,7 +197,8 @@ impl Block {
 struct Script<R> {
     input: R,
     buffer: BytesMut,
-    ended: bool,
+    /// How much of it is known to have no line end.
+    searched: usize,
 }
 
 impl<R: AsyncRead + Unpin> Script<R> {
@@ -236,15 +237,21 @@ impl<R: AsyncRead + Unpin> Script<R> {
         loop {
             if self.buffer.starts_with(END) {
                 self.buffer.advance(END.len());
+                self.searched = 0;
                 return Ok(None);
             }
-            let end = match memchr::memmem::find(&self.buffer, b"\n\\.\n") {
+            // A long row comes in many pieces: what was searched has no line end.
+            let fresh = self.buffer.get(self.searched..).unwrap_or_default();
+            let end = match memchr::memmem::find(fresh, b"\n\\.\n") {
                 Some(at) => Some(at),
-                None => memchr::memrchr(b'\n', &self.buffer),
+                None => memchr::memrchr(b'\n', fresh),
             };
             if let Some(end) = end {
-                return Ok(Some(self.buffer.split_to(end + 1).freeze()));
+                let rows = self.buffer.split_to(self.searched + end + 1);
+                self.searched = 0;
+                return Ok(Some(rows.freeze()));
             }
+            self.searched = self.buffer.len();
             if !self.more().await? {
                 return Err(Error::RowsEnded);
             }
@@ -254,8 +261,7 @@ impl<R: AsyncRead + Unpin> Script<R> {
     async fn more(&mut self) -> Result<bool, Error> {
         self.buffer.reserve(PIECE_BYTES);
         let read = self.input.read_buf(&mut self.buffer).await;
-        self.ended = read.map_err(Error::Scratch)? == 0;
-        Ok(!self.ended)
+        Ok(read.map_err(Error::Scratch)? > 0)
     }
 }
 
@@ -290,9 +296,14 @@ impl<'a> Copy<'a> {
         })
     }
 
-    async fn send(&mut self, rows: Bytes) -> Result<(), Error> {
-        let sent = self.sink.feed(rows).await;
-        sent.map_err(|source| self.failed(source))
+    /// In pieces: one message must not be longer than a row may be.
+    async fn send(&mut self, mut rows: Bytes) -> Result<(), Error> {
+        while !rows.is_empty() {
+            let piece = rows.split_to(PIECE_BYTES.min(rows.len()));
+            let sent = self.sink.feed(piece).await;
+            sent.map_err(|source| self.failed(source))?;
+        }
+        Ok(())
     }
 
     fn push(&mut self, row: &[u8]) {
@@ -537,7 +548,7 @@ mod tests {
             let mut script = Script {
                 input,
                 buffer: BytesMut::new(),
-                ended: false,
+                searched: 0,
             };
             let mut found = Vec::new();
             while let Some(block) = script.block("UTF8").await.unwrap() {
@@ -564,7 +575,7 @@ mod tests {
         let mut script = Script {
             input: cut,
             buffer: BytesMut::new(),
-            ended: false,
+            searched: 0,
         };
         script.block("UTF8").await.unwrap();
         script.rows().await.unwrap();

@@ -112,7 +112,7 @@ fn keyed_change(
             if image.has_holes {
                 return Err(Unusable("a new row lacks a value"));
             }
-            let taken = key.len() + image.text.len();
+            let taken = 2 * key.len() + image.text.len();
             (taken, rows.insert(key, image.text))
         }
         Change::Update { old, new } => {
@@ -122,7 +122,7 @@ fn keyed_change(
             };
             let image = image(binding, new, old)?;
             let new_key = text(key, new, old)?;
-            let taken = new_key.len() + image.text.len();
+            let taken = 2 * new_key.len() + image.text.len();
             let changed = match old.map(|old| text(key, old, None)).transpose()? {
                 Some(old_key) if old_key != new_key => {
                     rows.rename(old_key, new_key, image, truncated)
@@ -247,6 +247,14 @@ fn text(columns: &[Bound], row: &[Cell], old: Option<&[Cell]>) -> Result<Vec<u8>
     Ok(text)
 }
 
+/// A generated column that is part of the key (18) is in the stream and in no base.
+fn is_found_by_generated(binding: &Binding) -> bool {
+    match &binding.find {
+        Find::Key(columns) => columns.iter().any(|key| binding.column(*key).generated),
+        Find::Row(_) => false,
+    }
+}
+
 /// Why gathering ended before everything was read, inside a transaction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Halted {
@@ -310,6 +318,12 @@ impl Gatherer {
         self.committed = false;
         match self.changes.step(record)? {
             Step::Nothing | Step::Described(_) => Ok(Flow::GoOn),
+            Step::Row(_, binding, _) if is_found_by_generated(binding) => Ok(self.end()),
+            Step::Truncate { tables, .. }
+                if tables.iter().any(|binding| is_found_by_generated(binding)) =>
+            {
+                Ok(self.end())
+            }
             Step::Row(at, binding, change) => {
                 let table = self
                     .tables

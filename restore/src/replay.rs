@@ -106,13 +106,14 @@ pub(crate) async fn gather(
         let mut gathering = tokio::task::spawn_blocking(move || {
             let samples = reader.run(|item| match item {
                 Item::Segment(encoding) => Ok(gatherer.segment(encoding)),
+                // Nobody wants it any more.
+                Item::Record(_) if sender.is_closed() => Ok(Flow::Stop),
                 Item::Record(record) => {
                     let flow = gatherer.feed(record)?;
-                    match gatherer.committed().map(|replayed| sender.send(replayed)) {
-                        None | Some(Ok(())) => Ok(flow),
-                        // Nobody wants it any more.
-                        Some(Err(_)) => Ok(Flow::Stop),
+                    if let Some(replayed) = gatherer.committed() {
+                        sender.send_replace(replayed);
                     }
+                    Ok(flow)
                 }
                 Item::End => Ok(Flow::GoOn),
             })?;

@@ -91,7 +91,7 @@ WHERE c.relpersistence <> 't'";
 
 /// Columns that a sequence fills, by ownership or by their default, as far as they are numbers.
 const USERS: &str = "
-SELECT DISTINCT tn.nspname::text, t.relname::text, a.attname::text
+SELECT DISTINCT tn.nspname::text, t.relname::text, a.attname::text, t.relkind = 'p'
 FROM (SELECT d.refobjid AS rel, d.refobjsubid AS num FROM pg_depend d
       WHERE d.classid = 'pg_class'::regclass AND d.objid = $1
         AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
@@ -136,12 +136,26 @@ pub(crate) async fn set(
             continue;
         }
         let (least, most): (i64, i64) = (row.try_get(4)?, row.try_get(5)?);
-        for user in client.query(USERS, &[&row.try_get::<_, u32>(6)?]).await? {
-            let (schema, table, column): (String, String, String) =
-                (user.try_get(0)?, user.try_get(1)?, user.try_get(2)?);
-            if is_sure && !restarted.contains(&(&schema, &table)) {
-                continue;
-            }
+        let users = client.query(USERS, &[&row.try_get::<_, u32>(6)?]).await?;
+        let users: Vec<(String, String, String, bool)> = users
+            .iter()
+            .map(|user| {
+                Ok((
+                    user.try_get(0)?,
+                    user.try_get(1)?,
+                    user.try_get(2)?,
+                    user.try_get(3)?,
+                ))
+            })
+            .collect::<Result<_, tokio_postgres::Error>>()?;
+        // Of a partitioned table only the partitions are named.
+        let may_be_restarted = users.iter().any(|(schema, table, _, is_partitioned)| {
+            *is_partitioned || restarted.contains(&(schema.as_str(), table.as_str()))
+        });
+        if is_sure && !may_be_restarted {
+            continue;
+        }
+        for (schema, table, column, _) in users {
             let (extreme, beyond) = match descending {
                 true => ("min", "<"),
                 false => ("max", ">"),

@@ -25,22 +25,24 @@ pub(super) struct Merged {
 }
 
 impl Merged {
-    /// Creates the object, and reads it back. One that does not say what its parts do is taken away
-    /// again: they are all still there.
+    /// Creates the object, and reads it back. One of ours that does not say what its parts do is
+    /// taken away again: they are all still there.
     pub(super) async fn store(&self, store: &SourceStore, lineage: LineageId) -> Result<(), Error> {
         let object = SourceObject::Segment(lineage, self.key);
-        match store.put_sealed(&object, &self.body).await {
+        let is_ours = match store.put_sealed(&object, &self.body).await {
+            Ok(_) => true,
             // Sealed twice, the same text makes different bytes: another service was as quick.
-            Ok(_) | Err(lastgood_store::Error::Conflict { .. }) => {}
+            Err(lastgood_store::Error::Conflict { .. }) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
         let keys = vec![self.key];
         let error = match content(store, lineage, keys, ContentReader::new()).await {
             Ok(content) if content == self.content => return Ok(()),
             Ok(_) => differing(store, lineage, self.key),
             Err(error) => error,
         };
-        if error.class() == Class::Corrupt {
+        // What another one made is not ours to delete: its parts may be gone already.
+        if is_ours && error.class() == Class::Corrupt {
             store.delete(&object).await?;
         }
         Err(error)

@@ -104,12 +104,24 @@ impl Run<'_> {
         let mut sorted: Vec<_> = wanted.collect();
         sorted.sort_by_key(|archive| std::cmp::Reverse(archive.bytes));
         let jobs = usize::try_from(self.options.jobs.max(1)).unwrap_or(1);
-        // Of the main archive: rows, and what is neither rows nor a sequence (large objects).
+        // Of the main archive: rows, and what is neither rows nor a sequence's state (large objects).
+        // What of it is data, the tool knows: that differs from one version to the other.
+        let no_rows = |entry: &&TocEntry| !matches!(entry.kind(), "TABLE DATA" | "SEQUENCE SET");
         let others: Vec<&TocEntry> = match &chosen {
-            Some(_) => Vec::new(),
-            None => head.entries.iter().filter(is_other_data).collect(),
+            None if head.entries.iter().any(is_other_data) => {
+                head.entries.iter().filter(no_rows).collect()
+            }
+            _ => Vec::new(),
         };
-        let all: Vec<&TocEntry> = rows.iter().chain(&others).copied().collect();
+        let all: Vec<&TocEntry> = match &chosen {
+            None => {
+                let entries = head.entries.iter();
+                entries
+                    .filter(|entry| entry.kind() != "SEQUENCE SET")
+                    .collect()
+            }
+            Some(_) => rows.clone(),
+        };
         let mut loads = Vec::new();
         for archive in sorted {
             let is_main = archive.name == ArchiveName::Main;
@@ -126,7 +138,7 @@ impl Run<'_> {
             let load = waiting.load(archives, target, archive, only, &fed);
             loads.push(load.boxed());
             if is_main && !others.is_empty() {
-                let load = archives.data(target, archive, Some(&others), &|_| {});
+                let load = archives.data(target, archive, Some(&others), &fed);
                 loads.push(load.boxed());
             }
         }
@@ -303,8 +315,8 @@ impl Run<'_> {
 }
 
 /// Neither a table's rows nor a sequence's state.
-fn is_other_data(entry: &&TocEntry) -> bool {
-    matches!(entry.kind(), "BLOBS" | "STATISTICS DATA")
+fn is_other_data(entry: &TocEntry) -> bool {
+    entry.kind().starts_with("BLOB") || entry.kind() == "STATISTICS DATA"
 }
 
 /// Rows of an earlier attempt, of which nobody knows how many came. Large objects stay: their bytes

@@ -12,6 +12,8 @@ type Text = Box<[u8]>;
 pub(crate) struct Keyed {
     entries: HashMap<Text, Entry>,
     rows: Vec<Option<Row>>,
+    /// Numbers of rows that are no more.
+    free: Vec<usize>,
 }
 
 struct Entry {
@@ -43,20 +45,19 @@ const SECOND: Unusable = Unusable("another row has its key");
 
 impl Keyed {
     pub(super) fn insert(&mut self, key: Vec<u8>, image: Vec<u8>) -> Result<(), Unusable> {
-        let number = self.rows.len();
+        let number = self.row(Row {
+            image: image.into_boxed_slice(),
+            base: None,
+        });
         let entry = self.entries.entry(key.into_boxed_slice());
         let entry = entry.or_insert(Entry {
             base: Base::None,
             now: None,
         });
-        if entry.now.replace(number).is_some() {
-            return Err(SECOND);
+        match entry.now.replace(number) {
+            None => Ok(()),
+            Some(_) => Err(SECOND),
         }
-        self.rows.push(Some(Row {
-            image: image.into_boxed_slice(),
-            base: None,
-        }));
-        Ok(())
     }
 
     /// The row keeps its key.
@@ -130,6 +131,7 @@ impl Keyed {
             self.entries.remove(key.as_slice());
         }
         let row = self.rows.get_mut(number).and_then(Option::take);
+        self.free.push(number);
         if let Some(base) = row.ok_or(NO_ROW)?.base
             && let Some(entry) = self.entries.get_mut(&base)
         {
@@ -140,18 +142,33 @@ impl Keyed {
 
     /// A row of the base changes for the first time.
     fn of_base(&mut self, key: Vec<u8>, image: Vec<u8>) -> usize {
-        let number = self.rows.len();
         let key = key.into_boxed_slice();
-        self.rows.push(Some(Row {
+        let number = self.row(Row {
             image: image.into_boxed_slice(),
             base: Some(key.clone()),
-        }));
+        });
         let entry = Entry {
             base: Base::Became(number),
             now: Some(number),
         };
         self.entries.insert(key, entry);
         number
+    }
+
+    /// The number of a new row.
+    fn row(&mut self, row: Row) -> usize {
+        match self.free.pop() {
+            Some(number) => {
+                if let Some(place) = self.rows.get_mut(number) {
+                    *place = Some(row);
+                }
+                number
+            }
+            None => {
+                self.rows.push(Some(row));
+                self.rows.len() - 1
+            }
+        }
     }
 
     fn overwrite(&mut self, number: usize, image: Image) -> Result<(), Unusable> {
@@ -168,8 +185,9 @@ impl Keyed {
     pub(super) fn bytes(&self, entry_bytes: usize) -> usize {
         let keys: usize = self.entries.keys().map(|key| key.len() + entry_bytes).sum();
         let rows = self.rows.iter().flatten();
-        let images: usize = rows.map(|row| row.image.len()).sum();
-        keys + images
+        let images = rows.map(|row| row.image.len() + row.base.as_ref().map_or(0, |key| key.len()));
+        let places = self.rows.len() * size_of::<Option<Row>>();
+        keys + images.sum::<usize>() + places
     }
 
     /// Rows of the base that must come by.
@@ -337,6 +355,18 @@ mod tests {
             &[("d", "a", "d\t1\t?"), ("a", "d", "a\t1\t?")],
             Ok(&["a\t1\tx", "b\t2\ty", "c\t3\tz"]),
         );
+    }
+
+    #[test]
+    fn what_comes_and_goes_takes_no_room() {
+        let mut net = Keyed::default();
+        for _ in 0..1000 {
+            net.insert(b"d".to_vec(), b"d\t1".to_vec()).unwrap();
+            net.delete(b"d".to_vec(), false).unwrap();
+            net.delete(b"a".to_vec(), false).unwrap_or(());
+            net.insert(b"a".to_vec(), b"a\t1".to_vec()).unwrap();
+        }
+        assert!(net.rows.len() < 3 && net.entries.len() == 1);
     }
 
     #[test]
