@@ -73,6 +73,8 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
         }
         Place::Repository(repository) => {
             let (_, store) = source_store(&repository, args.source.wanted()).await?;
+            // For writing: sealed with the newest key.
+            let store = repository.create_source(store.id()).await?;
             let grace = Duration::from_secs(u64::from(args.grace_hours) * 3600);
             Passes::Repository(store, grace)
         }

@@ -464,7 +464,8 @@ mod tests {
 
     #[test]
     fn a_connection_string_is_bounded() {
-        let padded = |bytes: usize| format!("host=db application_name={:x<bytes$}", "");
+        let padded =
+            |bytes: usize| format!("host=db user=u dbname=d application_name={:x<bytes$}", "");
         assert!(connection(&padded(100)).is_ok());
         let problem = connection(&padded(CONNECTION_BYTES_MAX)).unwrap_err();
         assert_eq!(problem.code(), Code::InvalidConnection);

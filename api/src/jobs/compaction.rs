@@ -25,7 +25,11 @@ pub(crate) async fn pass(
     // Never twice at once, and not while retention deletes.
     let _one = app.upkeep.lock().await;
     let settings = settings(app, source).await?;
-    let store = app.repository.source(source).await?;
+    if !dry_run {
+        app.supervisor.check_writer(source).await?;
+    }
+    // For writing: sealed with the newest key.
+    let store = app.supervisor.store(source).await?;
     let spool = app.spool_dir.as_path();
     std::fs::create_dir_all(spool).map_err(|error| {
         Problem::new(Code::Internal).detail(format!("{}: {error}", spool.display()))

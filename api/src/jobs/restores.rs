@@ -18,7 +18,7 @@ use crate::http::{Code, Problem, ProgressView, ReportView, chain};
 /// Progress within a phase is noted at most this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Restores at the same time: each has sessions, child processes and buffers of its own.
-const RESTORES_MAX: usize = 8;
+const RESTORES_MAX: usize = 64;
 /// Clients that follow restores at the same time.
 const FOLLOWERS_MAX: usize = 64;
 

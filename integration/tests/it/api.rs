@@ -201,6 +201,7 @@ async fn every_operation_answers_as_documented() -> Result<()> {
         .ok()?;
 
     api.ask("key_show", &[], "", None).await?.ok()?;
+    api.ask("data_key_rotate", &shop, "", None).await?.ok()?;
     let wrong = json!({"fingerprint": "0000000000000000"});
     ensure!(api.ask("key_confirm", &[], "", Some(wrong)).await?.status == 422);
     api.ask("metrics", &[], "", None).await?;
