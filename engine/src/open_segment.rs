@@ -265,8 +265,8 @@ impl OpenSegment {
         self.sequences()
     }
 
-    /// Writes the samples whose position is reached, between transactions. Not before: a base that is
-    /// taken ahead of the stream makes a restore begin behind this segment, and what was sampled once
+    /// Writes the samples whose position is reached, between transactions. Not only before: a base that
+    /// is taken ahead of the stream makes a restore begin behind this segment, and what was sampled once
     /// is not written again while it stays so.
     fn sequences(&mut self) -> Result<(), Error> {
         while !self.in_transaction
@@ -342,10 +342,15 @@ impl OpenSegment {
 
     /// Cuts here and begins the next segment. Only when [`Self::can_cut`].
     pub(crate) fn seal(&mut self) -> Result<SealedSegment, Error> {
-        let writing = match self.writing.take() {
+        let mut writing = match self.writing.take() {
             Some(writing) => writing,
             None => self.place.open(self.start)?,
         };
+        // What a sequence gave for a row in here is in no sample of a position in here, and the one
+        // that waits for the stream is gone if this process ends now. So it is written here as well.
+        if let Some((lsn, samples)) = self.held_sequences.front() {
+            writing.writer.sequences(*lsn, samples).map_err(broken)?;
+        }
         while let Some((lsn, clock)) = self.marks.front().copied() {
             if lsn > self.end {
                 break;

@@ -280,6 +280,7 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
     assert_eq!(lineage.orphans, []);
     let mut found = Vec::new();
     let mut end = server::START;
+    let mut ahead = None;
     for key in &lineage.segments {
         assert_eq!(key.start, end);
         end = key.end;
@@ -295,7 +296,7 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
             Ok(records)
         });
         let records = records.await??;
-        check_samples(&records, end);
+        ahead = check_samples(&records, end, ahead);
         collect(records, &mut found);
         if let Some(observed) = key.observed_through {
             server.check_observed(observed, key.end);
@@ -332,16 +333,27 @@ fn check_shapes(server: &Server, lineage: &LineageListing) {
 }
 
 /// A sample of the sequences is of a position within its segment: a base that is taken ahead of the stream
-/// makes a restore begin behind the segments before, and nobody would read it there.
-fn check_samples(records: &[Record], end: Lsn) {
-    for record in records {
-        if let Record::Sequences { lsn, .. } = record {
-            assert!(
-                *lsn <= end,
-                "a sample of {lsn} in a segment that ends at {end}"
-            );
-        }
+/// makes a restore begin behind the segments before, and nobody would read it there. The last one may
+/// lie beyond and comes again, `ahead` is that of the segment before.
+fn check_samples(records: &[Record], end: Lsn, ahead: Option<Lsn>) -> Option<Lsn> {
+    let samples = records.iter().filter_map(|record| match record {
+        Record::Sequences { lsn, .. } => Some(*lsn),
+        _ => None,
+    });
+    let samples: Vec<Lsn> = samples.collect();
+    assert!(samples.is_sorted(), "{samples:?}");
+    let beyond: Vec<Lsn> = samples.iter().copied().filter(|lsn| *lsn > end).collect();
+    assert!(
+        beyond.len() <= 1,
+        "samples of {beyond:?} in a segment that ends at {end}"
+    );
+    if let Some(ahead) = ahead {
+        assert!(
+            samples.iter().any(|lsn| *lsn >= ahead),
+            "the sample of {ahead} does not come again: {samples:?} up to {end}"
+        );
     }
+    beyond.first().copied()
 }
 
 fn collect(records: Vec<Record>, found: &mut Vec<Item>) {

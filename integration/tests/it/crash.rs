@@ -42,6 +42,54 @@ async fn the_service_is_killed_while_it_captures() -> Result<()> {
     finished.thinned(9).check(&service).await
 }
 
+/// Nobody samples the sequences any more after the end of the service, and a column that no sequence
+/// owns tells how far one came.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sequences_of_a_killed_service_are_not_behind_its_rows() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    let make = "CREATE SEQUENCE s; CREATE TABLE t (n bigint PRIMARY KEY)";
+    database.execute(make).await?;
+    let settings = json!({"segment_seconds": 1, "idle_seconds": 1});
+    service
+        .add_source("shop", &database.url(), settings)
+        .await?;
+    service.wait_protected("shop").await?;
+    let client = database.connect().await?;
+    let write = "DO $$ BEGIN LOOP INSERT INTO t VALUES (nextval('s')); COMMIT; END LOOP; END $$";
+    let writing = client.batch_execute(write);
+    let watching = async {
+        for _ in 0..3 {
+            let position = truth::wal_position(&database.connect().await?).await?;
+            service.wait_durable("shop", &position).await?;
+        }
+        service.kill()
+    };
+    tokio::select! {
+        ended = writing => anyhow::bail!("the writer ended: {ended:?}"),
+        watched = watching => watched?,
+    }
+    let name = format!("{}_restored", database.name);
+    let mut restore = service.command()?;
+    restore.args(["restore", "shop", "--latest", "--yes"]);
+    restore.args(["--repository", storage.url(), "--key-file"]);
+    restore.arg(service.key_file());
+    restore.args(["--into", &database.server.url("postgres")]);
+    restore.args(["--create-database", &name]);
+    let output = tokio::task::spawn_blocking(move || restore.output()).await??;
+    ensure!(output.status.success(), "{output:?}");
+    let restored = database.server.connect(&name).await?;
+    let stood = "SELECT max(n), (SELECT last_value FROM s) FROM t";
+    let row = restored.query_one(stood, &[]).await?;
+    let (used, next): (i64, i64) = (row.get(0), row.get(1));
+    ensure!(
+        used > 1 && used <= next,
+        "{used} is used, the sequence is at {next}"
+    );
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_service_is_killed_while_it_takes_a_base() -> Result<()> {
     let seed = seed::choose("the_service_is_killed_while_it_takes_a_base");
