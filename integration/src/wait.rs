@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 fn patience() -> Duration {
     let given = std::env::var("LASTGOOD_TEST_PATIENCE");
     let seconds = given.ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(90))
+    Duration::from_secs(seconds.unwrap_or(180))
 }
 
 /// Asks until the answer is `Ok(Some(..))`. An error does not end the waiting, for a service that

@@ -28,9 +28,11 @@ use table::Table;
 use crate::postgres::connect;
 use crate::seed;
 
-/// Between two transactions of a writer: a history is to be varied, not long.
-const PACE_MS: u64 = 10;
-const SLOW_MS: u64 = 150;
+/// Between two transactions of a writer, while somebody waits for them.
+const PACE: Duration = Duration::from_millis(10);
+/// And while nobody does: a test that takes its time is not to end in a history that takes longer to be
+/// replayed.
+const SLOW_PACE: Duration = Duration::from_millis(150);
 
 /// Tables named so have no usable replica identity: they are as of the base unless the settings ask
 /// for more.
@@ -146,9 +148,9 @@ struct Shared {
     schema: Schema,
     url: String,
     commits: AtomicU64,
+    /// As many of them are waited for.
+    goal: AtomicU64,
     stop: AtomicBool,
-    /// Milliseconds between two transactions of a writer.
-    pace: AtomicU64,
     /// Writers hold it for a transaction; whoever holds it alone sees a quiet moment.
     gate: RwLock<()>,
     progress: Notify,
@@ -192,8 +194,8 @@ impl Workload {
             schema,
             url: url.to_owned(),
             commits: AtomicU64::new(0),
+            goal: AtomicU64::new(0),
             stop: AtomicBool::new(false),
-            pace: AtomicU64::new(PACE_MS),
             gate: RwLock::default(),
             progress: Notify::new(),
         });
@@ -213,12 +215,6 @@ impl Workload {
         self.shared.schema.restarts
     }
 
-    /// Writers wait longer from now on: a test that takes its time is not to end in a history that takes
-    /// longer to be replayed.
-    pub fn slow_down(&self) {
-        self.shared.pace.store(SLOW_MS, Ordering::Relaxed);
-    }
-
     /// Transactions that were committed until now.
     pub fn commits(&self) -> u64 {
         self.shared.commits.load(Ordering::Relaxed)
@@ -230,6 +226,7 @@ impl Workload {
     /// When a writer has failed.
     pub async fn advance(&mut self, more: u64) -> Result<()> {
         let goal = self.commits() + more;
+        self.shared.goal.store(goal, Ordering::Relaxed);
         while self.commits() < goal {
             tokio::select! {
                 () = self.shared.progress.notified() => {}
@@ -283,8 +280,12 @@ async fn write(shared: Arc<Shared>, number: usize) -> Result<()> {
         }
         client = (!connected.is_closed()).then_some(connected);
         drop(open);
-        let pace = shared.pace.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(pace)).await;
+        let goal = shared.goal.load(Ordering::Relaxed);
+        let pace = match shared.commits.load(Ordering::Relaxed) < goal {
+            true => PACE,
+            false => SLOW_PACE,
+        };
+        tokio::time::sleep(pace).await;
     }
     Ok(())
 }

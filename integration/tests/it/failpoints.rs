@@ -152,7 +152,6 @@ async fn capturing(seed: u64) -> Result<()> {
     let storage = Storage::s3().map_or_else(Storage::local, Ok)?;
     let service = Service::start(&storage).await?;
     let mut history = History::start(&service, TestDatabase::new(18).await?, seed).await?;
-    history.workload.slow_down();
     service.kill()?;
     for point in CAPTURE {
         until(&service, point).await?;
@@ -174,7 +173,6 @@ async fn taking_bases(seed: u64) -> Result<()> {
         INSERT INTO ballast SELECT n, md5(n::text) || md5((-n)::text) FROM generate_series(1, 20000) n";
     database.execute(ballast).await?;
     let mut history = History::start(&service, database, seed.wrapping_add(1)).await?;
-    history.workload.slow_down();
     service.kill()?;
     let path = format!("/api/v1/sources/{}/bases", history.name);
     for point in BASE {
@@ -308,7 +306,6 @@ async fn failing(seed: u64) -> Result<()> {
     service.wait_healthy().await?;
     let database = TestDatabase::new(18).await?;
     let mut history = History::start(&service, database, seed.wrapping_add(2)).await?;
-    history.workload.slow_down();
     let missing = |points: &[(&'static str, u32)]| -> Vec<&'static str> {
         let log = service.log();
         let points = points.iter().map(|(point, _)| *point);

@@ -158,12 +158,16 @@ async fn a_removal_says_what_it_could_not_drop() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_is_cancelled_and_says_what_is_left() -> Result<()> {
     let storage = Storage::local()?;
-    let service = Service::start(&storage).await?;
+    let service = Service::builder().storage(&storage).prepare()?;
+    // Loads no row before that file is there: never.
+    let hang = format!(
+        "restore.data=hang:{}",
+        service.data_dir().join("never").display()
+    );
+    service.spawn_with(&[("LASTGOOD_FAILPOINTS", &hang)])?;
+    service.wait_healthy().await?;
     let database = TestDatabase::new(18).await?;
     shop(&service, &database, &database.url()).await?;
-    database
-        .execute("INSERT INTO t SELECT n, repeat('x', 500) FROM generate_series(1, 200000) n")
-        .await?;
     write(&service, &database, 0).await?;
     let back = format!("{}_cancelled", database.name);
     let into = json!({"connection": database.server.url("postgres"), "create_database": back});
@@ -172,9 +176,13 @@ async fn a_restore_is_cancelled_and_says_what_is_left() -> Result<()> {
         .await?;
     let path = format!("/api/v1/restores/{id}");
     // Once something is in the target.
-    let replaying =
-        |restore: &Value| restore["phase"] == "replay" || restore["finished"].is_string();
-    wait::until_value("the replay", || service.get(&path), replaying).await?;
+    let hangs = async || {
+        Ok(service
+            .log()
+            .contains("failpoint restore.data: ")
+            .then_some(()))
+    };
+    wait::until("the rows", hangs).await?;
     let cancelled = service
         .request(Method::POST, &format!("{path}/cancel"), None)
         .await?;

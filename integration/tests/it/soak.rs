@@ -177,7 +177,6 @@ impl World {
     }
 
     async fn warm_up(&mut self) -> Result<()> {
-        self.history.workload.slow_down();
         self.history.record_loud().await?;
         self.forget();
         self.base().await?;
