@@ -265,9 +265,9 @@ impl OpenSegment {
         self.sequences()
     }
 
-    /// Writes the samples whose position is reached, between transactions. Not only before: a base that
-    /// is taken ahead of the stream makes a restore begin behind this segment, and what was sampled once
-    /// is not written again while it stays so.
+    /// Writes the samples whose position is reached, between transactions. What [`Self::seal`] writes
+    /// before is not enough: a base that is taken ahead of the stream makes a restore begin behind that
+    /// segment, and what was sampled once is not written again while it stays so.
     fn sequences(&mut self) -> Result<(), Error> {
         while !self.in_transaction
             && let Some((lsn, samples)) = self

@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lastgood_proto::Oid;
 use lastgood_proto::segment::Record;
+use lastgood_proto::{Lsn, Oid};
 use lastgood_store::{SourceStore, failpoint};
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
@@ -18,7 +18,7 @@ use crate::changes::{Changes, Range, Reached};
 use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
-use crate::segments::Segments;
+use crate::segments::{Segment, Segments};
 use crate::sequences::Samples;
 use crate::{Error, catalog};
 
@@ -236,6 +236,7 @@ impl Reader {
                     return Ok(self.samples);
                 }
             }
+            self.samples.read_to(end(&segment));
         }
         if take(Item::End)? == Flow::Stop {
             return Ok(self.samples);
@@ -254,7 +255,13 @@ impl Reader {
                     _ => {}
                 }
             }
+            self.samples.read_to(end(&segment));
         }
         Ok(self.samples)
     }
+}
+
+/// Of a segment that was read.
+fn end(segment: &Segment) -> Lsn {
+    segment.footer().map_or(Lsn::INVALID, |footer| footer.end)
 }

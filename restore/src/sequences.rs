@@ -24,6 +24,8 @@ pub(crate) struct Samples {
     wanted: Lsn,
     before: Option<(Lsn, Vec<SequenceSample>)>,
     after: Option<(Lsn, Vec<SequenceSample>)>,
+    /// Everything up to the position of `after` was read.
+    reached: bool,
     /// Tables whose sequences a TRUNCATE has set back between the two: the later one may be past the
     /// earlier one again and still short of where they stood.
     restarted: HashSet<Oid>,
@@ -35,13 +37,14 @@ impl Samples {
             wanted,
             before: None,
             after: None,
+            reached: false,
             restarted: HashSet::new(),
         }
     }
 
     /// TRUNCATE … RESTART IDENTITY of these.
     pub(crate) fn restart(&mut self, tables: &[Oid]) {
-        if self.after.is_none() {
+        if !self.reached {
             self.restarted.extend(tables);
         }
     }
@@ -56,9 +59,15 @@ impl Samples {
         }
     }
 
-    /// One at or after the target was seen: no later one is needed.
+    /// A segment was read to its end. It may hold a sample of a position that lies beyond: what came
+    /// between the two is still to be read.
+    pub(crate) fn read_to(&mut self, end: Lsn) {
+        self.reached |= self.after.as_ref().is_some_and(|(lsn, _)| *lsn <= end);
+    }
+
+    /// One at or after the target was seen, and what came before it: nothing more is needed.
     pub(crate) const fn found(&self) -> bool {
-        self.after.is_some()
+        self.reached
     }
 
     /// One sequence was seen at or after the target. One that the capturing role may not read never is.
@@ -131,7 +140,7 @@ pub(crate) async fn set(
             count += 1;
         }
         // What it has filled in may be further than any sample says.
-        let is_sure = samples.seen_after(&schema, &name) && !choice.went_back;
+        let is_sure = samples.found() && samples.seen_after(&schema, &name) && !choice.went_back;
         if cycles || is_sure && restarted.is_empty() {
             continue;
         }
@@ -286,6 +295,23 @@ mod tests {
         assert!(samples.restarted.is_empty());
         samples.restart(&[table]);
         samples.see(Lsn::new(60), vec![sample(920, true)]);
+        samples.read_to(Lsn::new(60));
+        samples.restart(&[other]);
+        assert_eq!(samples.restarted, HashSet::from([table]));
+    }
+
+    #[test]
+    fn a_restart_counts_up_to_the_place_of_a_sample_that_was_written_ahead() {
+        let (table, other) = (Oid::new(1), Oid::new(2));
+        let mut samples = Samples::new(Lsn::new(50));
+        samples.see(Lsn::new(10), vec![sample(900, true)]);
+        samples.see(Lsn::new(60), vec![sample(920, true)]);
+        samples.read_to(Lsn::new(55));
+        assert!(!samples.found(), "a restart may be between 55 and 60");
+        samples.restart(&[table]);
+        samples.see(Lsn::new(60), vec![sample(920, true)]);
+        samples.read_to(Lsn::new(70));
+        assert!(samples.found());
         samples.restart(&[other]);
         assert_eq!(samples.restarted, HashSet::from([table]));
     }
@@ -299,6 +325,8 @@ mod tests {
         assert!(!samples.found());
         samples.see(Lsn::new(60), vec![sample(3, true)]);
         samples.see(Lsn::new(70), vec![sample(4, true)]);
+        samples.read_to(Lsn::new(70));
+        assert!(samples.found());
         let values: Vec<_> = samples
             .of(Lsn::new(20), "public", "s")
             .map(|sample| sample.last_value.as_str())
