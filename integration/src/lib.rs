@@ -8,6 +8,7 @@
 
 pub mod case;
 pub mod digest;
+pub mod failpoint;
 mod guardian;
 pub mod hard_values;
 pub mod history;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lastgood_integration::history::{self, History, Moment};
 use lastgood_integration::{
-    Postgres, Service, Stop, Storage, TestDatabase, digest, seed, truth, wait,
+    Postgres, Service, Stop, Storage, TestDatabase, digest, failpoint, seed, truth, wait,
 };
 use rand::Rng;
 use serde_json::{Value, json};
@@ -325,12 +325,9 @@ async fn a_graceful_end_in_the_middle_of_a_base_and_of_a_restore() -> Result<()>
         .await?;
     service.wait_protected("shop").await?;
     service.terminate().await?;
-    let never = service.data_dir().join("never").display().to_string();
     // Runs until it hangs at `point`, then ends it.
     let ended_at = async |point: &str, begin: &str, body: Value| -> Result<Value> {
-        let armed = format!("{point}=hang:{never}");
-        service.spawn_with(&[("LASTGOOD_FAILPOINTS", &armed)])?;
-        service.wait_healthy().await?;
+        failpoint::start_hanging(&service, point).await?;
         service.wait_protected("shop").await?;
         database
             .execute("INSERT INTO t SELECT max(id) + 1, 'before' FROM t")
@@ -338,9 +335,7 @@ async fn a_graceful_end_in_the_middle_of_a_base_and_of_a_restore() -> Result<()>
         let position = truth::wal_position(&database.connect().await?).await?;
         service.wait_durable("shop", &position).await?;
         let job = service.post(begin, body).await?;
-        let told = format!("failpoint {point}: ");
-        let hangs = async || Ok(service.log().contains(&told).then_some(()));
-        wait::until(point, hangs).await?;
+        failpoint::wait_hanging(&service, point).await?;
         database
             .execute("INSERT INTO t SELECT max(id) + 1, 'meanwhile' FROM t")
             .await?;

@@ -6,12 +6,11 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, ensure};
+use lastgood_integration::failpoint::{VARIABLE, told};
 use lastgood_integration::history::{self, History, Moment};
 use lastgood_integration::{Service, Storage, TestDatabase, digest, seed, truth, wait};
 use reqwest::Method;
 use serde_json::{Value, json};
-
-const VARIABLE: &str = "LASTGOOD_FAILPOINTS";
 
 /// While a source begins, with the pass of each point.
 const BEGIN: [(&str, u32); 2] = [("lineage.slot", 1), ("lineage.file", 1)];
@@ -74,11 +73,6 @@ async fn every_point_is_walked_through() -> Result<()> {
 /// What arms a point.
 fn armed((point, pass): (&str, u32), action: &str) -> String {
     format!("{point}={action}@{pass}")
-}
-
-/// What the program says when it comes to an armed point.
-fn told(point: &str) -> String {
-    format!("failpoint {point}: ")
 }
 
 /// The process must have ended at this point, and by nothing else.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::service::cli;
 use lastgood_integration::{
-    Proxy, Service, Storage, TestDatabase, digest, history, postgres, truth, wait,
+    Proxy, Service, Storage, TestDatabase, digest, failpoint, history, postgres, truth, wait,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -159,13 +159,7 @@ async fn a_removal_says_what_it_could_not_drop() -> Result<()> {
 async fn a_restore_is_cancelled_and_says_what_is_left() -> Result<()> {
     let storage = Storage::local()?;
     let service = Service::builder().storage(&storage).prepare()?;
-    // Loads no row before that file is there: never.
-    let hang = format!(
-        "restore.data=hang:{}",
-        service.data_dir().join("never").display()
-    );
-    service.spawn_with(&[("LASTGOOD_FAILPOINTS", &hang)])?;
-    service.wait_healthy().await?;
+    failpoint::start_hanging(&service, "restore.data").await?;
     let database = TestDatabase::new(18).await?;
     shop(&service, &database, &database.url()).await?;
     write(&service, &database, 0).await?;
@@ -176,13 +170,7 @@ async fn a_restore_is_cancelled_and_says_what_is_left() -> Result<()> {
         .await?;
     let path = format!("/api/v1/restores/{id}");
     // Once something is in the target.
-    let hangs = async || {
-        Ok(service
-            .log()
-            .contains("failpoint restore.data: ")
-            .then_some(()))
-    };
-    wait::until("the rows", hangs).await?;
+    failpoint::wait_hanging(&service, "restore.data").await?;
     let cancelled = service
         .request(Method::POST, &format!("{path}/cancel"), None)
         .await?;
