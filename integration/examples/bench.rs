@@ -1,9 +1,10 @@
-//! `make bench`: capture beside `pg_recvlogical`, and restore beside `pg_restore` of a dump that was
-//! taken at the target. Both sides of a row run in turn, on the same server, WAL and machine.
+//! `make bench`: capture beside `pg_recvlogical`, restore beside `pg_restore` of a dump that was taken at
+//! the target, and pgbench on a source beside the same without us. Both sides of a row run in turn, on the
+//! same server, WAL and machine.
 //!
 //! The capture side is the whole way: decode, NDJSON, zstd, AES-GCM, fsync into local files, confirm;
 //! `pg_recvlogical` throws the same stream away. Its last cut waits for `segment_seconds` (1 here), which
-//! is part of the time. What is printed is the table of BENCHMARKS.md.
+//! is part of the time. What is printed are the tables of BENCHMARKS.md.
 #![expect(clippy::print_stdout, reason = "printing a table is what it is for")]
 
 use std::fs;
@@ -20,6 +21,10 @@ use serde_json::json;
 /// Odd, so that the median is one of them.
 const RUNS: usize = 5;
 const DATABASE: &str = "bench";
+/// Of one run of pgbench on a source.
+const OVERHEAD_SECONDS: u32 = 15;
+/// A rate at which neither side has to wait for a core.
+const OVERHEAD_RATE: u32 = 400;
 
 struct Workload {
     name: &'static str,
@@ -61,7 +66,124 @@ async fn main() -> Result<()> {
             println!("{}", run(&workload).await?);
         }
     }
+    if only.is_none_or(|only| "the source's overhead".contains(&only)) {
+        println!();
+        println!("| pgbench | without | with lastgood attached | ratio |");
+        println!("|---|---|---|---|");
+        println!("{}", overhead().await?);
+    }
     Ok(())
+}
+
+/// What a source loses by being captured: pgbench as fast as it goes, and its latency at a fixed rate.
+async fn overhead() -> Result<String> {
+    let server = Arc::new(Postgres::start(18, &["max_wal_size=8GB", "fsync=on"]).await?);
+    server.create_database(DATABASE).await?;
+    finish(
+        server
+            .program("pgbench")
+            .args(["-iq", "-s", "10", DATABASE]),
+    )?;
+    let service = Service::start(&Storage::local()?).await?;
+    let settings = json!({"segment_seconds": 5, "no_identity": "full"});
+    service
+        .add_source("source", &server.url(DATABASE), settings)
+        .await?;
+    let client = server.connect(DATABASE).await?;
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    let (mut slow_with, mut slow_without) = (Vec::new(), Vec::new());
+    let mut cpu = Vec::new();
+    let path = "/api/v1/sources/source";
+    for run in 1..=RUNS {
+        service.wait_bases("source", run).await?;
+        let before = cpu_seconds(&service)?;
+        let fast = pgbench(&server, None)?;
+        service
+            .wait_durable("source", &truth::wal_position(&client).await?)
+            .await?;
+        let spent = cpu_seconds(&service)? - before;
+        cpu.push(spent / (fast.tps * f64::from(OVERHEAD_SECONDS)) * 1e6);
+        with.push(fast.tps);
+        slow_with.push(pgbench(&server, Some(OVERHEAD_RATE))?.latency);
+        service
+            .post(&format!("{path}/pause"), json!({"slot": "drop"}))
+            .await?;
+        without.push(pgbench(&server, None)?.tps);
+        slow_without.push(pgbench(&server, Some(OVERHEAD_RATE))?.latency);
+        service.post(&format!("{path}/resume"), json!({})).await?;
+    }
+    let row = |name: &str, unit: &str, without: &mut [f64], with: &mut [f64]| {
+        let (without, with) = (middle(without), middle(with));
+        format!(
+            "| {name} | {without:.2} {unit} | {with:.2} {unit} | {:.2} |",
+            with / without
+        )
+    };
+    Ok([
+        row(
+            "4 clients, as fast as they go",
+            "tps",
+            &mut without,
+            &mut with,
+        ),
+        row(
+            &format!("{OVERHEAD_RATE} a second, latency"),
+            "ms",
+            &mut slow_without,
+            &mut slow_with,
+        ),
+        format!(
+            "| the service's CPU | | {:.0} µs a transaction | |",
+            middle(&mut cpu)
+        ),
+    ]
+    .join("\n"))
+}
+
+struct Pgbench {
+    tps: f64,
+    /// In milliseconds.
+    latency: f64,
+}
+
+fn pgbench(server: &Postgres, rate: Option<u32>) -> Result<Pgbench> {
+    let mut pgbench = server.program("pgbench");
+    let time = OVERHEAD_SECONDS.to_string();
+    pgbench.args(["-n", "-c", "4", "-j", "2", "-M", "prepared", "-T", &time]);
+    if let Some(rate) = rate {
+        pgbench.args(["-R", &rate.to_string()]);
+    }
+    let output = pgbench.arg(DATABASE).stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let number = |name: &str| -> Result<f64> {
+        let (_, rest) = text.split_once(name).with_context(|| text.clone())?;
+        let number = rest.split_whitespace().next().context("a number")?;
+        Ok(number.parse()?)
+    };
+    Ok(Pgbench {
+        tps: number("tps = ")?,
+        latency: number("latency average = ")?,
+    })
+}
+
+/// User and system time of the service so far.
+fn cpu_seconds(service: &Service) -> Result<f64> {
+    let process = service.process_id().context("the service runs")?;
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("a name")?;
+    let ticks: Vec<&str> = rest.split_whitespace().skip(11).take(2).collect();
+    let ticks: Vec<f64> = ticks
+        .iter()
+        .map(|ticks| ticks.parse())
+        .collect::<Result<_, _>>()?;
+    // Linux counts in hundredths of a second, whatever the kernel is built with.
+    Ok(ticks.iter().sum::<f64>() / 100.0)
+}
+
+fn middle(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 async fn run(workload: &Workload) -> Result<String> {
