@@ -30,19 +30,20 @@ pub(super) async fn conditional_put(backend: &Backend) -> Result<ConditionalPut>
             .store
             .put_opts(&path, payload, PutOptions::from(mode))
     };
-    let result = match put("first\n", PutMode::Create).await {
+    // Some servers do not know the condition and say so, each in its way. What else such an answer may
+    // mean holds for a put without condition, too, or not for the condition asked again.
+    let first = match put("first\n", PutMode::Create).await {
+        Err(error) if unknown(&error) => put("first\n", PutMode::Overwrite).await,
+        put => put,
+    };
+    let result = match first {
         Ok(_) => match put("second\n", PutMode::Create).await {
             Ok(_) => Ok(ConditionalPut::Ignored),
+            Err(error) if unknown(&error) => Ok(ConditionalPut::Ignored),
             Err(error) => match put_error(&key, &error) {
                 Error::Conflict { .. } => Ok(ConditionalPut::Enforced),
                 other => Err(other),
             },
-        },
-        // Some servers do not know the condition and say so, each in its way. What else such an answer
-        // may mean holds for a put without condition, too.
-        Err(error) if unknown(&error) => match put("first\n", PutMode::Overwrite).await {
-            Ok(_) => Ok(ConditionalPut::Ignored),
-            Err(error) => Err(put_error(&key, &error)),
         },
         Err(error) => Err(put_error(&key, &error)),
     };
