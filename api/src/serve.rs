@@ -37,6 +37,8 @@ const SEAL_LABEL: &[u8] = b"lastgood catalog connection v1";
 const CONNECTIONS_DEADLINE: Duration = Duration::from_secs(3);
 /// Name of the catalog's setting that says which repository it belongs to.
 const REPOSITORY: &str = "repository";
+/// Set once its sources are in the catalog.
+const TAKEN_UP: &str = "taken_up";
 /// And where that was when it was last used.
 const REPOSITORY_URL: &str = "repository_url";
 
@@ -141,10 +143,9 @@ async fn assemble(config: &Config) -> anyhow::Result<Shared> {
     };
     let path = config.catalog_path();
     let catalog = Catalog::open(&path).with_context(|| format!("cannot use {}", path.display()))?;
-    let fresh = catalog.setting(REPOSITORY).await?.is_none();
     let repository = open_repository(&catalog, config, encryption).await?;
-    if fresh {
-        take_up(&catalog, &seal, &repository).await;
+    if catalog.setting(TAKEN_UP).await?.is_none() && take_up(&catalog, &seal, &repository).await {
+        catalog.set_setting(TAKEN_UP, "yes".to_owned()).await?;
     }
     let (token, made) = secrets::token(&config.token_path())?;
     if made {
@@ -215,8 +216,9 @@ pub(crate) async fn remember(
     Ok(())
 }
 
-/// A new catalog beside a repository that holds sources: it is the old one that was lost.
-async fn take_up(catalog: &Catalog, seal: &Seal, repository: &Repository) {
+/// A new catalog beside a repository that holds sources: it is the old one that was lost. Whether all of
+/// them were taken up.
+async fn take_up(catalog: &Catalog, seal: &Seal, repository: &Repository) -> bool {
     match Box::pin(rebuild::rebuild(catalog, seal, repository)).await {
         Ok(found) => {
             for source in found {
@@ -226,14 +228,16 @@ async fn take_up(catalog: &Catalog, seal: &Seal, repository: &Repository) {
                     "found in the repository; it waits for its connection string"
                 );
             }
+            true
         }
         Err(error) => {
             let error = http::chain(&error);
             tracing::error!(
                 error,
-                "the sources of the repository cannot be taken up: once it is well, stop the service and \
-                 run `lastgood catalog rebuild`"
+                "the sources of the repository cannot be taken up; the next start tries again, as does \
+                 `lastgood catalog rebuild`"
             );
+            false
         }
     }
 }
