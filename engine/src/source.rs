@@ -22,7 +22,6 @@ use lastgood_pg::{
 use lastgood_proto::manifest::EndReason;
 use lastgood_proto::{Class, LineageId, Lsn, PgTimestamp, SourceId, encoding};
 use lastgood_store::SourceStore;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, chain};
@@ -45,7 +44,7 @@ pub struct Source {
     pub writer: Writer,
 }
 
-/// What the operator wants of a source that runs. Read whenever a lineage is opened.
+/// What the operator wants once, of the next lineage that is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Control {
     /// Begin a new lineage if the last one was ended by the WAL budget; else that is an error.
@@ -91,7 +90,8 @@ pub(crate) enum FirstBase {
 }
 
 /// Runs a source until it is cancelled or fails. A gap is no failure: the lineage ends, on
-/// record, and the next one begins.
+/// record, and the next one begins. Once a lineage is open `control` is empty: what was asked for is
+/// done.
 ///
 /// # Errors
 /// Whatever keeps it from being captured; [`Error::class`] tells whether trying again helps. It
@@ -100,7 +100,7 @@ pub async fn run(
     source: Source,
     store: SourceStore,
     spool_dir: PathBuf,
-    control: watch::Receiver<Control>,
+    control: &mut Control,
     events: Events,
     cancel: CancellationToken,
 ) -> Result<Stopped, Error> {
@@ -114,22 +114,16 @@ pub async fn run(
     let mut first_base: Option<first_base::Task> = None;
     let mut reopened: Option<LineageId> = None;
     let mut pause = RETRY_FIRST;
-    // What somebody asked for is asked for once, not for as long as this runs.
-    let mut is_asked = true;
     loop {
         events.send(Event::Status(SourceStatus::starting()));
-        let control = match is_asked {
-            true => *control.borrow(),
-            false => Control::default(),
-        };
         let mut lineage = None;
         let attempt = async {
             let opened = tokio::select! {
                 () = cancel.cancelled() => return Ok(running::Outcome::Cancelled),
-                opened = lineage::open(&source, &store, control, &events) => opened?,
+                opened = lineage::open(&source, &store, *control, &events) => opened?,
             };
             lineage = Some(opened.file.id);
-            is_asked = false;
+            *control = Control::default();
             let spool_dir = spool_dir.clone();
             Box::pin(running::run(
                 &store,

@@ -14,7 +14,7 @@ use lastgood_engine::{Control, Event, Events, Source, SourceSettings, run};
 use lastgood_integration::TestDatabase;
 use lastgood_proto::SourceId;
 use lastgood_store::{Encryption, MasterKey, Repository, StorageOptions};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// The promise is for the whole service; this process is a test harness besides.
@@ -51,16 +51,13 @@ async fn stays_flat_through_one_huge_transaction() -> Result<()> {
     let store = repository.create_source(id).await?;
     let (sender, mut events) = mpsc::channel(1000);
     let cancel = CancellationToken::new();
-    let (_control, control) = watch::channel(Control::default());
     let spool = folder.path().join("spool");
-    let running = tokio::spawn(run(
-        source,
-        store,
-        spool,
-        control,
-        Events::new(sender),
-        cancel.clone(),
-    ));
+    let stop = cancel.clone();
+    let running = tokio::spawn(async move {
+        let mut control = Control::default();
+        let events = Events::new(sender);
+        run(source, store, spool, &mut control, events, stop).await
+    });
     let begun = tokio::time::timeout(DEADLINE, async {
         while let Some(event) = events.recv().await {
             if matches!(event, Event::BaseFinished { .. }) {

@@ -11,7 +11,7 @@ mod snapshot;
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lastgood_engine::{Control, Event, Events, Source, Writer};
@@ -29,6 +29,9 @@ pub(crate) use snapshot::{Snapshot, State};
 
 /// An answer to a change waits this long for what comes of it.
 const SETTLE_TIME: Duration = Duration::from_secs(5);
+/// So long an operator's resume holds while an attempt fails in passing: a server takes a minute to notice
+/// that the reader of a slot is gone. Longer, and it could rob a service that has begun since.
+const RESUME_HOLDS: Duration = Duration::from_secs(300);
 /// Events a slow catalog may leave waiting; beyond it the index misses rows until the next start.
 const EVENTS_WAITING_MAX: usize = 4096;
 
@@ -67,9 +70,9 @@ struct Task {
 #[derive(Default)]
 struct Wake {
     notify: Notify,
-    /// Whether an operator asked for the next attempt: it may start a new lineage where the last one
-    /// ended, and take the source back from another service.
-    resumed: std::sync::atomic::AtomicBool,
+    /// When an operator asked to resume, until that is done: the next lineage may begin where the last
+    /// one was ended, and take the source back from another service.
+    resumed: Mutex<Option<Instant>>,
 }
 
 /// What stands between a source's row and the engine.
@@ -198,8 +201,7 @@ impl Supervisor {
             }
             let cancel = shared.cancel.child_token();
             let wake = Arc::new(Wake::default());
-            wake.resumed
-                .store(resumed, std::sync::atomic::Ordering::Relaxed);
+            wake.set_resumed(resumed);
             let snapshot = supervised.snapshot.clone();
             let tracker = shared.tracker.clone();
             let done = tracker.spawn(supervise(
@@ -312,15 +314,26 @@ impl Supervisor {
 impl Wake {
     fn ask(&self, resumed: bool) {
         if resumed {
-            self.resumed
-                .store(true, std::sync::atomic::Ordering::Relaxed);
+            self.set_resumed(true);
         }
         self.notify.notify_one();
     }
 
-    fn take_resumed(&self) -> bool {
-        self.resumed
-            .swap(false, std::sync::atomic::Ordering::Relaxed)
+    fn set_resumed(&self, resumed: bool) {
+        *self.lock() = resumed.then(Instant::now);
+    }
+
+    /// What an operator wants of the next attempt.
+    fn control(&self) -> Control {
+        let resumed = self.lock().is_some_and(|at| at.elapsed() < RESUME_HOLDS);
+        Control {
+            new_lineage: resumed,
+            take_over: resumed,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.resumed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -353,10 +366,15 @@ async fn supervise(
     let mut backoff = Backoff::default();
     while !cancel.is_cancelled() {
         let begun = Instant::now();
-        let resumed = wake.take_resumed();
+        let asked = wake.control();
+        let mut control = asked;
         // On the heap: the engine's future is large.
-        let attempt = Box::pin(attempt(&shared, id, resumed, &snapshot, &cancel));
-        let (class, again, reason) = match attempt.await {
+        let attempt = Box::pin(attempt(&shared, id, &mut control, &snapshot, &cancel));
+        let outcome = attempt.await;
+        if control != asked {
+            wake.set_resumed(false);
+        }
+        let (class, again, reason) = match outcome {
             Ok(()) if cancel.is_cancelled() => break,
             Ok(()) => (
                 Class::Transient,
@@ -472,7 +490,7 @@ fn warn_half(id: SourceId, retained_bytes: u64, budget_bytes: u64) {
 async fn attempt(
     shared: &Arc<SharedState>,
     id: SourceId,
-    resumed: bool,
+    control: &mut Control,
     snapshot: &watch::Sender<Snapshot>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
@@ -500,10 +518,6 @@ async fn attempt(
     let events = Events::new(sender);
     let outcome = match row.desired {
         Desired::Running => {
-            let (_control, control) = watch::channel(Control {
-                new_lineage: resumed,
-                take_over: resumed,
-            });
             let spool_dir = shared.spool_dir.join(id.to_string());
             let run =
                 lastgood_engine::run(source, store, spool_dir, control, events, cancel.clone());

@@ -13,7 +13,7 @@ use lastgood_proto::listing::LineageListing;
 use lastgood_proto::segment::{Record, SegmentReader};
 use lastgood_proto::{Lsn, SourceId};
 use lastgood_store::{Backend, Encryption, MasterKey, Repository, SourceStore};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -61,23 +61,20 @@ impl Fixture {
         self.start_with(Control::default())
     }
 
-    pub(crate) fn start_with(&self, control: Control) -> Running {
+    pub(crate) fn start_with(&self, mut control: Control) -> Running {
         let (sender, events) = mpsc::channel(10_000);
         let cancel = CancellationToken::new();
-        let (control, receiver) = watch::channel(control);
-        let task = tokio::spawn(run(
-            self.source.clone(),
-            self.store.clone(),
-            self.spool.path().to_owned(),
-            receiver,
-            Events::new(sender),
-            cancel.clone(),
-        ));
+        let (source, store) = (self.source.clone(), self.store.clone());
+        let (spool, events_in) = (self.spool.path().to_owned(), Events::new(sender));
+        let stop = cancel.clone();
+        let task =
+            tokio::spawn(
+                async move { run(source, store, spool, &mut control, events_in, stop).await },
+            );
         Running {
             task,
             events,
             cancel,
-            _control: control,
         }
     }
 
@@ -117,7 +114,6 @@ pub(crate) struct Running {
     task: JoinHandle<Result<Stopped, Error>>,
     events: mpsc::Receiver<Event>,
     cancel: CancellationToken,
-    _control: watch::Sender<Control>,
 }
 
 impl Running {
