@@ -112,7 +112,11 @@ impl Writer {
     /// Becomes the writer, unless this run is it already, and says under which number.
     pub(crate) async fn claim(&self, store: &SourceStore, asked: bool) -> Result<u32, Error> {
         let (number, before) = match self.look(store).await? {
-            Standing::Ours(number) => return Ok(number),
+            // Perhaps by a put whose answer was lost.
+            Standing::Ours(number) => {
+                self.claimed().insert(store.id(), number);
+                return Ok(number);
+            }
             Standing::Vacant => (0, None),
             Standing::Before(number, name) => (number, Some(name)),
             Standing::New(number) => (number, None),
