@@ -204,7 +204,8 @@ impl OpenSegment {
                         .filter(|(lsn, _)| *lsn <= begin.commit_lsn);
                     let known = before.map(|(_, clock)| *clock).max();
                     let known = known.max(self.observed_through);
-                    begin.commit_time = known.unwrap_or(begin.commit_time);
+                    // At the very begin of a lineage nothing is: then it is any moment before all others.
+                    begin.commit_time = known.unwrap_or(PgTimestamp::from_micros(0));
                     self.replicated = Some(begin.commit_time);
                 }
                 Ok(())

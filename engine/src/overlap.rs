@@ -5,7 +5,8 @@
 //! number tells it from the server that was captured, and one lineage would hold two histories. But
 //! its slot went back with the storage: it has confirmed less than is durable. So whenever the slot
 //! has confirmed less, the stream begins there, and each transaction it sends below the durable LSN
-//! must be the one that is stored: same commit LSN, xid and commit time. After a crash that is so,
+//! must be the one that is stored: same commit LSN, xid and commit time (but for one that was replayed
+//! from another server, whose time is not stored). After a crash that is so,
 //! and the overlap is short; the first difference ends the lineage.
 //!
 //! Until the overlap is checked nothing new is confirmed: a check that is cut short is made again.
@@ -87,6 +88,8 @@ struct Inside {
     /// It has shown a change and was compared. One that shows none is not stored either: before 15
     /// the walsender sends those too.
     compared: bool,
+    /// It was replayed from another server, whose time of commit it has; a segment has the time here.
+    from_elsewhere: bool,
 }
 
 /// What to do with a message.
@@ -233,6 +236,7 @@ impl Check {
                 self.inside = Some(Inside {
                     begin,
                     compared: false,
+                    from_elsewhere: false,
                 });
                 Ok(Judged::LeaveOut)
             }
@@ -240,7 +244,12 @@ impl Check {
                 self.inside = None;
                 Ok(Judged::LeaveOut)
             }
-            Message::Origin(_) => Ok(Judged::LeaveOut),
+            Message::Origin(_) => {
+                if let Some(inside) = &mut self.inside {
+                    inside.from_elsewhere = true;
+                }
+                Ok(Judged::LeaveOut)
+            }
             Message::Message(message) if !message.transactional => Ok(Judged::LeaveOut),
             Message::Insert(_)
             | Message::Update(_)
@@ -252,9 +261,9 @@ impl Check {
 
     /// The transaction that the stream is inside with the next one that is stored.
     fn compare(&mut self) -> Result<Judged, Error> {
-        let begin = match &self.inside {
+        let (begin, from_elsewhere) = match &self.inside {
             Some(inside) if inside.compared => return Ok(Judged::LeaveOut),
-            Some(inside) => inside.begin,
+            Some(inside) => (inside.begin, inside.from_elsewhere),
             None => return Err(Error::Stream("a change outside a transaction".to_owned())),
         };
         let next = match self.next_expected() {
@@ -265,7 +274,7 @@ impl Check {
         let same = |next: &Transaction| {
             next.commit_lsn == begin.commit_lsn
                 && next.xid == begin.xid
-                && next.time == begin.commit_time
+                && (from_elsewhere || next.time == begin.commit_time)
         };
         match next {
             Some(next) if same(&next) => {
@@ -274,6 +283,7 @@ impl Check {
                 self.inside = Some(Inside {
                     begin,
                     compared: true,
+                    from_elsewhere,
                 });
                 Ok(Judged::LeaveOut)
             }

@@ -11,8 +11,8 @@ use lastgood_engine::worker::Stream;
 use lastgood_engine::{Error, Mark, Marks, Shape};
 use lastgood_proto::copy_both::ReplicationMessage;
 use lastgood_proto::pgoutput::{
-    self, Begin, Column, Commit, Insert, LogicalMessage, Message, Relation, ReplicaIdentity,
-    TupleBuf, Value,
+    self, Begin, Column, Commit, Insert, LogicalMessage, Message, Origin, Relation,
+    ReplicaIdentity, TupleBuf, Value,
 };
 use lastgood_proto::segment::SequenceSample;
 use lastgood_proto::{Lsn, Oid, PgTimestamp, Xid};
@@ -32,6 +32,8 @@ pub(crate) enum Item {
         commit_lsn: Lsn,
         end_lsn: Lsn,
         time: PgTimestamp,
+        /// The time is another server's.
+        from_elsewhere: bool,
         rows: Vec<(u32, String)>,
     },
     /// Of no transaction; the LSN is its record's end.
@@ -148,7 +150,13 @@ impl Server {
     /// Every commit with a time up to `observed` must lie at or below `end`.
     pub(crate) fn check_observed(&self, observed: PgTimestamp, end: Lsn) {
         for item in &self.state().history {
-            if let Item::Transaction { time, end_lsn, .. } = item {
+            if let Item::Transaction {
+                time,
+                end_lsn,
+                from_elsewhere: false,
+                ..
+            } = item
+            {
                 assert!(
                     *time > observed || *end_lsn <= end,
                     "observed {observed} claims too much"
@@ -291,12 +299,17 @@ impl State {
         let commit_lsn = self.advance();
         let xid = u32::try_from(self.history.len()).expect("a short history") + 700;
         let end_lsn = self.wal_end;
-        let time = PgTimestamp::from_micros(self.clock);
+        let from_elsewhere = self.rng.random_range(0..10) == 0;
+        let time = match from_elsewhere {
+            true => self.rng.random_range(0..1_000_000_000_000),
+            false => self.clock,
+        };
         self.history.push(Item::Transaction {
             xid,
             commit_lsn,
             end_lsn,
-            time,
+            time: PgTimestamp::from_micros(time),
+            from_elsewhere,
             rows,
         });
     }
@@ -502,6 +515,7 @@ fn encode(item: &Item, described: &mut bool, queue: &mut VecDeque<ReplicationMes
             commit_lsn,
             end_lsn,
             time,
+            from_elsewhere,
             rows,
         } => {
             let begin = Begin {
@@ -510,6 +524,13 @@ fn encode(item: &Item, described: &mut bool, queue: &mut VecDeque<ReplicationMes
                 xid: Xid::new(*xid),
             };
             push(&Message::Begin(begin), *commit_lsn);
+            if *from_elsewhere {
+                let origin = Origin {
+                    commit_lsn: *commit_lsn,
+                    name: b"upstream",
+                };
+                push(&Message::Origin(origin), *commit_lsn);
+            }
             for (relation, value) in rows {
                 if !std::mem::replace(described, true) {
                     (1..4).for_each(|oid| push(&Message::Relation(relation_of(oid)), Lsn::INVALID));
