@@ -39,10 +39,8 @@ pub enum Error {
          time; the connection was closed so that the server need not wait"
     )]
     NotConfirmed { durable: Lsn },
-    /// The repository changed between listing it and streaming: another service was at work.
-    #[error(
-        "lineage {lineage} grew past {listed} while it was being opened: another writer was at work"
-    )]
+    /// The repository holds what was not there when it was listed: another service was at work.
+    #[error("lineage {lineage} grew past {listed} after it was listed: another writer was at work")]
     Overtaken { lineage: LineageId, listed: Lsn },
     /// Another service is the writer now; see [`crate::Writer`].
     #[error(

@@ -54,16 +54,6 @@ pub fn decide(listing: &LineageListing, file: &LineageFile, server: &ServerState
     let gap = |reason, detail: String| Decision::Gap { reason, detail };
     let durable = durable_end(listing, file);
 
-    if let Some(fork) = &listing.fork {
-        return gap(
-            EndReason::Forked,
-            format!(
-                "two of its segments hold the same from {} on: two services have written here, and \
-                 what follows is never restored",
-                fork.start
-            ),
-        );
-    }
     if server.system_id != file.system_id {
         return gap(
             EndReason::SystemChanged,
@@ -160,7 +150,7 @@ pub fn durable_end(listing: &LineageListing, file: &LineageFile) -> Lsn {
 mod tests {
     use super::*;
     use lastgood_proto::key::{SegmentKey, SegmentKind};
-    use lastgood_proto::listing::{Fork, GivenUp};
+    use lastgood_proto::listing::GivenUp;
     use lastgood_proto::manifest::Version1;
     use lastgood_proto::{LineageId, PgTimestamp};
 
@@ -186,7 +176,7 @@ mod tests {
                 })
                 .collect(),
             orphans: Vec::new(),
-            fork: None,
+            beside: Vec::new(),
             superseded: Vec::new(),
         };
         let file = LineageFile {
@@ -281,18 +271,6 @@ mod tests {
             check(&[(100, 300)], |s| s.slot = confirmed(301)),
             Err(EndReason::SlotAhead)
         );
-    }
-
-    #[test]
-    fn a_fork_is_a_gap() {
-        let (mut listing, file, server) = fixture(&[(100, 300)]);
-        listing.fork = Some(Fork {
-            start: Lsn::new(300),
-            segments: Vec::new(),
-        });
-        let decision = decide(&listing, &file, &server);
-        let forked = EndReason::Forked;
-        assert!(matches!(decision, Decision::Gap { reason, .. } if reason == forked));
     }
 
     #[test]

@@ -284,7 +284,6 @@ pub(crate) fn goes_on(reason: EndReason, settings: &SourceSettings, control: Con
         | EndReason::SystemChanged
         | EndReason::TimelineChanged
         | EndReason::ServerBehind
-        | EndReason::Forked
         | EndReason::Stopped => true,
     }
 }

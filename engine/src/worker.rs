@@ -7,8 +7,8 @@
 //! Invariants:
 //! - What is confirmed to the server is the end of the last segment whose upload has succeeded, and
 //!   segments are uploaded one at a time, in order: so it never passes the contiguous durable run.
-//! - A failed upload is repeated with the same bytes under the same key. A second attempt that cut
-//!   elsewhere would fork the lineage if the first had in truth succeeded.
+//! - A failed upload is repeated with the same bytes under the same key: the first attempt may have
+//!   succeeded in truth, and of two that cut elsewhere one would be stored for nothing.
 //! - The stream is read only while the spool has room, but status always flows.
 //! - A transaction is never cut. Stopping inside one gives it up: the server sends it again.
 //!
@@ -48,8 +48,6 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stop waits for the last upload.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// How long after the start a put of whoever was here before may arrive.
-const LATE_PUTS: Duration = Duration::from_secs(120);
 /// Messages taken in one turn of the loop.
 const BURST: usize = 128;
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -164,7 +162,6 @@ pub async fn run<S: Stream, M: Marks>(
         open: OpenSegment::new(place, start.durable, start.observed_through),
         upload: None,
         durable: start.durable,
-        first: Some((start.durable, now)),
         marks: MarkTimer {
             idle: Some(marks),
             running: None,
@@ -195,9 +192,6 @@ struct Worker<S, M> {
     upload: Option<Upload>,
     /// End of the last segment known to be stored; survives a restart as the listing's end.
     durable: Lsn,
-    /// Where the first segment of this worker begins, and since when it works; until nobody else's
-    /// can appear there any more.
-    first: Option<(Lsn, Instant)>,
     marks: MarkTimer<M>,
     look: Look,
     store: SourceStore,
@@ -387,11 +381,9 @@ impl<S: Stream, M: Marks> Worker<S, M> {
     fn start_upload(&mut self, cut: Cut, pause: Duration) {
         let store = self.store.clone();
         let lineage = self.lineage;
-        let since = self.first.map(|(start, _)| start);
-        self.first = self.first.filter(|(_, begun)| begun.elapsed() < LATE_PUTS);
         self.upload = Some(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            let result = store_cut(&store, lineage, &cut, since).await;
+            let result = store_cut(&store, lineage, &cut).await;
             (cut, result)
         }));
     }

@@ -23,6 +23,8 @@ pub enum Fault {
     NoAnswer,
     /// Nothing, for ever; the server does not hear of it.
     Silence,
+    /// Nothing, for ever; the server hears of it at [`S3Proxy::deliver`].
+    Late,
     /// It is done without its condition, as by a server that does not know any.
     NoCondition,
     /// The answer that the same request had when it was last let through.
@@ -56,11 +58,13 @@ struct State {
     /// How often each fault was met.
     met: HashMap<Fault, u64>,
     answers: HashMap<String, Vec<u8>>,
+    late: Vec<(Head, Vec<u8>)>,
 }
 
 /// The proxy; it ends with its handle.
 pub struct S3Proxy {
     address: SocketAddr,
+    server: String,
     state: Arc<Mutex<State>>,
     _task: JoinSet<()>,
 }
@@ -86,15 +90,16 @@ impl S3Proxy {
             decide: Box::new(|_| None),
             met: HashMap::new(),
             answers: HashMap::new(),
+            late: Vec::new(),
         }));
         let mut task = JoinSet::new();
-        let shared = Arc::clone(&state);
+        let (shared, behind) = (Arc::clone(&state), server.clone());
         task.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 while connections.try_join_next().is_some() {}
                 let (shared, server, secret) =
-                    (Arc::clone(&shared), server.clone(), secret.clone());
+                    (Arc::clone(&shared), behind.clone(), secret.clone());
                 connections.spawn(async move {
                     // A connection that breaks is what this is about.
                     let _ = carry(client, &server, &secret, &shared).await;
@@ -103,6 +108,7 @@ impl S3Proxy {
         });
         Ok(Some(Self {
             address,
+            server,
             state,
             _task: task,
         }))
@@ -120,6 +126,21 @@ impl S3Proxy {
     /// From now on all requests pass.
     pub fn mend(&self) {
         self.set(|_| None);
+    }
+
+    /// Lets the server have every request that was to be late, and says what it answers.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn deliver(&self) -> Result<Vec<String>> {
+        let late = std::mem::take(&mut lock(&self.state).late);
+        let mut statuses = Vec::new();
+        for (head, body) in late {
+            let answer = ask(&self.server, &head, &body).await?;
+            let status = String::from_utf8_lossy(&answer);
+            statuses.push(status.lines().next().unwrap_or_default().to_owned());
+        }
+        Ok(statuses)
     }
 
     /// How many requests have met this fault.
@@ -153,7 +174,10 @@ async fn carry(
         fault
     };
     let head = match fault {
-        Some(Fault::Silence) => {
+        Some(fault @ (Fault::Silence | Fault::Late)) => {
+            if fault == Fault::Late {
+                lock(state).late.push((head, body));
+            }
             // Until the client has enough.
             let _ = client.read_to_end(&mut Vec::new()).await;
             return Ok(());
@@ -181,11 +205,7 @@ async fn carry(
         }
         Some(Fault::NoAnswer) | None => head,
     };
-    let mut upstream = TcpStream::connect(server).await?;
-    upstream.write_all(head.text().as_bytes()).await?;
-    upstream.write_all(&body).await?;
-    let mut answer = Vec::new();
-    upstream.read_to_end(&mut answer).await?;
+    let answer = ask(server, &head, &body).await?;
     if fault == Some(Fault::NoAnswer) {
         return Ok(());
     }
@@ -195,6 +215,15 @@ async fn carry(
     }
     client.write_all(&answer).await?;
     Ok(())
+}
+
+async fn ask(server: &str, head: &Head, body: &[u8]) -> Result<Vec<u8>> {
+    let mut upstream = TcpStream::connect(server).await?;
+    upstream.write_all(head.text().as_bytes()).await?;
+    upstream.write_all(body).await?;
+    let mut answer = Vec::new();
+    upstream.read_to_end(&mut answer).await?;
+    Ok(answer)
 }
 
 /// The first lines of a request.

@@ -1,10 +1,13 @@
 //! What a source holds, made of nothing but its object keys. Pure.
 //!
+//! Every segment holds what was committed in its range, so any of them that follow each other say the same:
+//! a merged one and those it was made of, and what a service that was killed or taken over stored beside its
+//! successor, which goes on from the end of what it has found while the other's last put may arrive at any
+//! time. What matters is where they lead: the chain is the way that reaches furthest, by the longest steps.
+//!
 //! Invariant: `LineageListing::segments` is a contiguous chain from the lineage's start, or from what
-//! retention has left, each segment beginning where the one before ends. A merged segment takes the place of
-//! all that lie within its range, which count nowhere from then on, so nothing depends on how many of them are
-//! still there. Segments that overlap otherwise were made by two writers: the chain ends before such a fork,
-//! and none of what follows is ever chosen.
+//! retention has left, each segment beginning where the one before ends. What lies within the range of a
+//! merged segment of it counts nowhere, so nothing depends on how much of that is still there.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,9 +43,11 @@ pub struct LineageListing {
     pub given_up: GivenUp,
     /// The contiguous chain, by LSN.
     pub segments: Vec<SegmentKey>,
-    /// Segments that do not join the chain: something between is missing.
+    /// Segments behind the chain that do not join it, by LSN: something between is missing. Those that
+    /// follow each other are a run of their own.
     pub orphans: Vec<SegmentKey>,
-    pub fork: Option<Fork>,
+    /// Segments that lead nowhere, beside the chain or a run of orphans, by LSN.
+    pub beside: Vec<SegmentKey>,
     /// Segments whose place a merged one has taken, by LSN.
     pub superseded: Vec<SegmentKey>,
 }
@@ -79,15 +84,6 @@ impl From<RetiredFile> for GivenUp {
             before: file.before,
         }
     }
-}
-
-/// Where two services wrote into one lineage.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fork {
-    /// Where the first of two that overlap begins; mostly both do.
-    pub start: Lsn,
-    /// From there on, by LSN: which of them go together cannot be told.
-    pub segments: Vec<SegmentKey>,
 }
 
 impl Listing {
@@ -155,32 +151,46 @@ impl Listing {
 }
 
 impl LineageListing {
-    /// All segments that count, in the chain or not.
+    /// All segments but those whose place a merged one has taken.
     pub fn all_segments(&self) -> impl Iterator<Item = &SegmentKey> {
-        let behind = self.fork.iter().flat_map(|fork| &fork.segments);
-        self.segments.iter().chain(&self.orphans).chain(behind)
+        let others = self.orphans.iter().chain(&self.beside);
+        self.segments.iter().chain(others)
     }
 
-    /// Every merged segment that is there, those in other merged ones first.
+    /// Whether it is in the chain, or in a run behind a missing segment.
+    #[must_use]
+    pub fn uses(&self, segment: &SegmentKey) -> bool {
+        [&self.segments, &self.orphans]
+            .iter()
+            .any(|run| run.binary_search(segment).is_ok())
+    }
+
+    /// Every merged segment that is used, or in one that is; those in other merged ones first.
     #[must_use]
     pub fn merged(&self) -> Vec<SegmentKey> {
-        let all = self.all_segments().chain(&self.superseded);
+        let used = self.segments.iter().chain(&self.orphans);
+        let all = used.chain(&self.superseded);
         let merged = all.filter(|segment| segment.kind == SegmentKind::Merged);
         let mut merged: Vec<SegmentKey> = merged.copied().collect();
         merged.sort_by_key(|segment| (Reverse(segment.start), segment.end));
         merged
     }
 
-    /// What a merged segment was made of, as far as it is still there, by LSN.
+    /// What lies within the range of a merged segment and in no other merged one there, as far as it is
+    /// still there: the segments it was made of, by LSN, and each other by itself.
     #[must_use]
-    pub fn parts_of(&self, merged: &SegmentKey) -> Vec<SegmentKey> {
+    pub fn parts_of(&self, merged: &SegmentKey) -> Vec<Vec<SegmentKey>> {
         let from = self
             .superseded
             .partition_point(|segment| segment.start < merged.start);
         let within = self.superseded.iter().skip(from);
         let within = within.take_while(|segment| segment.start < merged.end);
         let within = within.filter(|segment| merged.replaces(segment)).copied();
-        unreplaced(within.collect()).0
+        let joined = Joined::of(within.collect(), Lsn::default());
+        let parts = [joined.chain, joined.orphans].concat();
+        let others = joined.beside.into_iter().map(|other| vec![other]);
+        let all = std::iter::once(parts).chain(others);
+        all.filter(|parts| !parts.is_empty()).collect()
     }
 
     fn give_up(&mut self, given: &GivenUp) {
@@ -188,9 +198,9 @@ impl LineageListing {
         self.bases.retain(|base| !given.bases.contains(base));
         let all = self.all_segments().chain(&self.superseded);
         let left = all.filter(|segment| !given.has(segment));
-        let joined = Joined::of(left.copied().collect());
-        (self.segments, self.orphans, self.fork) = (joined.chain, joined.orphans, joined.fork);
-        self.superseded = joined.superseded;
+        let joined = Joined::of(left.copied().collect(), self.given_up.before);
+        (self.segments, self.orphans) = (joined.chain, joined.orphans);
+        (self.beside, self.superseded) = (joined.beside, joined.superseded);
     }
 
     /// End LSN of the contiguous durable run; none before the first segment.
@@ -222,7 +232,7 @@ struct Parts {
 
 impl Parts {
     fn lineage(self, id: LineageId) -> LineageListing {
-        let joined = Joined::of(self.segments);
+        let joined = Joined::of(self.segments, Lsn::default());
         LineageListing {
             id,
             described: self.described,
@@ -234,7 +244,7 @@ impl Parts {
             given_up: GivenUp::default(),
             segments: joined.chain,
             orphans: joined.orphans,
-            fork: joined.fork,
+            beside: joined.beside,
             superseded: joined.superseded,
         }
     }
@@ -243,57 +253,65 @@ impl Parts {
 struct Joined {
     chain: Vec<SegmentKey>,
     orphans: Vec<SegmentKey>,
-    fork: Option<Fork>,
+    beside: Vec<SegmentKey>,
     superseded: Vec<SegmentKey>,
 }
 
 impl Joined {
-    fn of(segments: BTreeSet<SegmentKey>) -> Self {
-        let (mut segments, superseded) = unreplaced(segments);
-        let mut chain: Vec<SegmentKey> = Vec::with_capacity(segments.len());
-        let mut orphans: Vec<SegmentKey> = Vec::new();
-        let forked = segments
-            .iter()
-            .zip(segments.iter().skip(1))
-            .position(|(segment, next)| next.start < segment.end);
-        let behind = segments.split_off(forked.unwrap_or(segments.len()));
+    /// The chain begins with the first segment, or where one leads furthest that begins at or before
+    /// `before`: what ends there or earlier may be gone or not.
+    fn of(segments: BTreeSet<SegmentKey>, before: Lsn) -> Self {
+        // By where they begin: how far a way leads from there, and its first step.
+        let mut ways: BTreeMap<Lsn, Way> = BTreeMap::new();
+        for step in segments.iter().rev() {
+            let way = Way {
+                reach: ways.get(&step.end).map_or(step.end, |on| on.reach),
+                end: step.end,
+                kind: step.kind,
+                observed_through: step.observed_through,
+                step: *step,
+            };
+            let best = ways.entry(step.start).or_insert(way);
+            *best = way.max(*best);
+        }
+        let least = segments.first().map_or(before, |first| first.start);
+        let begins = ways.range(..=least.max(before));
+        let mut next = begins.max_by_key(|(start, way)| (way.reach, Reverse(**start)));
+        let mut used = Vec::with_capacity(segments.len());
+        while let Some((_, way)) = next {
+            used.push(way.step);
+            // Behind a hole as well.
+            next = ways.range(way.end..).next();
+        }
+        let mut runs = used.chunk_by(|before, after| before.end == after.start);
+        let (chain, orphans) = used.split_at(runs.next().map_or(0, <[SegmentKey]>::len));
+        let mut joined = Self {
+            chain: chain.to_vec(),
+            orphans: orphans.to_vec(),
+            beside: Vec::new(),
+            superseded: Vec::new(),
+        };
         for segment in segments {
-            match chain.last() {
-                Some(last) if last.end != segment.start => orphans.push(segment),
-                Some(_) | None => chain.push(segment),
+            let covering = used.partition_point(|it| it.start <= segment.start);
+            match covering.checked_sub(1).and_then(|at| used.get(at)) {
+                Some(same) if *same == segment => {}
+                Some(merged) if merged.replaces(&segment) => joined.superseded.push(segment),
+                Some(_) | None => joined.beside.push(segment),
             }
         }
-        Self {
-            chain,
-            orphans,
-            fork: behind.first().map(|first| Fork {
-                start: first.start,
-                segments: behind.clone(),
-            }),
-            superseded,
-        }
+        joined
     }
 }
 
-/// Those that no merged one among them replaces, and those that one does, by LSN.
-fn unreplaced(segments: BTreeSet<SegmentKey>) -> (Vec<SegmentKey>, Vec<SegmentKey>) {
-    let mut segments: Vec<SegmentKey> = segments.into_iter().collect();
-    // Whatever replaces a segment comes before it.
-    segments.sort_by_key(|segment| (segment.start, Reverse(segment.end), Reverse(segment.kind)));
-    // The merged one that reaches furthest: if any before replaces a segment, this one does.
-    let mut furthest: Option<SegmentKey> = None;
-    let (mut replaced, mut left): (Vec<SegmentKey>, Vec<SegmentKey>) =
-        segments.into_iter().partition(|segment| {
-            let replaced = furthest.is_some_and(|merged| merged.replaces(segment));
-            let further = furthest.is_none_or(|merged| merged.end < segment.end);
-            if segment.kind == SegmentKind::Merged && further {
-                furthest = Some(*segment);
-            }
-            replaced
-        });
-    left.sort();
-    replaced.sort();
-    (left, replaced)
+/// A way through the segments of a lineage. The greatest is taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
+    reach: Lsn,
+    /// Of its first step, as the two that follow.
+    end: Lsn,
+    kind: SegmentKind,
+    observed_through: Option<PgTimestamp>,
+    step: SegmentKey,
 }
 
 #[cfg(test)]
@@ -413,7 +431,7 @@ mod tests {
             let after = &list(&left).lineages[0];
             prop_assert_eq!(&after.segments, &by_day);
             prop_assert_eq!(&after.orphans, &[]);
-            prop_assert_eq!(&after.fork, &None);
+            prop_assert_eq!(&after.beside, &[]);
             prop_assert_eq!(after.superseded.len(), left.len() - by_day.len());
             prop_assert_eq!(after.durable_lsn(), before.durable_lsn());
             prop_assert_eq!(after.observed_through(), before.observed_through());
@@ -421,8 +439,9 @@ mod tests {
             // What each was made of is right below it.
             for one in whole.merged() {
                 let parts = whole.parts_of(&one);
-                prop_assert_eq!(merged(&parts), one);
-                prop_assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
+                prop_assert_eq!(parts.len(), 1);
+                prop_assert_eq!(merged(&parts[0]), one);
+                prop_assert!(parts[0].windows(2).all(|pair| pair[0].end == pair[1].start));
             }
             // Retention sees no hole either.
             let before = given_up.get(&chain).end;
@@ -431,12 +450,12 @@ mod tests {
             let after = list(&left).without(&given);
             let expected: Vec<_> = by_day.iter().filter(|segment| segment.end > before).copied().collect();
             prop_assert_eq!(&after.lineages[0].segments, &expected);
-            prop_assert!(after.lineages[0].orphans.is_empty() && after.lineages[0].fork.is_none());
+            prop_assert!(after.lineages[0].orphans.is_empty() && after.lineages[0].beside.is_empty());
         }
     }
 
     #[test]
-    fn what_lies_across_the_border_of_a_merged_segment_is_a_fork() {
+    fn what_lies_across_the_border_of_a_merged_segment_lies_beside_it() {
         let whole = merged(&[segment(2, 4), segment(4, 6)]);
         let lineage = |segments: &[SegmentKey]| list(segments).lineages[0].clone();
         // A second writer's within it had no part in it, and counts no more than the others.
@@ -448,25 +467,30 @@ mod tests {
             whole,
         ]);
         assert_eq!(within.segments, [segment(1, 2), whole]);
-        assert_eq!(within.fork, None);
-        let overlap = within.parts_of(&whole);
-        assert_eq!(overlap, [segment(2, 4), segment(2, 5), segment(4, 6)]);
-        for across in [
-            segment(1, 3),
-            segment(5, 7),
-            merged(&[segment(5, 6), segment(6, 7)]),
-        ] {
-            let forked = lineage(&[segment(0, 1), whole, across]);
-            assert_eq!(forked.segments, [segment(0, 1)]);
-            let first = whole.start.min(across.start);
-            assert_eq!(forked.fork.map(|fork| fork.start), Some(first));
+        assert_eq!(within.beside, []);
+        let parts = within.parts_of(&whole);
+        assert_eq!(
+            parts,
+            [vec![segment(2, 4), segment(4, 6)], vec![segment(2, 5)]]
+        );
+        for across in [segment(1, 3), segment(5, 7)] {
+            let lineage = lineage(&[segment(0, 2), whole, across]);
+            assert_eq!(lineage.segments, [segment(0, 2), whole]);
+            assert_eq!((lineage.orphans, lineage.beside), (vec![], vec![across]));
         }
-        // The same range with other times was made by somebody who saw other parts.
+        // It is used for as long as the way through what is left of the parts reaches further; nothing is
+        // deleted for one that is not in use.
+        let across = segment(4, 9);
+        let further = lineage(&[segment(1, 2), segment(2, 4), segment(4, 6), whole, across]);
+        assert_eq!(further.segments, [segment(1, 2), segment(2, 4), across]);
+        assert_eq!((further.merged(), further.superseded), (vec![], vec![]));
+        // The same range with other times was made by somebody who saw other parts: either will do.
         let other = SegmentKey {
             observed_through: Some(PgTimestamp::from_micros(1)),
             ..whole
         };
-        assert!(lineage(&[whole, other]).fork.is_some());
+        let twice = lineage(&[whole, other]);
+        assert_eq!((twice.segments.len(), twice.beside.len()), (1, 1));
     }
 
     #[test]
@@ -500,25 +524,79 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// Services take over from each other at the end of what they find, and the last put of each may
+        /// arrive at any time after: what is captured stays one chain.
+        #[test]
+        fn late_puts_take_nothing_away(
+            turns in prop::collection::vec(
+                (prop::collection::vec(1_u64..9, 1..5), prop::option::of(1_u64..30)), 1..6,
+            ),
+            lengths in prop::collection::vec(0_usize..5, 0..8),
+            is_cleared: bool,
+            given_up: prop::sample::Index,
+        ) {
+            let (mut start, mut chain, mut late) = (1, Vec::new(), Vec::new());
+            for (steps, unfinished) in &turns {
+                for step in steps {
+                    chain.push(segment(start, start + step));
+                    start += step;
+                }
+                late.extend(unfinished.map(|unfinished| segment(start, start + unfinished)));
+            }
+            // All but the newest may have been merged, and deleted, before the late ones arrive.
+            let (last, older) = chain.split_last().unwrap();
+            let (left, made) = merge(older, &lengths);
+            let older = if is_cleared { left } else { [older, &made].concat() };
+            let there = [&older[..], &[*last], &late].concat();
+            let whole = &list(&there).lineages[0];
+            // Nor does retention take what lies beside for the beginning.
+            let before = given_up.get(&whole.segments).end;
+            let given = GivenUp { before, ..GivenUp::default() };
+            let given = BTreeMap::from([(LineageId::new(1, 1), given)]);
+            let left = &list(&there).without(&given).lineages[0];
+            for (lineage, from) in [(whole, Lsn::new(1)), (left, before)] {
+                let segments = &lineage.segments;
+                prop_assert!(segments.windows(2).all(|two| two[0].end == two[1].start));
+                prop_assert!(segments.first().is_none_or(|first| first.start <= from));
+                let end = lineage.durable_lsn().unwrap_or(from);
+                prop_assert!(end >= Lsn::new(start), "{:?}", lineage);
+                let all: BTreeSet<SegmentKey> = lineage.all_segments().chain(&lineage.superseded).copied().collect();
+                let expected: BTreeSet<SegmentKey> = there.iter().filter(|it| it.end > from).copied().collect();
+                prop_assert_eq!(all, expected);
+            }
+        }
+    }
+
     #[test]
-    fn a_fork_ends_the_chain_and_nothing_behind_it_counts() {
-        let forked = [segment(2, 3), segment(2, 4), segment(3, 5), segment(4, 6)];
-        let listing = list(&[&[segment(1, 2)], &forked[..]].concat());
-        let lineage = &listing.lineages[0];
-        assert_eq!(lineage.segments, [segment(1, 2)]);
-        assert_eq!(lineage.orphans, []);
-        let fork = Fork {
-            start: Lsn::new(2),
-            segments: forked.to_vec(),
+    fn the_way_that_leads_furthest_is_the_chain() {
+        let lineage = |segments: &[SegmentKey]| list(segments).lineages[0].clone();
+        let chain = [segment(1, 2), segment(2, 4), segment(4, 6)];
+        // Both begin together, one leads on; the other reaches further for a while.
+        let late = segment(2, 5);
+        let found = lineage(&[&chain[..], &[late]].concat());
+        assert_eq!(
+            (&found.segments[..], &found.beside[..]),
+            (&chain[..], &[late][..])
+        );
+        let found = lineage(&[chain[0], chain[1], late]);
+        assert_eq!(
+            (&found.segments[..], &found.beside[..]),
+            (&[chain[0], late][..], &chain[1..2])
+        );
+        // Both lead on: the longest step, and of equal ones the one that has seen more.
+        let found = lineage(&[&chain[..], &[segment(2, 3), segment(3, 4)]].concat());
+        assert_eq!(found.segments, chain);
+        let seen = SegmentKey {
+            observed_through: Some(PgTimestamp::from_micros(1)),
+            ..chain[1]
         };
-        assert_eq!(lineage.fork, Some(fork));
-        // Behind a hole as well, and from the first segment on.
-        let listing = list(&[segment(1, 2), segment(3, 4), segment(4, 5), segment(4, 6)]);
-        assert_eq!(listing.lineages[0].orphans, [segment(3, 4)]);
-        let listing = list(&[segment(1, 3), segment(1, 2)]);
-        assert_eq!(listing.lineages[0].durable_lsn(), None);
-        // Where they do not begin together.
-        let listing = list(&[segment(0, 1), segment(1, 3), segment(2, 4), segment(4, 5)]);
-        assert_eq!(listing.lineages[0].durable_lsn(), Some(Lsn::new(1)));
+        let found = lineage(&[&chain[..], &[seen]].concat());
+        assert_eq!(found.segments, [chain[0], seen, chain[2]]);
+        // Beside a run behind a hole.
+        let found = lineage(&[segment(1, 2), segment(3, 4), segment(4, 6), segment(4, 5)]);
+        assert_eq!(found.segments, [segment(1, 2)]);
+        assert_eq!(found.orphans, [segment(3, 4), segment(4, 6)]);
+        assert_eq!(found.beside, [segment(4, 5)]);
     }
 }

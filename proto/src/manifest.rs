@@ -137,8 +137,6 @@ pub enum EndReason {
     ServerBehind,
     /// The slot held more WAL than the budget allows and was dropped to protect the source.
     BudgetExceeded,
-    /// Two services wrote into it: two of its segments overlap.
-    Forked,
     /// An operator paused the source and let the slot go, or removed the source.
     Stopped,
 }

@@ -193,13 +193,6 @@ fn beyond_a_hole(survey: &Survey, choice: &Choice) -> Option<Error> {
         .next_back()
         .unwrap_or(choice.base.id.consistent_point());
     let lineage = survey.listing.lineage(choice.lineage)?;
-    if let Some(fork) = &lineage.fork {
-        let why = format!(
-            "two services wrote into lineage {} from {} on, and what follows is never restored",
-            lineage.id, fork.start
-        );
-        return Some(Error::LatestNotRecoverable { at: end, why });
-    }
     let beyond = lineage.orphans.iter().find(|orphan| orphan.start > end)?;
     Some(Error::SegmentsMissing {
         lineage: choice.lineage,

@@ -5,7 +5,7 @@
 //! over, a day again when it is. A span with more in it than one object is to hold is halved, down to a
 //! minute. A finer span never reaches across the border of a coarser one, and only whole ones are
 //! merged, so whatever two services see of a lineage, they make segments that lie within each other or
-//! apart, never a fork.
+//! apart.
 //!
 //! Nothing is merged across a change of the source's shape: there windows end, exactly (see `window`).
 //!

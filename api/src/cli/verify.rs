@@ -146,16 +146,6 @@ async fn verify(
     let mut tally = Tally::default();
     let objects = store.objects().await?;
     tally.all = objects.len() as u64;
-    match Survey::read(store).await {
-        Ok(survey) => {
-            for lineage in &survey.listing.lineages {
-                check_chain(store, &survey, lineage, &mut tally);
-            }
-            tally.windows = Some(WindowsView::from(&survey));
-            tally.promise = retention.and_then(|retention| Promise::of(&survey, retention));
-        }
-        Err(error) => tally.problems.push(("listing".to_owned(), chain(&error))),
-    }
     let listing = Listing::from_objects(objects.iter().map(|entry| entry.object.clone()));
     let chosen = chosen(store, choice, &objects, &listing);
     let bar = output.is_watched().then(|| {
@@ -166,11 +156,16 @@ async fn verify(
             .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()),
         )
     });
+    let mut failed = Vec::new();
     for entry in chosen {
         tally.objects += 1;
         tally.bytes += entry.bytes;
-        if let Err(problem) = check(store, &listing, &entry.object, choice, &mut tally).await {
-            tally.problems.push((store.path(&entry.object), problem));
+        let object = &entry.object;
+        if check(store, &listing, object, choice, &mut tally)
+            .await
+            .is_err()
+        {
+            failed.push(object);
         }
         if let Some(bar) = &bar {
             bar.inc(1);
@@ -179,7 +174,46 @@ async fn verify(
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
+    if !failed.is_empty() {
+        recheck(store, &failed, choice, &mut tally).await?;
+    }
+    // At the end, so that it misses what was deleted meanwhile and should not have been.
+    match Survey::read(store).await {
+        Ok(survey) => {
+            for lineage in &survey.listing.lineages {
+                check_chain(store, &survey, lineage, &mut tally);
+            }
+            tally.windows = Some(WindowsView::from(&survey));
+            tally.promise = retention.and_then(|retention| Promise::of(&survey, retention));
+        }
+        Err(error) => tally.problems.push(("listing".to_owned(), chain(&error))),
+    }
     Ok(tally)
+}
+
+/// Compaction or retention may have deleted an object since it was listed, or what a merged one was to be
+/// compared with: only what is still there and still not right is a problem.
+async fn recheck(
+    store: &SourceStore,
+    failed: &[&SourceObject],
+    choice: &Choice,
+    tally: &mut Tally,
+) -> Result<(), Failure> {
+    let there: HashSet<SourceObject> = store
+        .objects()
+        .await?
+        .into_iter()
+        .map(|entry| entry.object)
+        .collect();
+    let listing = Listing::from_objects(there.iter().cloned());
+    for object in failed {
+        if !there.contains(object) {
+            tally.objects -= 1;
+        } else if let Err(problem) = check(store, &listing, object, choice, tally).await {
+            tally.problems.push((store.path(object), problem));
+        }
+    }
+    Ok(())
 }
 
 /// What is read: everything, or the share of the segments, the newest base, and all that is small.
@@ -238,8 +272,7 @@ fn check_chain(store: &SourceStore, survey: &Survey, lineage: &LineageListing, t
     if let (Some(end), Some(reached)) = (
         survey.ends.get(&lineage.id),
         lineage.durable_lsn().or(oldest),
-    ) && lineage.fork.is_none()
-        && reached < end.end
+    ) && reached < end.end
         && lineage.given_up.before < end.end
     {
         let path = store.path(&SourceObject::LineageEnd(lineage.id));
@@ -249,16 +282,10 @@ fn check_chain(store: &SourceStore, survey: &Survey, lineage: &LineageListing, t
         );
         tally.problems.push((path, problem));
     }
-    let forked = lineage.fork.iter().flat_map(|fork| &fork.segments);
-    let forked = forked.map(|key| {
-        let problem = "two services wrote into this lineage: it and what follows is never restored";
-        (key, problem)
-    });
-    let orphans = lineage.orphans.iter();
-    let orphans = orphans.map(|key| (key, "the segment before it is missing"));
-    for (key, problem) in forked.chain(orphans) {
+    for key in &lineage.orphans {
         let path = store.path(&SourceObject::Segment(lineage.id, *key));
-        tally.problems.push((path, problem.to_owned()));
+        let problem = "the segment before it is missing".to_owned();
+        tally.problems.push((path, problem));
     }
 }
 
@@ -283,20 +310,22 @@ async fn check(
                 Ok::<_, String>(footer.transactions)
             });
             let transactions = read.await.map_err(|_| "the check was cut short")??;
-            tally.segments += 1;
             let listed = listing.lineage(lineage);
-            let replaced = listed.is_some_and(|listed| listed.superseded.contains(&key));
-            // What is superseded is in another one.
-            tally.transactions += if replaced { 0 } else { transactions };
             let parts = listed
                 .map(|listed| listed.parts_of(&key))
                 .unwrap_or_default();
             if key.kind == SegmentKind::Merged && !parts.is_empty() {
-                lastgood_restore::same_content(store, lineage, key, &parts)
-                    .await
-                    .map_err(|error| chain(&error))?;
+                for parts in &parts {
+                    lastgood_restore::same_content(store, lineage, key, parts)
+                        .await
+                        .map_err(|error| chain(&error))?;
+                }
                 tally.compared += 1;
             }
+            tally.segments += 1;
+            // What is superseded or lies beside the chain is in another one.
+            let counts = listed.is_some_and(|listed| listed.uses(&key));
+            tally.transactions += if counts { transactions } else { 0 };
         }
         SourceObject::Manifest(lineage, base) => {
             let manifest: BaseManifest = store.get_json(object).await.map_err(text)?;

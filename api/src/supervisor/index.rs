@@ -1,10 +1,7 @@
 //! The catalog's index of a source: made equal to the repository at a start, kept so by events.
 
-use std::collections::HashSet;
-
 use lastgood_engine::Event;
 use lastgood_proto::key::{SegmentKey, SourceObject};
-use lastgood_proto::listing::Listing;
 use lastgood_proto::manifest::{BaseManifest, PointFile};
 use lastgood_proto::{LineageId, SourceId};
 use lastgood_store::{SourceStore, failpoint};
@@ -19,21 +16,20 @@ use crate::clock::now;
 pub(crate) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<(), Error> {
     let source = store.id();
     let objects = store.objects().await?;
-    let listing = Listing::from_objects(objects.iter().map(|entry| entry.object.clone()));
-    let superseded = listing.lineages.iter().flat_map(|lineage| {
-        let keys = lineage.superseded.iter();
-        keys.map(|key| (lineage.id, *key))
-    });
-    let superseded: HashSet<(LineageId, SegmentKey)> = superseded.collect();
+    let listing = store.listing(&objects).await?;
     let mut segments = Vec::new();
     for entry in objects {
         match entry.object {
-            SourceObject::Segment(lineage, key) if superseded.contains(&(lineage, key)) => {}
-            SourceObject::Segment(lineage, key) => segments.push(SegmentRow {
-                lineage,
-                key,
-                stored_bytes: Some(entry.bytes),
-            }),
+            SourceObject::Segment(lineage, key) => {
+                let listed = listing.lineage(lineage);
+                if listed.is_some_and(|listed| listed.uses(&key)) {
+                    segments.push(SegmentRow {
+                        lineage,
+                        key,
+                        stored_bytes: Some(entry.bytes),
+                    });
+                }
+            }
             SourceObject::Manifest(lineage, base) => {
                 if !catalog.is_base_known(source, lineage, base).await? {
                     let object = SourceObject::Manifest(lineage, base);

@@ -60,7 +60,6 @@ pub(super) async fn run(
         .await?;
     let mut guard = Watch::new(source, file);
     source.writer.check(store).await?;
-    not_overtaken(store, file, durable).await?;
     guard.check_not_ahead(durable).await?;
 
     let stop = cancel.child_token();
@@ -259,19 +258,6 @@ async fn newest_base_holds(
     }
     let reach = reach(base.consistent_point, &base.fingerprint, &shapes);
     Ok(base.fingerprint == shape && reach == Lsn::MAX)
-}
-
-/// Streaming means that we are the slot's only reader; but whoever was it before us may have
-/// stored one more segment after the listing was made.
-async fn not_overtaken(store: &SourceStore, file: &LineageFile, durable: Lsn) -> Result<(), Error> {
-    let newer = store.segments_from(file.id, durable).await?;
-    match newer.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Overtaken {
-            lineage: file.id,
-            listed: durable,
-        }),
-    }
 }
 
 /// What the end of a stream means.

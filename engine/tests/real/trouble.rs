@@ -1,6 +1,7 @@
 //! What a server can do to a lineage: nothing may be papered over, and the server never waits for
 //! us.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,14 @@ const TABLE: &str = "CREATE TABLE t(id bigserial PRIMARY KEY, v text)";
 
 /// A server of its own with a database and a table.
 async fn shop(major: u32) -> Result<(Arc<Postgres>, String, tokio_postgres::Client)> {
-    let server = Arc::new(Postgres::start(major, &[]).await?);
+    shop_with(major, &[]).await
+}
+
+async fn shop_with(
+    major: u32,
+    settings: &[&str],
+) -> Result<(Arc<Postgres>, String, tokio_postgres::Client)> {
+    let server = Arc::new(Postgres::start(major, settings).await?);
     let url = server.create_database("shop").await?;
     let client = server.connect("shop").await?;
     client.batch_execute(TABLE).await?;
@@ -209,6 +217,25 @@ async fn wal_of_other_databases_is_let_go() -> Result<()> {
             _ => None,
         })
         .await?;
+    // However much is written beside it, little is held back.
+    let retained = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots";
+    let begun = wal_end(&client).await?;
+    let most = Cell::new(0);
+    for _ in 0..10 {
+        let noise = "INSERT INTO noise SELECT md5(i::text) FROM generate_series(1, 100000) i";
+        server.execute("other", noise).await?;
+        // A slot lets go up to a record of the transactions that run, which a checkpoint writes.
+        server.execute("other", "CHECKPOINT").await?;
+        wait::until("WAL to be let go", async || {
+            let held: i64 = client.query_one(retained, &[]).await?.get(0);
+            most.set(most.get().max(held));
+            Ok((held < 12 << 20).then_some(()))
+        })
+        .await?;
+    }
+    let written = wal_end(&client).await?.as_u64() - begun.as_u64();
+    let most = most.get();
+    ensure!(written > 64 << 20 && most < 32 << 20, "{most} of {written}");
     // A source on which nothing happens at all can be restored to later and later moments.
     running
         .wait("later observed time", |event| match event {
@@ -223,7 +250,8 @@ async fn wal_of_other_databases_is_let_go() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_budget_takes_the_slot_and_the_source_waits_to_be_asked() -> Result<()> {
-    let (server, url, client) = shop(15).await?;
+    let small = ["max_wal_size=64MB", "min_wal_size=32MB"];
+    let (server, url, client) = shop_with(15, &small).await?;
     let settings = SourceSettings {
         wal_budget_bytes: 64 << 20,
         ..quick()
@@ -241,6 +269,13 @@ async fn the_budget_takes_the_slot_and_the_source_waits_to_be_asked() -> Result<
     let ended = running.ended().await?;
     ensure!(matches!(ended, Err(Error::Ended { .. })), "{ended:?}");
     ensure!(slot(&client).await.is_err(), "the slot is still there");
+    // Nothing is kept for us any more, whatever else is written.
+    client.batch_execute(noise).await?;
+    client.batch_execute(noise).await?;
+    client.batch_execute("CHECKPOINT").await?;
+    let size = "SELECT sum(size)::bigint FROM pg_ls_waldir()";
+    let size: i64 = client.query_one(size, &[]).await?.get(0);
+    ensure!(size < 128 << 20, "pg_wal holds {size} bytes");
     blocker.batch_execute("ROLLBACK").await?;
     let again = fixture.start().ended().await?;
     ensure!(matches!(again, Err(Error::Ended { .. })), "{again:?}");
@@ -394,54 +429,23 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-/// Two segments begin at one LSN: their lineage ends there, and nothing else does.
+/// The last put of a service that was taken over comes late: while its successor works, and before a
+/// start. Neither ends the lineage.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fork_ends_its_lineage_alone() -> Result<()> {
+async fn a_late_put_ends_no_lineage() -> Result<()> {
     let database = TestDatabase::new(18).await?;
     let client = database.connect().await?;
     client.batch_execute(TABLE).await?;
     let fixture = Fixture::new(&database.url(), quick()).await?;
-    let mut running = fixture.start();
-    running.base().await?;
-    client
-        .batch_execute("INSERT INTO t VALUES (1, 'a')")
-        .await?;
-    running.durable(wal_end(&client).await?).await?;
-    running.stop().await?;
-    let before = fixture.newest().await?;
-    let last = *before.segments.last().context("a segment")?;
-    let other = SegmentKey {
-        end: Lsn::new(last.end.as_u64() + 8),
-        ..last
+    let late = async |segment: SegmentKey| -> Result<SegmentKey> {
+        let late = SegmentKey {
+            end: Lsn::new(segment.end.as_u64() - 1),
+            ..segment
+        };
+        let object = SourceObject::Segment(fixture.newest().await?.id, late);
+        fixture.store.put_json(&object, &"by another").await?;
+        Ok(late)
     };
-    let object = SourceObject::Segment(before.id, other);
-    fixture.store.put_json(&object, &"by another").await?;
-    let mut running = fixture.start();
-    let base = running.base().await?;
-    running.stop().await?;
-    let lineages = fixture.lineages().await?;
-    ensure!(lineages.len() == 2 && lineages[1].bases == [base.id]);
-    ensure!(lineages[0].segments == before.segments[..before.segments.len() - 1]);
-    let end: LineageEnd = fixture
-        .store
-        .get_json(&SourceObject::LineageEnd(before.id))
-        .await?;
-    assert_eq!(
-        (end.reason, end.end),
-        (EndReason::Forked, last.start),
-        "{}",
-        end.detail
-    );
-    Ok(())
-}
-
-/// It appears while a worker is at work: the last put of a service that was killed came late.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_fork_is_noticed_by_who_goes_on() -> Result<()> {
-    let database = TestDatabase::new(18).await?;
-    let client = database.connect().await?;
-    client.batch_execute(TABLE).await?;
-    let fixture = Fixture::new(&database.url(), quick()).await?;
     let mut running = fixture.start();
     running.base().await?;
     let first = running
@@ -450,21 +454,29 @@ async fn a_fork_is_noticed_by_who_goes_on() -> Result<()> {
             _ => None,
         })
         .await?;
-    let other = SegmentKey {
-        end: Lsn::new(first.end.as_u64() + 8),
-        ..first
-    };
-    let id = fixture.newest().await?.id;
-    let object = SourceObject::Segment(id, other);
-    fixture.store.put_json(&object, &"by another").await?;
+    let mut beside = vec![late(first).await?];
     client
         .batch_execute("INSERT INTO t VALUES (1, 'a')")
         .await?;
-    let ended = running.ended().await?;
-    ensure!(matches!(ended, Err(Error::Overtaken { .. })), "{ended:?}");
+    running.durable(wal_end(&client).await?).await?;
+    running.stop().await?;
+    let before = fixture.newest().await?;
+    beside.push(late(*before.segments.last().context("a segment")?).await?);
     let mut running = fixture.start();
-    running.base().await?;
-    running.stop().await
+    client
+        .batch_execute("INSERT INTO t VALUES (2, 'b')")
+        .await?;
+    running.durable(wal_end(&client).await?).await?;
+    running.stop().await?;
+    let lineages = fixture.lineages().await?;
+    ensure!(lineages.len() == 1 && !lineages[0].ended);
+    ensure!(lineages[0].segments.starts_with(&before.segments));
+    ensure!(lineages[0].segments.len() > before.segments.len());
+    assert_eq!(
+        (&lineages[0].beside, &lineages[0].orphans),
+        (&beside, &vec![])
+    );
+    Ok(())
 }
 
 /// A slot waits for whoever is writing, and holds WAL back meanwhile: within the budget.

@@ -23,7 +23,15 @@ pub(crate) struct FaultyStore {
     rng: Mutex<ChaCha8Rng>,
     trouble: AtomicBool,
     /// Puts that were begun arrive, also if nobody waits for them any more.
-    on_the_way: Mutex<Vec<AbortHandle>>,
+    on_the_way: Mutex<Vec<OnTheWay>>,
+}
+
+#[derive(Debug)]
+struct OnTheWay {
+    task: AbortHandle,
+    location: Path,
+    payload: PutPayload,
+    options: PutOptions,
 }
 
 /// After so long the client gives a silent server up.
@@ -48,14 +56,28 @@ impl FaultyStore {
         }
     }
 
-    /// The process is gone, and what it was sending with it.
+    /// The process is gone, and what it was sending with it, or that arrives when its successors are at work.
     pub(crate) fn kill(&self) {
+        let mut rng = self.rng.lock().expect("nobody panics with it");
         for put in self.on_the_way().drain(..) {
-            put.abort();
+            if put.task.is_finished() {
+                continue;
+            }
+            put.task.abort();
+            if rng.random() {
+                let delay = Duration::from_millis(rng.random_range(0..10_000));
+                let inner = Arc::clone(&self.inner);
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    // It may be there already.
+                    let (location, payload) = (put.location, put.payload);
+                    let _ = inner.put_opts(&location, payload, put.options).await;
+                });
+            }
         }
     }
 
-    fn on_the_way(&self) -> MutexGuard<'_, Vec<AbortHandle>> {
+    fn on_the_way(&self) -> MutexGuard<'_, Vec<OnTheWay>> {
         self.on_the_way.lock().expect("nobody panics with it")
     }
 
@@ -112,6 +134,7 @@ impl ObjectStore for FaultyStore {
     ) -> Result<PutResult> {
         let (fate, delay) = self.fate(location);
         let (inner, location) = (Arc::clone(&self.inner), location.clone());
+        let sent = (location.clone(), payload.clone(), opts.clone());
         let put = tokio::spawn(async move {
             tokio::time::sleep(delay / 2).await;
             if fate == Fate::Refused {
@@ -124,7 +147,13 @@ impl ObjectStore for FaultyStore {
                 Fate::Stored | Fate::Refused => result,
             }
         });
-        self.on_the_way().push(put.abort_handle());
+        let (location, payload, options) = sent;
+        self.on_the_way().push(OnTheWay {
+            task: put.abort_handle(),
+            location,
+            payload,
+            options,
+        });
         put.await.unwrap_or_else(|_| Err(Self::error()))
     }
 

@@ -95,7 +95,8 @@ impl<W: Write> Merger<W> {
         }
         let footer = part.into_footer().ok_or(ReadError::Unusable)?;
         self.content.end(&footer);
-        (self.end, self.observed_through) = (footer.end, footer.observed_through);
+        self.end = footer.end;
+        self.observed_through = self.observed_through.max(footer.observed_through);
         Ok(())
     }
 

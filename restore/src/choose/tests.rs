@@ -260,25 +260,20 @@ fn latest_does_not_hide_a_hole() {
     assert_eq!(bridged.base.id.consistent_point(), Lsn::new(35));
 }
 
-/// Two services wrote: everything before it is as good as ever, nothing behind it is chosen.
+/// A service that was taken over stored one more segment: nothing that follows is out of reach.
 #[test]
-fn a_fork_ends_what_can_be_restored() {
-    let segments = [
-        segment(1, 10, 20),
-        segment(1, 20, 30),
-        segment(1, 20, 35),
-        segment(1, 35, 40),
-    ];
-    let bases = [base(1, 10)];
-    let choice = chosen(at(19), &segments, &bases).unwrap();
-    assert_eq!(choice.needed.last().unwrap().end, Lsn::new(20));
-    assert!(chosen(at(38), &segments, &bases).is_err());
-    assert!(matches!(
-        chosen(Cut::Latest, &segments, &bases),
-        Err(Error::LatestNotRecoverable { at, .. }) if at == Lsn::new(20)
-    ));
-    // A later base does not know what the fork left out behind it.
-    assert!(chosen(Cut::Latest, &segments, &[base(1, 10), base(1, 36)]).is_err());
+fn a_late_put_takes_nothing_away() {
+    let chain = [segment(1, 10, 20), segment(1, 20, 30), segment(1, 30, 40)];
+    let late = segment(1, 20, 35);
+    let segments = [&chain[..], &[late]].concat();
+    for bases in [&[base(1, 10)][..], &[base(1, 10), base(1, 32)]] {
+        for target in [at(19), at(33), at(38), Cut::Latest] {
+            let found = chosen(target, &segments, bases).unwrap();
+            let expected = chosen(target, &chain, bases).unwrap();
+            assert_eq!(found.base.id, expected.base.id);
+            assert_eq!(found.needed, expected.needed);
+        }
+    }
 }
 
 #[test]

@@ -147,26 +147,19 @@ impl Pass<'_> {
         let grace = i64::try_from(self.options.grace.as_micros()).unwrap_or(i64::MAX);
         let end = entry.modified.as_micros().saturating_add(grace);
         if end > self.options.now.as_micros() {
-            compaction.waiting.add(self.held(&parts));
+            compaction.waiting.add(self.held(&parts.concat()));
             return Ok(());
         }
-        if overlap(&parts) {
-            let path = self
-                .store
-                .path(&SourceObject::Segment(self.lineage.id, merged));
-            tracing::warn!(
-                merged = path,
-                "two services have written what a merged segment replaces; it is left where it is"
-            );
-            return Ok(());
-        }
-        compaction.deleted.add(self.held(&parts));
+        compaction.deleted.add(self.held(&parts.concat()));
         if self.options.dry_run {
             return Ok(());
         }
-        same_content(self.store, self.lineage.id, merged, &parts).await?;
+        for parts in &parts {
+            same_content(self.store, self.lineage.id, merged, parts).await?;
+        }
         let objects = parts
             .iter()
+            .flatten()
             .map(|key| SourceObject::Segment(self.lineage.id, *key));
         remove(self.store, &objects.collect::<Vec<_>>()).await
     }
@@ -212,9 +205,4 @@ impl Pass<'_> {
             stored_bytes: entries.map(|entry| entry.bytes).sum(),
         }
     }
-}
-
-fn overlap(parts: &[SegmentKey]) -> bool {
-    let mut pairs = parts.windows(2);
-    pairs.any(|pair| matches!(pair, [before, after] if after.start < before.end))
 }

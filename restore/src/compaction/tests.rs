@@ -328,7 +328,7 @@ proptest! {
         there.extend(merged(seen.1, ended.1, sizes.1));
         there.extend(&history.segments);
         let lineage = listed(&there, &history.shapes);
-        prop_assert_eq!(&lineage.fork, &None);
+        prop_assert_eq!(&lineage.beside, &[]);
         prop_assert_eq!(&lineage.orphans, &[]);
         prop_assert_eq!(lineage.durable_lsn(), history.segments.last().map(|last| last.end));
     }
@@ -509,8 +509,13 @@ async fn source(backend: Backend) -> SourceStore {
 }
 
 async fn put_segment(store: &SourceStore, number: u64, server: u32) {
-    let (start, end) = (100 + number * 10, 110 + number * 10);
-    let clock = i64::try_from(number + 1).unwrap() * 10 * MINUTE_MICROS - 1;
+    let start = 100 + number * 10;
+    put_range(store, start..start + 10, server).await;
+}
+
+async fn put_range(store: &SourceStore, range: Range<u64>, server: u32) {
+    let (start, end) = (range.start, range.end);
+    let clock = |at: u64| i64::try_from((at - 100) / 10 + 1).unwrap() * 10 * MINUTE_MICROS - 1;
     let header = Header {
         source: store.id(),
         lineage: LINEAGE,
@@ -534,10 +539,10 @@ async fn put_segment(store: &SourceStore, number: u64, server: u32) {
         }],
     };
     writer.relation(&relation, &["text".to_owned()]).unwrap();
-    for at in [start + 2, start + 6] {
+    for at in range.filter(|at| [2, 6].contains(&(at % 10)) && at + 2 <= end) {
         let begin = pgoutput::Begin {
             commit_lsn: Lsn::new(at),
-            commit_time: time(clock - 1000),
+            commit_time: time(clock(at) - 1000),
             xid: Xid::new(u32::try_from(at).unwrap()),
         };
         writer.begin(&begin).unwrap();
@@ -555,11 +560,12 @@ async fn put_segment(store: &SourceStore, number: u64, server: u32) {
     let sample = SequenceSample {
         schema: "public".to_owned(),
         name: "s".to_owned(),
-        last_value: number.to_string(),
+        last_value: end.to_string(),
         is_called: true,
     };
     writer.sequences(Lsn::new(end), &[sample]).unwrap();
-    let (sealer, footer) = writer.finish(Lsn::new(end), Some(time(clock))).unwrap();
+    let observed = Some(time(clock(end - 1)));
+    let (sealer, footer) = writer.finish(Lsn::new(end), observed).unwrap();
     let object = SourceObject::Segment(LINEAGE, footer.key(Lsn::new(start)));
     let body = SealedBody::Memory(sealer.finish().unwrap().into());
     store.put_sealed(&object, &body).await.unwrap();
@@ -633,6 +639,28 @@ async fn plans(store: &SourceStore) -> BTreeMap<String, Result<String, String>> 
     plans
 }
 
+/// What a service that was taken over stored beside its successor says the same, and goes with the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_late_changes_nothing() {
+    let store = source(Backend::memory()).await;
+    let before = plans(&store).await;
+    // Within a segment, over some of them, and over the end of a day.
+    let across = 1500..1555;
+    for range in [200..205, 300..325, across.clone()] {
+        put_range(&store, range, 180_000).await;
+    }
+    assert_eq!(plans(&store).await, before);
+    settle(&store).await;
+    assert_eq!(plans(&store).await, before);
+    let lineage = &store.list().await.unwrap().lineages[0];
+    assert_eq!(lineage.superseded, []);
+    let beside = lineage
+        .beside
+        .iter()
+        .map(|it| it.start.as_u64()..it.end.as_u64());
+    assert_eq!(beside.collect::<Vec<_>>(), [across]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_days_are_merged_and_nothing_else_changes() {
     let store = source(Backend::memory()).await;
@@ -704,7 +732,7 @@ async fn a_pass_may_be_killed_anywhere() {
             assert_eq!(now.durable_lsn(), before.durable_lsn());
             assert_eq!(now.observed_through(), before.observed_through());
             assert!(
-                now.orphans.is_empty() && now.fork.is_none(),
+                now.orphans.is_empty() && now.beside.is_empty(),
                 "after {changes}"
             );
             kills += usize::from(done.is_err());
@@ -730,13 +758,14 @@ async fn nothing_is_deleted_for_a_merged_segment_that_says_something_else() {
     pass(&store, NEVER, false).await.unwrap();
     let lineage = store.list().await.unwrap().lineages[0].clone();
     let one = *lineage.merged().last().unwrap();
-    let parts = lineage.parts_of(&one);
+    let parts = lineage.parts_of(&one).concat();
     same_content(&store, LINEAGE, one, &parts).await.unwrap();
     // A deletion that was cut short leaves some: they are compared too.
     same_content(&store, LINEAGE, one, &parts[3..7])
         .await
         .unwrap();
     let elsewhere = lineage.parts_of(lineage.merged().first().unwrap());
+    let elsewhere = elsewhere.concat();
     for others in [&elsewhere[..], &parts[..parts.len() - 1]] {
         let all = [others, &elsewhere[..1]].concat();
         let differs = same_content(&store, LINEAGE, one, &all).await;

@@ -72,6 +72,49 @@ async fn storms_of_errors_and_lost_answers() -> Result<()> {
     finished.thinned(4).check(&service).await
 }
 
+/// The last puts of services that were killed arrive when their successors are long at work, and again
+/// before the next one begins: nothing that was captured since is out of reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_put_of_a_killed_service_comes_late() -> Result<()> {
+    let Some((proxy, storage)) = storage().await? else {
+        return Ok(());
+    };
+    let seed = seed::choose("the_last_put_of_a_killed_service_comes_late");
+    let service = Service::start(&storage).await?;
+    let mut history = History::start(&service, TestDatabase::new(18).await?, seed).await?;
+    let name = history.name.clone();
+    for turn in 1..=3 {
+        history.advance().await?;
+        history.record_loud().await?;
+        proxy.set(|request| {
+            let is_segment = request.is_write() && request.target.contains("/segments/");
+            is_segment.then_some(Fault::Late)
+        });
+        let held = async || Ok((proxy.met(Fault::Late) >= turn).then_some(()));
+        wait::until("a put that will be late", held).await?;
+        service.kill()?;
+        proxy.mend();
+        service.start_again().await?;
+        history.advance().await?;
+        history.record_loud().await?;
+        let lsn = history.last_lsn.clone();
+        service.wait_durable(&name, &lsn).await?;
+        let answers = proxy.deliver().await?;
+        ensure!(
+            answers.iter().all(|answer| answer.contains(" 200 ")),
+            "{answers:?}"
+        );
+    }
+    let finished = history.finish(&service).await?;
+    no_gap(&service, &name).await?;
+    let mut verify = service.command()?;
+    verify.args(["verify", &name, "--repository", storage.url()]);
+    verify.arg("--key-file").arg(service.key_file());
+    let verified = tokio::task::spawn_blocking(move || verify.output()).await??;
+    ensure!(verified.status.success(), "{verified:?}");
+    finished.thinned(6).check(&service).await
+}
+
 /// A put is neither done nor refused, and then storage is away. The server, which would give a silent
 /// reader up after five seconds, keeps its walsender; reading stops at the bound of the spool, and says so.
 #[tokio::test(flavor = "multi_thread")]
