@@ -22,9 +22,10 @@ test: ## every test, on real PostgreSQL servers and a real S3 server
 	cargo build --workspace --all-targets
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} tools/with-s3.sh cargo test --workspace
 
-check: ## formatting and clippy, warnings are errors
+check: ## formatting and clippy, of the release build too, warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --release -p lastgood -- -D warnings
 
 fmt: ## format
 	cargo fmt --all
@@ -48,10 +49,10 @@ oracle: ## restores to random moments of random histories on all majors, SEEDS=n
 	cargo build --workspace --all-targets
 	LASTGOOD_ORACLE_SEEDS=$(SEEDS) tools/with-s3.sh cargo test -p lastgood-integration --test it oracle::oracle -- --exact --nocapture
 
-matrix: ## every major with every other, on each storage, with TLS or not, …: every two of these at least once
+matrix: ## every major with every other, on each storage, with TLS or not, …: every two of these at least once; and types and scenarios on every major
 	tools/setup.sh test
 	cargo build --workspace --all-targets
-	LASTGOOD_MATRIX=all tools/with-s3.sh cargo test -p lastgood-integration --test it matrix -- --nocapture
+	LASTGOOD_MATRIX=all LASTGOOD_MAJORS=all tools/with-s3.sh cargo test -p lastgood-integration --test it -- --nocapture matrix:: types:: scenarios:: s3::
 
 extremes: ## values of 100 MB and rows of 300 MB, which `make test` has smaller
 	tools/setup.sh test

@@ -51,15 +51,6 @@ pub const POINTS: &[&str] = &[
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Stops here if the environment says so; `?` is applied to the outcome, a [`crate::Error`].
-#[macro_export]
-macro_rules! failpoint {
-    ($point:literal) => {
-        #[cfg(debug_assertions)]
-        $crate::failpoint::pass($point).await?;
-    };
-}
-
 #[derive(Debug, PartialEq, Eq)]
 enum Action {
     Abort,

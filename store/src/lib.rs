@@ -11,6 +11,16 @@
 //!
 //! Absent on purpose: PostgreSQL, the format of a segment, retention's policy, any cache.
 
+// Here, because a release build has the macro and not the module.
+/// Stops here if the environment says so; `?` is applied to the outcome, a [`crate::Error`].
+#[macro_export]
+macro_rules! failpoint {
+    ($point:literal) => {
+        #[cfg(debug_assertions)]
+        $crate::failpoint::pass($point).await?;
+    };
+}
+
 mod backend;
 mod config;
 mod envelope;
