@@ -66,10 +66,13 @@ async fn the_sequences_of_a_killed_service_are_not_behind_its_rows() -> Result<(
         }
         service.kill()
     };
+    let writer = client.cancel_token();
     tokio::select! {
         ended = writing => anyhow::bail!("the writer ended: {ended:?}"),
         watched = watching => watched?,
     }
+    // The server does not notice that nobody waits for it any more.
+    writer.cancel_query(tokio_postgres::NoTls).await?;
     let name = format!("{}_restored", database.name);
     let mut restore = service.command()?;
     restore.args(["restore", "shop", "--latest", "--yes"]);
