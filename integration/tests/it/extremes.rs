@@ -2,7 +2,7 @@
 //! transactions of a hundred thousand subtransactions, and rows that no walsender can send.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::{Service, Storage, TestDatabase, history, wait};
@@ -283,7 +283,9 @@ async fn a_row_that_no_walsender_can_send() -> Result<()> {
             .await?;
         let client = database.connect().await?;
         client.batch_execute(change).await?;
-        let failed = wait::until(&format!("the end of {name}"), async || {
+        // Gigabytes are written, decoded and thrown away before.
+        let patience = Duration::from_secs(600);
+        let failed = wait::until_within(patience, &format!("the end of {name}"), async || {
             let status = service.source(name).await?;
             Ok((status["status"] == "failed").then_some(status))
         })

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 /// As a share of `make test`.
-const SHORT: Duration = Duration::from_secs(40);
+const SHORT: Duration = Duration::from_secs(20);
 /// What a restore of more changes than the first one holds for its time.
 const SLACK_KIB: u64 = 64 << 10;
 /// Moments that are kept to be restored to.

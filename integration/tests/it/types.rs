@@ -11,11 +11,9 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
 use lastgood_integration::hard_values::{self, HardType};
-use lastgood_integration::{Service, Storage, TestDatabase, history, truth};
+use lastgood_integration::{Service, Storage, TestDatabase, history, seed, truth};
 use serde_json::json;
 use tokio_postgres::Client;
-
-const MAJORS: [u32; 6] = [13, 14, 15, 16, 17, 18];
 
 /// The settings that decide how a value looks.
 const PINNED: &str = "SET DateStyle='ISO'; SET IntervalStyle='postgres'; SET TimeZone='UTC'; \
@@ -29,7 +27,8 @@ async fn every_type_comes_back_with_its_hard_values() -> Result<()> {
     let storage = Storage::local()?;
     let service = Service::start(&storage).await?;
     // Two at once: more would only wait for each other.
-    let majors = MAJORS.map(|major| {
+    let majors = seed::majors("every_type_comes_back_with_its_hard_values");
+    let majors = majors.into_iter().map(|major| {
         let service = &service;
         async move {
             let checked = Box::pin(types_of(service, major)).await;
@@ -51,7 +50,7 @@ async fn types_of(service: &Service, major: u32) -> Result<()> {
     none_is_missing(&client, &types).await?;
     client.batch_execute(hard_values::OBJECTS).await?;
     // A table for each type twice over is much to restore: on the oldest and the newest major.
-    let each = major == MAJORS[0] || major == MAJORS[5];
+    let each = [13, 18].contains(&major);
     let tables = Tables {
         types: &types,
         each,

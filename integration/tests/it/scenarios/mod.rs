@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::digest::{self, Content};
-use lastgood_integration::{Service, Storage, TestDatabase, history, tools, truth};
+use lastgood_integration::{Service, Storage, TestDatabase, history, seed, truth};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -217,13 +217,8 @@ async fn all_on(service: &Service, major: u32) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn scenarios_on_every_major() -> Result<()> {
     let service = Service::start(&Storage::local()?).await?;
-    let only: Option<u32> = std::env::var("LASTGOOD_MAJOR")
-        .ok()
-        .and_then(|it| it.parse().ok());
-    let majors = tools::MAJORS
-        .into_iter()
-        .filter(|major| only.is_none_or(|only| only == *major));
-    let runs = majors.map(|major| {
+    let majors = seed::majors("scenarios_on_every_major");
+    let runs = majors.into_iter().map(|major| {
         let run = all_on(&service, major);
         async move { run.await.with_context(|| format!("PostgreSQL {major}")) }
     });
