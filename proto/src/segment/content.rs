@@ -16,7 +16,7 @@ use super::record::{CommitTimes, Digest, Footer, Record, RowCounts};
 use crate::{Lsn, Oid};
 
 /// Gathers what segments say, one after another.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ContentReader {
     transactions: u64,
     commit_times: Option<CommitTimes>,
@@ -27,6 +27,7 @@ pub struct ContentReader {
 }
 
 /// The transactions that count, by their commit LSN.
+#[derive(Clone)]
 struct Only {
     ranges: Vec<Range<Lsn>>,
     /// Inside one that does.
@@ -44,6 +45,7 @@ pub struct Content {
 }
 
 /// Digests of a relation's description.
+#[derive(Clone)]
 struct Description {
     current: [u8; 32],
     /// The last one that is in the content's digest.
@@ -102,6 +104,13 @@ impl ContentReader {
                 return;
             }
             _ if leaves => return,
+            // The time of one that was replicated is the last moment that its service knew before it, and
+            // two services know different ones.
+            Record::Begin { xid, lsn, .. } if self.only.is_some() => {
+                self.sha256.update(lsn.as_u64().to_be_bytes());
+                self.sha256.update(xid.get().to_be_bytes());
+                return;
+            }
             Record::Insert { rel, .. }
             | Record::Update { rel, .. }
             | Record::Delete { rel, .. } => self.describe(*rel),

@@ -1,6 +1,7 @@
 //! One merged segment: made, stored, read back, compared.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::Path;
 
 use lastgood_proto::key::{SegmentKey, SegmentKind, SourceObject};
@@ -178,7 +179,7 @@ async fn content(
 }
 
 /// Reads a merged segment to its end and compares it with its parts: all that they say, or if some of
-/// them are gone already, every transaction of the others.
+/// them are gone already or another service's, every transaction of them.
 ///
 /// # Errors
 /// [`Error::Merged`] if it says something else than they do.
@@ -195,17 +196,18 @@ pub async fn same_content(
         && parts
             .windows(2)
             .all(|pair| matches!(pair, [a, b] if a.end == b.start));
-    let reader = || match whole {
-        true => ContentReader::new(),
-        false => {
-            ContentReader::of_transactions(parts.iter().map(|key| key.start..key.end).collect())
+    let ranges: Vec<Range<Lsn>> = parts.iter().map(|key| key.start..key.end).collect();
+    let whole = whole.then(ContentReader::new);
+    let readers = whole
+        .into_iter()
+        .chain([ContentReader::of_transactions(ranges)]);
+    for reader in readers {
+        let said = content(store, lineage, vec![merged], reader.clone()).await?;
+        if content(store, lineage, parts.to_vec(), reader).await? == said {
+            return Ok(());
         }
-    };
-    let said = content(store, lineage, vec![merged], reader()).await?;
-    match content(store, lineage, parts.to_vec(), reader()).await? == said {
-        true => Ok(()),
-        false => Err(differing(store, lineage, merged)),
     }
+    Err(differing(store, lineage, merged))
 }
 
 fn differing(store: &SourceStore, lineage: LineageId, merged: SegmentKey) -> Error {

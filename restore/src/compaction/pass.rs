@@ -124,18 +124,23 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     async fn run(&self, compaction: &mut Compaction) -> Result<(), Error> {
+        let mut wrong = None;
         for merged in self.lineage.merged() {
-            self.clear(merged, compaction).await?;
+            match self.clear(merged, compaction).await {
+                // It keeps its parts, and nothing else from being merged.
+                Err(error @ Error::Merged { .. }) => wrong = wrong.or(Some(error)),
+                cleared => cleared?,
+            }
         }
         let bytes = self.stored.iter().map(|(key, entry)| (*key, entry.bytes));
         for group in groups(self.lineage, &bytes.collect()) {
             if compaction.made.len() >= self.options.merges_max {
                 compaction.more = true;
-                return Ok(());
+                break;
             }
             self.merge(&group, compaction).await?;
         }
-        Ok(())
+        wrong.map_or(Ok(()), Err)
     }
 
     /// Deletes what a merged segment replaces, once its grace period is over.
@@ -150,12 +155,14 @@ impl Pass<'_> {
             compaction.waiting.add(self.held(&parts.concat()));
             return Ok(());
         }
+        if !self.options.dry_run {
+            for parts in &parts {
+                same_content(self.store, self.lineage.id, merged, parts).await?;
+            }
+        }
         compaction.deleted.add(self.held(&parts.concat()));
         if self.options.dry_run {
             return Ok(());
-        }
-        for parts in &parts {
-            same_content(self.store, self.lineage.id, merged, parts).await?;
         }
         let objects = parts
             .iter()
