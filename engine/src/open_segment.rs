@@ -181,11 +181,12 @@ impl OpenSegment {
                 self.in_transaction = false;
                 if let Some(time) = self.replicated.take() {
                     commit.commit_time = time;
+                } else {
+                    let time = commit.commit_time.as_micros();
+                    let observed = time.saturating_sub(CLOCK_SLACK_MICROS);
+                    let observed = Some(PgTimestamp::from_micros(observed));
+                    self.observed_through = self.observed_through.max(observed);
                 }
-                let time = commit.commit_time.as_micros();
-                let observed = PgTimestamp::from_micros(time.saturating_sub(CLOCK_SLACK_MICROS));
-                let observed = Some(observed);
-                self.observed_through = self.observed_through.max(observed);
                 if self.pending.take().is_none() {
                     let writing = self.writing()?;
                     writing.writer.commit(&commit).map_err(broken)?;
