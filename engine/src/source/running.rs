@@ -27,6 +27,9 @@ use crate::worker::{self, Policy, Progress, Start, Stream};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A migration comes in many steps; the base that follows waits until they are over.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Between two looks at a shape that stays as it is: a base may be deleted by somebody, and the last change of
+/// shape that a killed service saw may be put on record late.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// How long the walsender is given to answer a good-bye.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -187,8 +190,8 @@ struct Rebase {
     since: Instant,
     /// The shape, and how many changes are on record: what came and went again is one, too.
     seen: (Option<String>, usize),
-    /// The newest base goes on as the shape does, or one that is wanted is on its way.
-    compared: bool,
+    /// When the newest base was found to go on as the shape does, or one that is wanted was begun.
+    compared: Option<Instant>,
 }
 
 impl Rebase {
@@ -196,7 +199,7 @@ impl Rebase {
         Self {
             since: Instant::now(),
             seen: (None, 0),
-            compared: false,
+            compared: None,
         }
     }
 
@@ -214,15 +217,16 @@ impl Rebase {
                 ..Self::new()
             };
         }
-        let (Some(shape), false) = (&self.seen.0, self.compared) else {
+        let Some(shape) = &self.seen.0 else {
             return false;
         };
-        if self.since.elapsed() < SETTLED {
+        let is_recent = |at: Instant| at.elapsed() < LOOK_AGAIN;
+        if self.since.elapsed() < SETTLED || self.compared.is_some_and(is_recent) {
             return false;
         }
         match newest_base_holds(store, file, shape).await {
             Ok(holds) => {
-                self.compared = true;
+                self.compared = Some(Instant::now());
                 !holds
             }
             Err(error) => {
