@@ -83,6 +83,7 @@ async fn the_last_put_of_a_killed_service_comes_late() -> Result<()> {
     let service = Service::start(&storage).await?;
     let mut history = History::start(&service, TestDatabase::new(18).await?, seed).await?;
     let name = history.name.clone();
+    let mut arrived = Vec::new();
     for turn in 1..=3 {
         history.advance().await?;
         history.record_loud().await?;
@@ -94,17 +95,18 @@ async fn the_last_put_of_a_killed_service_comes_late() -> Result<()> {
         wait::until("a put that will be late", held).await?;
         service.kill()?;
         proxy.mend();
-        service.start_again().await?;
+        // So that the next one's first segment ends elsewhere.
         history.advance().await?;
+        service.start_again().await?;
         history.record_loud().await?;
         let lsn = history.last_lsn.clone();
         service.wait_durable(&name, &lsn).await?;
         let answers = proxy.deliver().await?;
-        ensure!(
-            answers.iter().all(|answer| answer.contains(" 200 ")),
-            "{answers:?}"
-        );
+        arrived.extend(answers);
     }
+    // One that was repeated before the end of its service is refused.
+    let new = |answer: &String| answer.contains(" 200 ");
+    ensure!(arrived.iter().any(new), "{arrived:?}");
     let finished = history.finish(&service).await?;
     no_gap(&service, &name).await?;
     let mut verify = service.command()?;
