@@ -60,7 +60,8 @@ proptest! {
             // "pg_catalog" spelt out and names that are not UTF-8 are what has two forms.
             let spelt_out = bytes.windows(11).any(|part| part == b"pg_catalog\0");
             let names = matches!(message, Message::Relation(_) | Message::Type(_));
-            let escaped = names && std::str::from_utf8(&bytes).is_err();
+            // Behind the kind and the OID, whose last byte may make a character of a name's first.
+            let escaped = names && std::str::from_utf8(&bytes[5..]).is_err();
             if !spelt_out && !escaped {
                 prop_assert_eq!(&again, &bytes);
             }
