@@ -14,6 +14,7 @@ pub(crate) struct Cut {
     pub(crate) changes: Vec<ShapeFile>,
 }
 
+/// Stores the changes of shape, and then the segment.
 pub(crate) async fn store_cut(
     store: &SourceStore,
     lineage: LineageId,

@@ -6,8 +6,8 @@
 //! its slot went back with the storage: it has confirmed less than is durable. So whenever the slot
 //! has confirmed less, the stream begins there, and each transaction it sends below the durable LSN
 //! must be the one that is stored: same commit LSN, xid and commit time (but for one that was replayed
-//! from another server, whose time is not stored). After a crash that is so,
-//! and the overlap is short; the first difference ends the lineage.
+//! from another server, whose time is not stored). After a crash that is so, and the overlap is
+//! short; the first difference ends the lineage.
 //!
 //! Until the overlap is checked nothing new is confirmed: a check that is cut short is made again.
 //!
@@ -83,6 +83,7 @@ struct Transaction {
     time: PgTimestamp,
 }
 
+#[derive(Clone, Copy)]
 struct Inside {
     begin: Begin,
     /// It has shown a change and was compared. One that shows none is not stored either: before 15
@@ -261,11 +262,12 @@ impl Check {
 
     /// The transaction that the stream is inside with the next one that is stored.
     fn compare(&mut self) -> Result<Judged, Error> {
-        let (begin, from_elsewhere) = match &self.inside {
+        let inside = match self.inside {
             Some(inside) if inside.compared => return Ok(Judged::LeaveOut),
-            Some(inside) => (inside.begin, inside.from_elsewhere),
+            Some(inside) => inside,
             None => return Err(Error::Stream("a change outside a transaction".to_owned())),
         };
+        let begin = inside.begin;
         let next = match self.next_expected() {
             Some(Next::NotRead) => return Ok(Judged::Wait),
             Some(Next::Transaction(next)) => Some(next),
@@ -274,16 +276,15 @@ impl Check {
         let same = |next: &Transaction| {
             next.commit_lsn == begin.commit_lsn
                 && next.xid == begin.xid
-                && (from_elsewhere || next.time == begin.commit_time)
+                && (inside.from_elsewhere || next.time == begin.commit_time)
         };
         match next {
             Some(next) if same(&next) => {
                 self.expected.pop_front();
                 self.agreed = next.end_lsn;
                 self.inside = Some(Inside {
-                    begin,
                     compared: true,
-                    from_elsewhere,
+                    ..inside
                 });
                 Ok(Judged::LeaveOut)
             }

@@ -261,27 +261,27 @@ impl Joined {
     /// The chain begins with the first segment, or where one leads furthest that begins at or before
     /// `before`: what ends there or earlier may be gone or not.
     fn of(segments: BTreeSet<SegmentKey>, before: Lsn) -> Self {
-        // By where they begin: how far a way leads from there, and its first step.
-        let mut ways: BTreeMap<Lsn, Way> = BTreeMap::new();
+        // By where they begin: how far the best way leads from there, and its first step.
+        let mut ways: BTreeMap<Lsn, (Lsn, SegmentKey)> = BTreeMap::new();
+        let rank = |(reach, step): (Lsn, SegmentKey)| {
+            (reach, step.end, step.kind, step.observed_through, step)
+        };
         for step in segments.iter().rev() {
-            let way = Way {
-                reach: ways.get(&step.end).map_or(step.end, |on| on.reach),
-                end: step.end,
-                kind: step.kind,
-                observed_through: step.observed_through,
-                step: *step,
-            };
+            let reach = ways.get(&step.end).map_or(step.end, |on| on.0);
+            let way = (reach, *step);
             let best = ways.entry(step.start).or_insert(way);
-            *best = way.max(*best);
+            if rank(way) > rank(*best) {
+                *best = way;
+            }
         }
         let least = segments.first().map_or(before, |first| first.start);
         let begins = ways.range(..=least.max(before));
-        let mut next = begins.max_by_key(|(start, way)| (way.reach, Reverse(**start)));
+        let mut next = begins.max_by_key(|(start, (reach, _))| (*reach, Reverse(**start)));
         let mut used = Vec::with_capacity(segments.len());
-        while let Some((_, way)) = next {
-            used.push(way.step);
+        while let Some((_, (_, step))) = next {
+            used.push(*step);
             // Behind a hole as well.
-            next = ways.range(way.end..).next();
+            next = ways.range(step.end..).next();
         }
         let mut runs = used.chunk_by(|before, after| before.end == after.start);
         let (chain, orphans) = used.split_at(runs.next().map_or(0, <[SegmentKey]>::len));
@@ -301,17 +301,6 @@ impl Joined {
         }
         joined
     }
-}
-
-/// A way through the segments of a lineage. The greatest is taken.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Way {
-    reach: Lsn,
-    /// Of its first step, as the two that follow.
-    end: Lsn,
-    kind: SegmentKind,
-    observed_through: Option<PgTimestamp>,
-    step: SegmentKey,
 }
 
 #[cfg(test)]

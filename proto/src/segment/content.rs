@@ -58,8 +58,8 @@ impl ContentReader {
         Self::default()
     }
 
-    /// Only of the transactions that commit in these ranges, and nothing of what stands between
-    /// transactions: for a part of what a segment holds.
+    /// Only of the transactions that commit in these ranges, and nothing of their times or of what stands
+    /// between them: for a part of what a segment holds, whoever has written it.
     #[must_use]
     pub fn of_transactions(ranges: Vec<Range<Lsn>>) -> Self {
         let only = Only {

@@ -149,26 +149,24 @@ impl Pass<'_> {
         let (false, Some(entry)) = (parts.is_empty(), self.stored.get(&merged)) else {
             return Ok(());
         };
+        let all = parts.concat();
         let grace = i64::try_from(self.options.grace.as_micros()).unwrap_or(i64::MAX);
         let end = entry.modified.as_micros().saturating_add(grace);
         if end > self.options.now.as_micros() {
-            compaction.waiting.add(self.held(&parts.concat()));
+            compaction.waiting.add(self.held(&all));
             return Ok(());
         }
         if !self.options.dry_run {
             for parts in &parts {
                 same_content(self.store, self.lineage.id, merged, parts).await?;
             }
+            let objects = all
+                .iter()
+                .map(|key| SourceObject::Segment(self.lineage.id, *key));
+            remove(self.store, &objects.collect::<Vec<_>>()).await?;
         }
-        compaction.deleted.add(self.held(&parts.concat()));
-        if self.options.dry_run {
-            return Ok(());
-        }
-        let objects = parts
-            .iter()
-            .flatten()
-            .map(|key| SourceObject::Segment(self.lineage.id, *key));
-        remove(self.store, &objects.collect::<Vec<_>>()).await
+        compaction.deleted.add(self.held(&all));
+        Ok(())
     }
 
     async fn merge(&self, group: &[SegmentKey], compaction: &mut Compaction) -> Result<(), Error> {
