@@ -2,6 +2,7 @@
 
 use lastgood_engine::Event;
 use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::listing::Listing;
 use lastgood_proto::manifest::{BaseManifest, PointFile};
 use lastgood_proto::{LineageId, SourceId};
 use lastgood_store::{SourceStore, failpoint};
@@ -16,7 +17,7 @@ use crate::clock::now;
 pub(crate) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<(), Error> {
     let source = store.id();
     let objects = store.objects().await?;
-    let listing = store.listing(&objects).await?;
+    let listing = Listing::from_objects(objects.iter().map(|entry| entry.object.clone()));
     let mut segments = Vec::new();
     for entry in objects {
         match entry.object {
