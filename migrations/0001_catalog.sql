@@ -1,7 +1,8 @@
 -- The catalog: settings, and an index of what the repository holds.
 --
--- Losing it loses connection strings, the history of jobs and what was only ever set here. `base`, `segment` and `point` can be made again from a listing of the repository;
--- an LSN is sixteen hexadecimal digits, so that text order is LSN order; a time is microseconds since 1970 UTC.
+-- Losing it loses connection strings, the history of jobs and what was only ever set here. `base`, `segment` and
+-- `point` can be made again from a listing of the repository; an LSN is sixteen hexadecimal digits, so that text order
+-- is LSN order; a time is microseconds since 1970 UTC.
 
 CREATE TABLE setting (
     name  TEXT PRIMARY KEY,

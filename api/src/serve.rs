@@ -37,10 +37,10 @@ const SEAL_LABEL: &[u8] = b"lastgood catalog connection v1";
 const CONNECTIONS_DEADLINE: Duration = Duration::from_secs(3);
 /// Name of the catalog's setting that says which repository it belongs to.
 const REPOSITORY: &str = "repository";
-/// Set once its sources are in the catalog.
-const TAKEN_UP: &str = "taken_up";
 /// And where that was when it was last used.
 const REPOSITORY_URL: &str = "repository_url";
+/// And the one that is set once that repository's sources are in the catalog.
+const TAKEN_UP: &str = "taken_up";
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     telemetry::init(args.log);
