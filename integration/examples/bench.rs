@@ -113,10 +113,10 @@ async fn overhead() -> Result<String> {
         service.post(&format!("{path}/resume"), json!({})).await?;
     }
     let row = |name: &str, unit: &str, without: &mut [f64], with: &mut [f64]| {
-        let (without, with) = (middle(without), middle(with));
+        let (without, with) = (median(without), median(with));
         format!(
-            "| {name} | {without:.2} {unit} | {with:.2} {unit} | {:.2} |",
-            with / without
+            "| {name} | {without:.2} {unit} | {with:.2} {unit} | {} |",
+            ratio(with, without)
         )
     };
     Ok([
@@ -134,7 +134,7 @@ async fn overhead() -> Result<String> {
         ),
         format!(
             "| the service's CPU | | {:.0} µs a transaction | |",
-            middle(&mut cpu)
+            median(&mut cpu)
         ),
     ]
     .join("\n"))
@@ -179,11 +179,6 @@ fn cpu_seconds(service: &Service) -> Result<f64> {
         .collect::<Result<_, _>>()?;
     // Linux counts in hundredths of a second, whatever the kernel is built with.
     Ok(ticks.iter().sum::<f64>() / 100.0)
-}
-
-fn middle(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 async fn run(workload: &Workload) -> Result<String> {
@@ -267,13 +262,13 @@ async fn run(workload: &Workload) -> Result<String> {
                 .args(["-j2", "--no-publications", "-d", "plain"])
                 .arg(dump.path()),
         )?;
-        plain.push(begun.elapsed());
+        plain.push(begun.elapsed().as_secs_f64());
         drop_database(&server, "plain").await?;
 
         let begun = Instant::now();
         let into = json!({"connection": server.url("postgres"), "create_database": "restored"});
         service.restore(&names[0], &json!("latest"), into).await?;
-        restore.push(begun.elapsed());
+        restore.push(begun.elapsed().as_secs_f64());
         if run == 0 {
             let restored = digest::of(&mut server.connect("restored").await?, None).await?;
             source.assert_restored(&restored, workload.name);
@@ -294,7 +289,7 @@ async fn run(workload: &Workload) -> Result<String> {
     Ok(format!("| {} |", row.join(" | ")))
 }
 
-fn pg_recvlogical(server: &Postgres, run: usize, publication: &str, end: &str) -> Result<Duration> {
+fn pg_recvlogical(server: &Postgres, run: usize, publication: &str, end: &str) -> Result<f64> {
     let mut receive = server.program("pg_recvlogical");
     receive.args([
         "--start",
@@ -314,10 +309,10 @@ fn pg_recvlogical(server: &Postgres, run: usize, publication: &str, end: &str) -
     ]);
     let begun = Instant::now();
     finish(&mut receive)?;
-    Ok(begun.elapsed())
+    Ok(begun.elapsed().as_secs_f64())
 }
 
-async fn lastgood_capture(service: &Service, name: &str, end: &str) -> Result<Duration> {
+async fn lastgood_capture(service: &Service, name: &str, end: &str) -> Result<f64> {
     let end = parse_lsn(end)?;
     let begun = Instant::now();
     service
@@ -331,7 +326,7 @@ async fn lastgood_capture(service: &Service, name: &str, end: &str) -> Result<Du
         Ok((parse_lsn(durable)? >= end).then_some(()))
     })
     .await?;
-    let taken = begun.elapsed();
+    let taken = begun.elapsed().as_secs_f64();
     // It must not disturb the next run; the first one is restored from and goes on.
     if name != "run-0" {
         service
@@ -387,15 +382,15 @@ fn peak_memory_mb(service: &Service) -> Result<u64> {
     Ok(kilobytes >> 10)
 }
 
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
-fn seconds(time: Duration) -> String {
-    format!("{:.2} s", time.as_secs_f64())
+fn seconds(time: f64) -> String {
+    format!("{time:.2} s")
 }
 
-fn ratio(ours: Duration, theirs: Duration) -> String {
-    format!("{:.2}", ours.as_secs_f64() / theirs.as_secs_f64())
+fn ratio(ours: f64, theirs: f64) -> String {
+    format!("{:.2}", ours / theirs)
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::digest::{self, Content};
 use crate::postgres::{Postgres, TestDatabase};
 use crate::service::Service;
+use crate::storage::Storage;
 use crate::truth;
 use crate::workload::{KEYLESS, Workload};
 
@@ -259,6 +260,20 @@ pub async fn check_latest(
     );
     drop_database(server, &copy).await?;
     Ok(restore)
+}
+
+/// Everything that a source has in its repository is what was written, by `lastgood verify`.
+///
+/// # Errors
+/// With its output, if it is not.
+pub async fn verify(service: &Service, storage: &Storage, source: &str) -> Result<()> {
+    let key = service.key_file().display().to_string();
+    let repository = ["--repository", storage.url(), "--key-file", &key];
+    let verified = service
+        .cli(&[&["verify", source], &repository[..]].concat())
+        .await?;
+    ensure!(verified.status.success(), "{verified:?}");
+    Ok(())
 }
 
 /// # Errors

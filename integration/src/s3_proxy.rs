@@ -49,6 +49,10 @@ impl Request {
     pub fn is_write(&self) -> bool {
         matches!(self.method.as_str(), "PUT" | "POST")
     }
+
+    pub fn is_write_of_segment(&self) -> bool {
+        self.is_write() && self.target.contains("/segments/")
+    }
 }
 
 type Decide = Box<dyn FnMut(&Request) -> Option<Fault> + Send>;

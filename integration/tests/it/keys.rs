@@ -49,10 +49,7 @@ async fn a_restore_goes_across_three_rotations_of_each() -> Result<()> {
     let sealed = storage.files(|path| path.contains("/keys/"))?;
     // Of the repository: one for each data key. Of the source: one for each rotation.
     ensure!(sealed.len() == 4 + 3, "{sealed:?}");
-    let mut verify = service::cli()?;
-    verify.args(["verify", &finished.name, "--repository", storage.url()]);
-    verify.arg("--key-file").arg(service.key_file());
-    run(verify).await?;
+    history::verify(&service, &storage, &finished.name).await?;
     finished.check(&service).await?;
     // With nothing but repository and key.
     let copy = format!("{}_alone", finished.database.name);

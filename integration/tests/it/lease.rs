@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::history::{self, History};
-use lastgood_integration::{Proxy, Service, Storage, TestDatabase, seed, service, wait};
+use lastgood_integration::{Proxy, Service, Storage, TestDatabase, seed, wait};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -86,11 +86,7 @@ async fn who_loses_its_connection_is_taken_over_and_takes_back_when_asked() -> R
     let finished = history.finish(&first).await?;
     let window = first.get(&format!("{path}/window")).await?;
     ensure!(window["gaps"] == json!([]), "{window:#}");
-    let mut verify = service::cli()?;
-    verify.args(["verify", &name, "--repository", storage.url()]);
-    verify.arg("--key-file").arg(first.key_file());
-    let verified = tokio::task::spawn_blocking(move || verify.output()).await??;
-    ensure!(verified.status.success(), "{verified:?}");
+    history::verify(&first, &storage, &name).await?;
     // It can be forgotten here, and nothing of the first one's is dropped.
     let forgotten = format!("{path}?force=true");
     let forgotten = second.request(Method::DELETE, &forgotten, None).await?;

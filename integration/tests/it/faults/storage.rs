@@ -37,8 +37,7 @@ async fn storms_of_errors_and_lost_answers() -> Result<()> {
     let mut rng = seed::rng(seed, "storm");
     let mut put = HashSet::new();
     proxy.set(move |request| {
-        let is_segment = request.is_write() && request.target.contains("/segments/");
-        if is_segment && put.insert(request.target.clone()) {
+        if request.is_write_of_segment() && put.insert(request.target.clone()) {
             return Some(Fault::NoAnswer);
         }
         // So many that none fails as often in a row as a request is repeated, or a base would fail.
@@ -73,8 +72,8 @@ async fn storms_of_errors_and_lost_answers() -> Result<()> {
     finished.thinned(4).check(&service).await
 }
 
-/// The last puts of services that were killed arrive when their successors are long at work, and again
-/// before the next one begins: nothing that was captured since is out of reach.
+/// The last puts of services that were killed arrive when their successors are long at work: nothing that
+/// was captured since is out of reach.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_put_of_a_killed_service_comes_late() -> Result<()> {
     let Some((proxy, storage)) = storage().await? else {
@@ -88,10 +87,7 @@ async fn the_last_put_of_a_killed_service_comes_late() -> Result<()> {
     for turn in 1..=3 {
         history.advance().await?;
         history.record_loud().await?;
-        proxy.set(|request| {
-            let is_segment = request.is_write() && request.target.contains("/segments/");
-            is_segment.then_some(Fault::Late)
-        });
+        proxy.set(|request| request.is_write_of_segment().then_some(Fault::Late));
         let held = async || Ok((proxy.met(Fault::Late) >= turn).then_some(()));
         wait::until("a put that will be late", held).await?;
         service.kill()?;
@@ -102,19 +98,14 @@ async fn the_last_put_of_a_killed_service_comes_late() -> Result<()> {
         history.record_loud().await?;
         let lsn = history.last_lsn.clone();
         service.wait_durable(&name, &lsn).await?;
-        let answers = proxy.deliver().await?;
-        arrived.extend(answers);
+        arrived.extend(proxy.deliver().await?);
     }
     // One that was repeated before the end of its service is refused.
     let new = |answer: &String| answer.contains(" 200 ");
     ensure!(arrived.iter().any(new), "{arrived:?}");
     let finished = history.finish(&service).await?;
     no_gap(&service, &name).await?;
-    let mut verify = service.command()?;
-    verify.args(["verify", &name, "--repository", storage.url()]);
-    verify.arg("--key-file").arg(service.key_file());
-    let verified = tokio::task::spawn_blocking(move || verify.output()).await??;
-    ensure!(verified.status.success(), "{verified:?}");
+    history::verify(&service, &storage, &name).await?;
     finished.thinned(6).check(&service).await
 }
 
