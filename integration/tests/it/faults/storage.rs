@@ -8,10 +8,17 @@ use lastgood_integration::history::{self, History};
 use lastgood_integration::{
     Fault, Proxy, S3Proxy, Service, Storage, TestDatabase, seed, truth, wait,
 };
-use rand::Rng;
+use rand::seq::SliceRandom;
 use serde_json::{Value, json};
 
 use super::{no_gap, shop, wait_reason, write};
+
+const STORM: [Fault; 4] = [
+    Fault::Status(503),
+    Fault::Status(429),
+    Fault::Status(500),
+    Fault::NoAnswer,
+];
 
 /// The service's storage behind a proxy; none if there is no S3 server.
 async fn storage() -> Result<Option<(S3Proxy, Storage)>> {
@@ -23,8 +30,8 @@ async fn storage() -> Result<Option<(S3Proxy, Storage)>> {
     Ok(Some((proxy, storage)))
 }
 
-/// Every fourth request is refused or left without an answer, and every segment's first put is done and
-/// not answered; a base is taken in the middle of it.
+/// Of four requests one is refused or left without an answer, which one is drawn, and every segment's first
+/// put is done and not answered; a base is taken in the middle of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn storms_of_errors_and_lost_answers() -> Result<()> {
     let Some((proxy, storage)) = storage().await? else {
@@ -36,18 +43,19 @@ async fn storms_of_errors_and_lost_answers() -> Result<()> {
     let bases = format!("/api/v1/sources/{}/bases", history.name);
     let mut rng = seed::rng(seed, "storm");
     let mut put = HashSet::new();
+    let mut four = Vec::new();
+    let mut faults = STORM.into_iter().cycle();
     proxy.set(move |request| {
         if request.is_write_of_segment() && put.insert(request.target.clone()) {
             return Some(Fault::NoAnswer);
         }
-        // So many that none fails as often in a row as a request is repeated, or a base would fail.
-        match rng.random_range(0..16) {
-            0 => Some(Fault::Status(503)),
-            1 => Some(Fault::Status(429)),
-            2 => Some(Fault::Status(500)),
-            3 => Some(Fault::NoAnswer),
-            _ => None,
+        // Drawn from each four anew: each fault is met, and none fails as often in a row as a request is
+        // repeated, or a base would fail.
+        if four.is_empty() {
+            four = vec![faults.next(), None, None, None];
+            four.shuffle(&mut rng);
         }
+        four.pop().flatten()
     });
     service.post(&bases, json!({})).await?;
     for _ in 0..4 {
@@ -58,12 +66,7 @@ async fn storms_of_errors_and_lost_answers() -> Result<()> {
     }
     service.wait_bases(&history.name, 2).await?;
     proxy.mend();
-    for fault in [
-        Fault::Status(503),
-        Fault::Status(429),
-        Fault::Status(500),
-        Fault::NoAnswer,
-    ] {
+    for fault in STORM {
         ensure!(proxy.met(fault) > 0, "{fault:?} was never met");
     }
     let name = history.name.clone();
@@ -232,11 +235,13 @@ async fn listings_lag() -> Result<()> {
     // What a start asks for is answered once as it is.
     service.terminate().await?;
     service.start_again().await?;
-    write(&database, "in no listing").await?;
     history::check_latest(&service, "shop", &database).await?;
-    service.kill()?;
 
     proxy.set(|request| request.is_listing().then_some(Fault::OldAnswer));
+    write(&database, "in no listing").await?;
+    let position = truth::wal_position(&database.connect().await?).await?;
+    service.wait_durable("shop", &position).await?;
+    service.kill()?;
     write(&database, "while nobody looks").await?;
     service.start_again().await?;
     wait_reason(&service, "shop", "listing").await?;
