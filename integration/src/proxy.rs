@@ -163,7 +163,8 @@ async fn pump(
         if !pause.is_zero() {
             sleep(pause).await;
         }
-        let left = now.cut_after.map(|limit| limit.saturating_sub(carried));
+        let limit = now.cut_after.filter(|_| cut.is_some());
+        let left = limit.map(|limit| limit.saturating_sub(carried));
         let passed = left.map_or(bytes, |left| {
             bytes.min(usize::try_from(left).unwrap_or(bytes))
         });
