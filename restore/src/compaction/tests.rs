@@ -27,7 +27,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::boundary::{Splitter, Verdict};
-use crate::choose::{Cut, Only, choose};
+use crate::choose::{Cut, Only, choose, outside};
 use crate::survey::tests::{base, lineage, survey, time};
 use crate::survey::{BaseInfo, Survey};
 use crate::target::{Target, TargetKind};
@@ -275,7 +275,7 @@ impl History {
             }
         }
         if !choice.reaches(cut, discarded.is_some()) {
-            return Err("not reached".to_owned());
+            return Err(outside(survey, cut, time(i64::MAX)).to_string());
         }
         Ok((choice.base.id, kept, discarded))
     }
