@@ -24,6 +24,8 @@ use crate::shape::{self, Shape};
 pub struct Mark {
     pub lsn: Lsn,
     pub clock: PgTimestamp,
+    /// The clock again, read after `lsn` was: what lies at or below it had committed by then.
+    pub until: PgTimestamp,
     /// Sampled after `lsn` was read: each value is that at `lsn` or later.
     pub sequences: Vec<SequenceSample>,
     /// As it was at `lsn` or later.
@@ -93,12 +95,9 @@ impl SessionMarks {
             None => Session::connect(&self.config, Purpose::Capture).await?,
         };
         let client = session.client();
-        let clock: i64 = client
-            .query_one(CLOCK, &[])
-            .await
-            .map_err(Error::sql("reading the clock"))?
-            .get(0);
+        let before = clock(client).await?;
         let lsn = wal_position(client).await?;
+        let until = clock(client).await?;
         let sequences = sequences(client).await?;
         let version = session.server_version();
         let shape = shape::read(client, version, &self.publication, &self.settings).await?;
@@ -116,7 +115,8 @@ impl SessionMarks {
         self.session = Some(session);
         Ok(Mark {
             lsn,
-            clock: PgTimestamp::from_unix_micros(clock.saturating_sub(CLOCK_SLACK_MICROS)),
+            clock: PgTimestamp::from_unix_micros(before.saturating_sub(CLOCK_SLACK_MICROS)),
+            until: PgTimestamp::from_unix_micros(until),
             sequences,
             shape,
         })
@@ -130,6 +130,11 @@ impl Marks for SessionMarks {
             .await
             .unwrap_or_else(silent)
     }
+}
+
+async fn clock(client: &Client) -> Result<i64, Error> {
+    let row = client.query_one(CLOCK, &[]).await;
+    Ok(row.map_err(Error::sql("reading the clock"))?.get(0))
 }
 
 /// The end of what is written into the WAL, flushed or not.

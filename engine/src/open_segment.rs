@@ -40,11 +40,14 @@ pub(crate) struct OpenSegment {
     /// sends transactions of which nothing is published.
     pending: Option<Begin>,
     in_transaction: bool,
-    /// The open transaction came from another server; what stands for its commit time.
-    replicated: Option<PgTimestamp>,
+    /// The server's clock when it sent the BEGIN of the open transaction.
+    sent: PgTimestamp,
+    /// The open transaction came from another server; what is known of its commit time.
+    replicated: Option<Replicated>,
     /// Carried from segment to segment: it only grows.
     observed_through: Option<PgTimestamp>,
-    marks: VecDeque<(Lsn, PgTimestamp)>,
+    /// Those that no cut has covered.
+    marks: VecDeque<Moment>,
     /// Marks' sequences whose position the stream has not reached.
     held_sequences: VecDeque<(Lsn, Vec<SequenceSample>)>,
     relations: HashMap<Oid, Relation>,
@@ -72,6 +75,20 @@ struct Writing {
     since: Instant,
 }
 
+/// What a mark says of the commits on both sides of its position.
+struct Moment {
+    lsn: Lsn,
+    clock: PgTimestamp,
+    until: PgTimestamp,
+}
+
+/// A transaction of another server was committed on this one between these two moments.
+#[derive(Clone, Copy)]
+struct Replicated {
+    after: PgTimestamp,
+    until: PgTimestamp,
+}
+
 /// A segment that is cut: it can only be uploaded.
 pub(crate) struct SealedSegment {
     pub(crate) key: SegmentKey,
@@ -90,6 +107,7 @@ impl OpenSegment {
             writing: None,
             pending: None,
             in_transaction: false,
+            sent: PgTimestamp::from_micros(0),
             replicated: None,
             observed_through,
             marks: VecDeque::new(),
@@ -101,7 +119,7 @@ impl OpenSegment {
 
     /// A mark's clock would count if it were cut now.
     pub(crate) fn covers_a_mark(&self) -> bool {
-        self.marks.front().is_some_and(|(lsn, _)| *lsn <= self.end)
+        self.marks.front().is_some_and(|mark| mark.lsn <= self.end)
     }
 
     pub(crate) fn start(&self) -> Lsn {
@@ -150,15 +168,15 @@ impl OpenSegment {
                 }
                 self.sequences()
             }
-            ReplicationMessage::XLogData { data, .. } => {
+            ReplicationMessage::XLogData { data, clock, .. } => {
                 let message = pgoutput::decode_in(data, &self.place.encoding)
                     .map_err(|error| Error::Stream(format!("pgoutput: {error}")))?;
-                self.record(message)
+                self.record(message, *clock)
             }
         }
     }
 
-    fn record(&mut self, message: Message<'_>) -> Result<(), Error> {
+    fn record(&mut self, message: Message<'_>, sent: PgTimestamp) -> Result<(), Error> {
         match message {
             Message::Begin(begin) => {
                 if self.in_transaction {
@@ -172,6 +190,7 @@ impl OpenSegment {
                 }
                 self.in_transaction = true;
                 self.pending = Some(begin);
+                self.sent = sent;
                 Ok(())
             }
             Message::Commit(mut commit) => {
@@ -179,8 +198,8 @@ impl OpenSegment {
                     return Err(Error::Stream("COMMIT outside a transaction".to_owned()));
                 }
                 self.in_transaction = false;
-                if let Some(time) = self.replicated.take() {
-                    commit.commit_time = time;
+                if let Some(replicated) = self.replicated.take() {
+                    commit.commit_time = replicated.after;
                 } else {
                     let time = commit.commit_time.as_micros();
                     let observed = time.saturating_sub(CLOCK_SLACK_MICROS);
@@ -196,18 +215,23 @@ impl OpenSegment {
             }
             Message::Origin(_) => {
                 // The commit time of such a transaction is that of the server it came from, by
-                // that server's clock, and no other is sent. So the last moment that is known to
-                // lie before it stands for it: past or future, the other one would mislead.
+                // that server's clock, and no other is sent. What is known is the last moment
+                // before it, and that it was committed when it was sent, or when a mark beyond it
+                // was taken: a stream may lag.
                 if let Some(begin) = &mut self.pending {
-                    let before = self
-                        .marks
-                        .iter()
-                        .filter(|(lsn, _)| *lsn <= begin.commit_lsn);
-                    let known = before.map(|(_, clock)| *clock).max();
+                    let marks = self.marks.iter();
+                    let before = marks.clone().filter(|mark| mark.lsn <= begin.commit_lsn);
+                    let known = before.map(|mark| mark.clock).max();
                     let known = known.max(self.observed_through);
+                    let mut behind = marks.filter(|mark| mark.lsn > begin.commit_lsn);
+                    let sent = behind
+                        .next()
+                        .map_or(self.sent, |mark| mark.until.min(self.sent));
                     // At the very begin of a lineage nothing is: then it is any moment before all others.
-                    begin.commit_time = known.unwrap_or(PgTimestamp::from_micros(0));
-                    self.replicated = Some(begin.commit_time);
+                    let after = known.unwrap_or(PgTimestamp::from_micros(0));
+                    begin.commit_time = after;
+                    let until = after.max(sent);
+                    self.replicated = Some(Replicated { after, until });
                 }
                 Ok(())
             }
@@ -257,7 +281,11 @@ impl OpenSegment {
 
     /// A mark was taken: its clock counts as soon as a segment's end reaches its LSN.
     pub(crate) fn mark(&mut self, mark: Mark, sequences_changed: bool) -> Result<(), Error> {
-        self.marks.push_back((mark.lsn, mark.clock));
+        self.marks.push_back(Moment {
+            lsn: mark.lsn,
+            clock: mark.clock,
+            until: mark.until,
+        });
         if sequences_changed {
             // A restore compares neighbours to see that a sequence was set back, so as many are kept as
             // there is room for; a stream that lags further behind than that misses some.
@@ -326,9 +354,13 @@ impl OpenSegment {
             return Err(Error::Stream("a change outside a transaction".to_owned()));
         }
         let pending = self.pending.take();
+        let until = self.replicated.map(|replicated| replicated.until);
         let writing = self.writing()?;
         if let Some(begin) = pending {
-            writing.writer.begin(&begin).map_err(broken)?;
+            writing
+                .writer
+                .begin_between(&begin, until)
+                .map_err(broken)?;
         }
         Ok(writing)
     }
@@ -353,12 +385,8 @@ impl OpenSegment {
         if let Some((lsn, samples)) = self.held_sequences.front() {
             writing.writer.sequences(*lsn, samples).map_err(broken)?;
         }
-        while let Some((lsn, clock)) = self.marks.front().copied() {
-            if lsn > self.end {
-                break;
-            }
-            self.observed_through = self.observed_through.max(Some(clock));
-            self.marks.pop_front();
+        while let Some(mark) = self.marks.pop_front_if(|mark| mark.lsn <= self.end) {
+            self.observed_through = self.observed_through.max(Some(mark.clock));
         }
         let (sealer, footer) = writing
             .writer

@@ -347,7 +347,7 @@ async fn transactions(
         let mut begun = None;
         while let Some(record) = reader.next()? {
             match record {
-                Record::Begin { xid, lsn, time } => begun = Some((xid, lsn, time)),
+                Record::Begin { xid, lsn, time, .. } => begun = Some((xid, lsn, time)),
                 Record::Commit { end, .. } => {
                     found.extend(begun.take().map(|(xid, commit_lsn, time)| Transaction {
                         commit_lsn,

@@ -32,7 +32,7 @@ def sent_cell(value):
 
 
 def segment_version(value):
-    refuse_unless(U32(value) in (1, 2), f"version {value} of a segment is not known")
+    refuse_unless(U32(value) in (1, 2, 3), f"version {value} of a segment is not known")
     return value
 
 
@@ -54,7 +54,7 @@ RECORDS = {
         identity=one_of("default", "nothing", "full", "index"),
         columns=array(COLUMN),
     ),
-    "B": dict(xid=U32, lsn=lsn, time=time),
+    "B": dict(xid=U32, lsn=lsn, time=time, until=optional(time)),
     "I": dict(rel=U32, new=SENT),
     "U": dict(rel=U32, key=optional(SENT), old=optional(SENT), new=NEW),
     "D": dict(rel=U32, key=optional(SENT), old=optional(SENT)),
@@ -137,7 +137,7 @@ class Segment:
 
     def take_H(self, fields):
         named = "encoding" in fields
-        refuse_unless(named == (fields["v"] == 2), "version 2 names an encoding, version 1 does not")
+        refuse_unless(named == (fields["v"] > 1), "version 1 names no encoding, later ones do")
         self.header, self.floor = fields, fields["start"]
 
     def take_R(self, fields):
@@ -147,6 +147,9 @@ class Segment:
     def take_B(self, fields):
         self.outside()
         refuse_unless(fields["lsn"] >= self.floor, "commit LSNs go backwards")
+        if "until" in fields:
+            refuse_unless(self.header["v"] > 2, "only version 3 says until when")
+            refuse_unless(fields["until"] >= fields["time"], "committed until a moment before")
         self.open = fields
 
     def take_I(self, fields):

@@ -18,6 +18,9 @@ pub(crate) enum Verdict {
     /// Committed below the consistent point.
     InBase,
     Kept,
+    /// It may have been committed before the target or after it: see [`Record::Begin`]. Kept if anything
+    /// behind it is, as that was committed later.
+    Unsure,
     Discarded,
 }
 
@@ -38,15 +41,21 @@ impl Splitter {
         }
     }
 
-    pub(crate) fn admit(&mut self, commit_lsn: Lsn, commit_time: PgTimestamp) -> Verdict {
+    pub(crate) fn admit(
+        &mut self,
+        commit_lsn: Lsn,
+        commit_time: PgTimestamp,
+        until: Option<PgTimestamp>,
+    ) -> Verdict {
         if commit_lsn < self.from {
             return Verdict::InBase;
         }
         // One past the cut discards everything behind it, whatever its time.
         self.discarding |= !self.cut.keeps(commit_lsn, commit_time);
-        match self.discarding {
-            true => Verdict::Discarded,
-            false => Verdict::Kept,
+        match until {
+            _ if self.discarding => Verdict::Discarded,
+            Some(until) if !self.cut.keeps(commit_lsn, until) => Verdict::Unsure,
+            _ => Verdict::Kept,
         }
     }
 }
@@ -59,6 +68,9 @@ pub struct Transaction {
     pub commit_lsn: Lsn,
     pub end_lsn: Lsn,
     pub time: PgTimestamp,
+    /// Of one that was replicated into the source: it was committed between `time` and this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<PgTimestamp>,
     /// By schema and table.
     pub tables: Vec<TableChanges>,
 }
@@ -79,8 +91,55 @@ pub struct TableChanges {
 pub(crate) struct Boundary {
     /// None if everything kept is in the base.
     pub(crate) last_kept: Option<Transaction>,
+    /// Those between the two that may belong to either side.
+    pub(crate) unsure: Option<Unsure>,
     /// None if nothing that is durable comes after.
     pub(crate) first_discarded: Option<Transaction>,
+}
+
+/// Transactions of which it is not known whether they were committed before the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unsure {
+    pub(crate) first: Transaction,
+    /// When all of them had been.
+    pub(crate) until: PgTimestamp,
+}
+
+impl Unsure {
+    fn new(first: Transaction) -> Self {
+        let until = first.until.unwrap_or(first.time);
+        Self { first, until }
+    }
+
+    /// Of two stretches that follow each other.
+    fn join(earlier: Option<Self>, later: Option<Self>) -> Option<Self> {
+        match (earlier, later) {
+            (Some(earlier), Some(later)) => Some(Self {
+                until: earlier.until.max(later.until),
+                ..earlier
+            }),
+            (earlier, later) => earlier.or(later),
+        }
+    }
+}
+
+impl Boundary {
+    /// Since when the state that is restored was there, if it is not known to be that of the target.
+    pub(crate) fn not_before(&self, choice: &Choice) -> Option<PgTimestamp> {
+        let unsure = self.unsure.as_ref()?;
+        // The base does not have it.
+        Some(unsure.first.time.max(choice.base.snapshot_time))
+    }
+}
+
+/// How much older than its target a restore may be where nobody knows better: somewhat more than passes
+/// between two moments that a source's capture knows, with the default settings.
+const UNSURE_MAX_MICROS: i64 = 120_000_000;
+
+/// Whether what was there at `since` is too old for the target.
+pub(crate) fn is_too_old(cut: Cut, since: PgTimestamp) -> bool {
+    let limit = since.as_micros().saturating_add(UNSURE_MAX_MICROS);
+    matches!(cut, Cut::Time { time, .. } if time.as_micros() > limit)
 }
 
 /// Opens the segment the cut falls into, and its neighbours as far as needed. Where the cut lies
@@ -97,6 +156,7 @@ pub(crate) async fn find(
     for key in choice.needed.iter().rev().filter(|key| !key.is_empty()) {
         let sides = sides(store, lineage, *key, splitter).await?;
         boundary.first_discarded = sides.first_discarded.or(boundary.first_discarded);
+        boundary.unsure = Unsure::join(sides.unsure, boundary.unsure);
         boundary.last_kept = sides.last_kept;
         if boundary.last_kept.is_some() {
             break;
@@ -114,6 +174,9 @@ pub(crate) async fn find(
         boundary.first_discarded = sides.first_discarded;
         if sides.last_kept.is_some() {
             (boundary.last_kept, kept) = (sides.last_kept, place + 1);
+            boundary.unsure = sides.unsure;
+        } else {
+            boundary.unsure = Unsure::join(boundary.unsure, sides.unsure);
         }
     }
     choice.need(match (cut, &boundary.first_discarded) {
@@ -139,13 +202,23 @@ async fn sides(
                 Record::Relation(relation) => {
                     relations.insert(relation.rel, (relation.schema, relation.table));
                 }
-                Record::Begin { xid, lsn, time } => {
-                    let verdict = splitter.admit(lsn, time);
-                    open = Some((verdict, Counted::new(xid, lsn, time)));
+                Record::Begin {
+                    xid,
+                    lsn,
+                    time,
+                    until,
+                } => {
+                    let verdict = splitter.admit(lsn, time, until);
+                    open = Some((verdict, Counted::new(xid, lsn, time, until)));
                 }
                 Record::Commit { end, .. } => match open.take() {
                     Some((Verdict::Kept, counted)) => {
                         boundary.last_kept = Some(counted.finish(end, &relations));
+                        boundary.unsure = None;
+                    }
+                    Some((Verdict::Unsure, counted)) => {
+                        let this = Unsure::new(counted.finish(end, &relations));
+                        boundary.unsure = Unsure::join(boundary.unsure, Some(this));
                     }
                     Some((Verdict::Discarded, counted)) => {
                         boundary.first_discarded = Some(counted.finish(end, &relations));
@@ -174,15 +247,22 @@ pub(crate) struct Counted {
     xid: Xid,
     commit_lsn: Lsn,
     time: PgTimestamp,
+    until: Option<PgTimestamp>,
     rows: BTreeMap<Oid, RowCounts>,
 }
 
 impl Counted {
-    pub(crate) const fn new(xid: Xid, commit_lsn: Lsn, time: PgTimestamp) -> Self {
+    pub(crate) const fn new(
+        xid: Xid,
+        commit_lsn: Lsn,
+        time: PgTimestamp,
+        until: Option<PgTimestamp>,
+    ) -> Self {
         Self {
             xid,
             commit_lsn,
             time,
+            until,
             rows: BTreeMap::new(),
         }
     }
@@ -224,6 +304,7 @@ impl Counted {
             commit_lsn: self.commit_lsn,
             end_lsn,
             time: self.time,
+            until: self.until,
             tables,
         }
     }
@@ -240,7 +321,7 @@ pub(crate) async fn find_xid(
         let mut found = Vec::new();
         while let Some(record) = segment.next()? {
             match record {
-                Record::Begin { xid, lsn, time } if xid == wanted => found.push((lsn, time)),
+                Record::Begin { xid, lsn, time, .. } if xid == wanted => found.push((lsn, time)),
                 _ => {}
             }
         }

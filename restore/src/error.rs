@@ -283,6 +283,17 @@ pub enum Error {
         /// All of them, oldest first.
         windows: Vec<Window>,
     },
+    #[error(
+        "the target lies between {since} and {until}, and what the source received from another server then, \
+         from {lsn} on, does not say when it was committed: name an LSN (`lastgood transactions` lists them), \
+         or a time outside"
+    )]
+    TimeUnknown {
+        since: PgTimestamp,
+        until: PgTimestamp,
+        /// Of the first such transaction.
+        lsn: Lsn,
+    },
     #[error("{lsn} is in several lineages ({}); name one", list(lineages))]
     AmbiguousLsn { lsn: Lsn, lineages: Vec<LineageId> },
     #[error(
@@ -366,6 +377,7 @@ impl Error {
             Error::Pg(error) => error.class(),
             Error::NothingRecoverable
             | Error::OutsideWindows { .. }
+            | Error::TimeUnknown { .. }
             | Error::AmbiguousLsn { .. }
             | Error::UnknownTransaction { .. }
             | Error::AmbiguousTransaction { .. }

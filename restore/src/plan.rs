@@ -104,6 +104,10 @@ pub struct Stop {
     pub last_kept: Option<Transaction>,
     /// None if nothing durable comes after.
     pub first_discarded: Option<Transaction>,
+    /// Of a time: what is restored was there at some moment from this one to the target. None if it was
+    /// at the target itself, as far as commits have the order of their times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<PgTimestamp>,
     /// Sequences are set as sampled at or after this position.
     pub sequences_at: Lsn,
 }
@@ -161,6 +165,7 @@ pub async fn plan(
     if !choice.reaches(cut, boundary.first_discarded.is_some()) {
         return Err(outside(&survey, cut, options.now));
     }
+    let not_before = not_before(cut, &choice, &boundary)?;
 
     let base_object = SourceObject::Manifest(choice.lineage, choice.base.id);
     let manifest: BaseManifest = store.get_json(&base_object).await?;
@@ -206,7 +211,7 @@ pub async fn plan(
         segments,
         following,
         stored_bytes: base_stored + stored,
-        stop: stop(cut, &choice, boundary),
+        stop: stop(cut, &choice, boundary, not_before),
         not_covered: not_covered(&manifest, chosen.as_ref()),
         partial,
         expected_seconds: expected_seconds(bytes, stored),
@@ -325,18 +330,45 @@ async fn find_point(
     }
 }
 
-fn stop(cut: Cut, choice: &Choice, boundary: Boundary) -> Stop {
+/// Since when the state that is restored was there, if it is not known to be that of the target.
+///
+/// # Errors
+/// If it may be much older.
+fn not_before(
+    cut: Cut,
+    choice: &Choice,
+    boundary: &Boundary,
+) -> Result<Option<PgTimestamp>, Error> {
+    let (Some(unsure), Some(since)) = (&boundary.unsure, boundary.not_before(choice)) else {
+        return Ok(None);
+    };
+    if !boundary::is_too_old(cut, since) {
+        return Ok(Some(since));
+    }
+    let discarded = boundary.first_discarded.as_ref();
+    let surely_later = discarded.filter(|discarded| discarded.until.is_none());
+    Err(Error::TimeUnknown {
+        since,
+        until: surely_later.map_or(unsure.until, |later| unsure.until.min(later.time)),
+        lsn: unsure.first.commit_lsn,
+    })
+}
+
+fn stop(cut: Cut, choice: &Choice, boundary: Boundary, not_before: Option<PgTimestamp>) -> Stop {
+    let unsure = boundary.unsure.map(|unsure| unsure.first);
+    let first_discarded = unsure.or(boundary.first_discarded);
     let point = choice.base.id.consistent_point();
     let end = choice.needed.last().map_or(point, |last| last.end);
     // The target is never later than the first discarded commit.
-    let sequences_at = match (cut, &boundary.first_discarded) {
+    let sequences_at = match (cut, &first_discarded) {
         (Cut::Lsn { lsn, .. }, _) => lsn,
         (Cut::Time { .. } | Cut::Latest, Some(discarded)) => discarded.commit_lsn,
         (Cut::Time { .. } | Cut::Latest, None) => end,
     };
     Stop {
         last_kept: boundary.last_kept,
-        first_discarded: boundary.first_discarded,
+        first_discarded,
+        not_before,
         sequences_at,
     }
 }

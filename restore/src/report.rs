@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lastgood_proto::{BaseId, LineageId, Lsn, SourceId};
+use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId};
 use serde::{Deserialize, Serialize};
 
 use crate::boundary::Transaction;
@@ -75,6 +75,9 @@ pub struct Report {
     pub database: String,
     /// The last transaction that is in it; none if the base was all.
     pub reached: Option<Transaction>,
+    /// As in the plan: see [`crate::Stop`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<PgTimestamp>,
     /// Replayed on top of the base, in all attempts together.
     pub transactions: u64,
     pub rows: u64,

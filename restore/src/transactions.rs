@@ -46,8 +46,11 @@ pub async fn transactions(
     let mut found: Vec<Transaction> = Vec::new();
     for lineage in survey.listing.lineages.iter().rev() {
         let (mut before, mut keys) = (None, Vec::new());
-        for key in &lineage.segments {
-            if filter.may_match(key, before) {
+        for (place, key) in lineage.segments.iter().enumerate() {
+            let later = lineage.segments.get(place + 1..).unwrap_or_default();
+            let known = later.partition_point(|it| it.observed_through <= key.max_commit_time);
+            let after = later.get(known).and_then(|it| it.observed_through);
+            if filter.may_match(key, before, after) {
                 keys.push(key);
             }
             before = before.max(key.max_commit_time);
@@ -65,9 +68,12 @@ pub async fn transactions(
                         Record::Relation(relation) => {
                             relations.insert(relation.rel, (relation.schema, relation.table));
                         }
-                        Record::Begin { xid, lsn, time } => {
-                            open = Some(Counted::new(xid, lsn, time));
-                        }
+                        Record::Begin {
+                            xid,
+                            lsn,
+                            time,
+                            until,
+                        } => open = Some(Counted::new(xid, lsn, time, until)),
                         Record::Commit { end, .. } => {
                             let counted = open.take().map(|open| open.finish(end, &relations));
                             found.extend(counted.filter(|counted| wanted.matches(counted)));
@@ -96,13 +102,21 @@ pub async fn transactions(
 }
 
 impl TransactionFilter {
-    /// `before` is the latest commit time of all segments before this one.
-    fn may_match(&self, key: &SegmentKey, before: Option<PgTimestamp>) -> bool {
-        let Some(latest) = key.max_commit_time else {
+    /// `before` is the latest commit time of all segments before this one; `after` the first moment known
+    /// to be later than its own: until then what was replicated may have been committed.
+    fn may_match(
+        &self,
+        key: &SegmentKey,
+        before: Option<PgTimestamp>,
+        after: Option<PgTimestamp>,
+    ) -> bool {
+        if key.is_empty() {
             return false;
-        };
+        }
+        let latest = after.map(|time| time.as_micros().saturating_add(DISORDER_MICROS));
         let earliest = before.map(|time| time.as_micros().saturating_sub(DISORDER_MICROS));
-        self.since.is_none_or(|since| latest >= since)
+        self.since
+            .is_none_or(|since| latest.is_none_or(|latest| latest >= since.as_micros()))
             && match (self.until, earliest) {
                 (Some(until), Some(earliest)) => earliest <= until.as_micros(),
                 (None, _) | (_, None) => true,
@@ -126,7 +140,9 @@ impl TransactionFilter {
         }
         (any || self.table.is_none())
             && count >= self.min_rows
-            && self.since.is_none_or(|since| transaction.time >= since)
+            && self
+                .since
+                .is_none_or(|since| transaction.until.unwrap_or(transaction.time) >= since)
             && self.until.is_none_or(|until| transaction.time <= until)
     }
 }
@@ -148,6 +164,7 @@ mod tests {
             commit_lsn: Lsn::new(1),
             end_lsn: Lsn::new(2),
             time: time(1000),
+            until: None,
             tables: vec![TableChanges {
                 schema: "public".to_owned(),
                 table: table.to_owned(),
@@ -189,15 +206,20 @@ mod tests {
             until: until.map(time),
             ..TransactionFilter::default()
         };
-        assert!(filter(None, None).may_match(&key, None));
-        assert!(filter(Some(1000), Some(1000)).may_match(&key, Some(time(999))));
-        assert!(!filter(Some(1001), None).may_match(&key, None));
-        assert!(filter(None, Some(940)).may_match(&key, Some(time(1000))));
-        assert!(!filter(None, Some(939)).may_match(&key, Some(time(1000))));
+        let before = Some(time(999));
+        let after = Some(time(1005));
+        assert!(filter(None, None).may_match(&key, None, None));
+        assert!(filter(Some(1000), Some(1000)).may_match(&key, before, after));
+        assert!(filter(Some(1065), None).may_match(&key, None, after));
+        assert!(!filter(Some(1066), None).may_match(&key, None, after));
+        // Nothing later is known: what was replicated may have been committed at any time.
+        assert!(filter(Some(1066), None).may_match(&key, None, None));
+        assert!(filter(None, Some(940)).may_match(&key, Some(time(1000)), after));
+        assert!(!filter(None, Some(939)).may_match(&key, Some(time(1000)), after));
         let empty = SegmentKey {
             max_commit_time: None,
             ..key
         };
-        assert!(!filter(None, None).may_match(&empty, None));
+        assert!(!filter(None, None).may_match(&empty, None, None));
     }
 }

@@ -321,6 +321,7 @@ pub(super) fn describe_plan(plan: &Value) -> String {
             ),
         ),
     ]);
+    text.push_str(&describe_not_before(&plan["not_before"]));
     text.push_str(&describe_partial(&plan["partial"]));
     text.push_str(&describe_not_covered(&plan["not_covered"]));
     let roles = plan["missing_roles"].as_array().into_iter().flatten();
@@ -332,6 +333,16 @@ pub(super) fn describe_plan(plan: &Value) -> String {
         ));
     }
     text
+}
+
+/// Nothing if the restore is exact.
+fn describe_not_before(since: &Value) -> String {
+    since.as_str().map_or_else(String::new, |since| {
+        format!(
+            "not exact: what other servers replicated into the source does not say when it was committed; what \
+             comes back was there at some moment from {since} to the target (an LSN is exact)\n"
+        )
+    })
 }
 
 /// Which tables, and what does not come with them; nothing if it is all of them.
@@ -397,9 +408,11 @@ fn describe_transaction(transaction: &Value, none: &str) -> String {
         .cloned()
         .unwrap_or_default();
     let changes: Vec<String> = tables.iter().map(describe_changes).collect();
+    let until = transaction["until"].as_str();
     format!(
-        "{}  xid {}  at {}: {}",
+        "{}{}  xid {}  at {}: {}",
         show(&transaction["time"]),
+        until.map_or_else(String::new, |until| format!(" to {until}")),
         show(&transaction["xid"]),
         show(&transaction["commit_lsn"]),
         match changes.is_empty() {
@@ -475,6 +488,7 @@ pub(super) fn describe_report(report: &Value) -> String {
             format!("{} ({})", human_millis(&total.into()), times.join(", ")),
         ),
     ]);
+    text.push_str(&describe_not_before(&report["not_before"]));
     text.push_str(&describe_partial(&report["partial"]));
     for note in report["notes"].as_array().into_iter().flatten() {
         text.push_str(&format!("note: {}\n", show(note)));

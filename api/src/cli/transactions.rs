@@ -89,7 +89,10 @@ fn describe(found: &Value, filtered: bool, source: Option<&str>) -> String {
             let tables = item["tables"].as_array().cloned().unwrap_or_default();
             let changes: Vec<String> = tables.iter().map(changes).collect();
             vec![
-                show(&item["time"]),
+                match item["until"].as_str() {
+                    Some(until) => format!("{} to {until}", show(&item["time"])),
+                    None => show(&item["time"]),
+                },
                 show(&item["xid"]),
                 show(&item["commit_lsn"]),
                 match changes.is_empty() {

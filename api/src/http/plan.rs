@@ -26,6 +26,10 @@ pub(crate) struct PlanView {
     last_kept: Option<TransactionView>,
     /// The first transaction that is discarded; null if nothing durable comes after.
     first_discarded: Option<TransactionView>,
+    /// Null, or the target is a time and the source was receiving from another server then, whose
+    /// transactions do not say when they were committed here: what is restored was there at some
+    /// moment from this one to the target.
+    not_before: Option<String>,
     /// What is as fresh as the base, whatever the target.
     not_covered: Vec<NotCoveredView>,
     /// Which tables come back; null if all.
@@ -56,6 +60,9 @@ pub(super) struct TransactionView {
     commit_lsn: String,
     end_lsn: String,
     time: String,
+    /// Of one that was replicated into the source from another server: it was committed between `time`
+    /// and this. Null for all others.
+    until: Option<String>,
     tables: Vec<TableChangesView>,
 }
 
@@ -129,6 +136,7 @@ impl From<&Plan> for PlanView {
             stored_bytes: plan.stored_bytes,
             last_kept: plan.stop.last_kept.as_ref().map(Into::into),
             first_discarded: plan.stop.first_discarded.as_ref().map(Into::into),
+            not_before: plan.stop.not_before.map(|time| time.to_string()),
             not_covered: plan.not_covered.iter().map(Into::into).collect(),
             partial: plan.partial.as_ref().map(Into::into),
             missing_roles: None,
@@ -208,6 +216,7 @@ impl From<&Transaction> for TransactionView {
             commit_lsn: transaction.commit_lsn.to_string(),
             end_lsn: transaction.end_lsn.to_string(),
             time: transaction.time.to_string(),
+            until: transaction.until.map(|until| until.to_string()),
             tables: transaction.tables.iter().map(Into::into).collect(),
         }
     }

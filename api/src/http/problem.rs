@@ -288,6 +288,11 @@ impl From<lastgood_restore::Error> for Problem {
                 .detail(detail)
                 .with("nearest", nearest)
                 .with("windows", windows),
+            Error::TimeUnknown { since, until, lsn } => Problem::new(Code::AmbiguousTarget)
+                .detail(detail)
+                .with("since", since)
+                .with("until", until)
+                .with("lsn", lsn),
             Error::AmbiguousLsn { lineages, .. } => Problem::new(Code::AmbiguousTarget)
                 .detail(detail)
                 .with("lineages", lineages),

@@ -35,6 +35,8 @@ pub(crate) struct ReportView {
     database: String,
     /// The last transaction that is in it; null if the base was all.
     reached: Option<TransactionView>,
+    /// As in the plan.
+    not_before: Option<String>,
     /// Replayed on top of the base.
     transactions: u64,
     rows: u64,
@@ -82,6 +84,7 @@ impl From<&Report> for ReportView {
             base: report.base.to_string(),
             database: report.database.clone(),
             reached: report.reached.as_ref().map(Into::into),
+            not_before: report.not_before.map(|time| time.to_string()),
             transactions: report.transactions,
             rows: report.rows,
             sequences: report.sequences,

@@ -21,7 +21,7 @@ use lastgood_proto::key::{ShapeKey, SourceObject};
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::ShapeFile;
 use lastgood_proto::segment::{Cell, Record, SegmentReader};
-use lastgood_proto::{LineageId, Lsn, SourceId};
+use lastgood_proto::{LineageId, Lsn, PgTimestamp, SourceId};
 use lastgood_store::{Backend, Encryption, Repository, SourceStore};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -313,19 +313,21 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
     }
     let expected = server.history();
     assert_eq!(found.len(), expected.len());
-    for (mut found, mut expected) in found.into_iter().zip(expected) {
-        // The last moment that was known stands for another server's.
+    for ((mut found, until), mut expected) in found.into_iter().zip(expected) {
+        // Where another server's time is sent, it is known to lie between two moments.
         if let (
-            Item::Transaction { time, .. },
+            Item::Transaction { time: after, .. },
             Item::Transaction {
-                time: sent,
-                from_elsewhere,
-                ..
+                time, elsewhere, ..
             },
         ) = (&mut found, &mut expected)
-            && std::mem::take(from_elsewhere)
+            && elsewhere.take().is_some()
         {
-            *sent = *time;
+            let until = until.expect("a moment until when it was committed");
+            assert!(*after <= *time && *time <= until, "{after} {time} {until}");
+            *after = *time;
+        } else {
+            assert_eq!(until, None);
         }
         assert_eq!(found, expected);
     }
@@ -378,17 +380,25 @@ fn check_samples(records: &[Record], end: Lsn, ahead: Option<Lsn>) -> Option<Lsn
     beyond.first().copied()
 }
 
-fn collect(records: Vec<Record>, found: &mut Vec<Item>) {
+/// Each with the moment until when it was committed, if it was replicated.
+fn collect(records: Vec<Record>, found: &mut Vec<(Item, Option<PgTimestamp>)>) {
     let mut open: Option<Item> = None;
+    let mut committed_until = None;
     for record in records {
         match record {
-            Record::Begin { xid, lsn, time } => {
+            Record::Begin {
+                xid,
+                lsn,
+                time,
+                until,
+            } => {
+                committed_until = until;
                 open = Some(Item::Transaction {
                     xid: xid.get(),
                     commit_lsn: lsn,
                     end_lsn: Lsn::INVALID,
                     time,
-                    from_elsewhere: false,
+                    elsewhere: None,
                     rows: Vec::new(),
                 });
             }
@@ -406,9 +416,9 @@ fn collect(records: Vec<Record>, found: &mut Vec<Item>) {
                     panic!("a commit outside a transaction");
                 };
                 *end_lsn = end;
-                found.extend(open.take());
+                found.extend(open.take().map(|item| (item, committed_until)));
             }
-            Record::Message(message) => found.push(Item::Message { lsn: message.lsn }),
+            Record::Message(message) => found.push((Item::Message { lsn: message.lsn }, None)),
             Record::Relation(_) | Record::Sequences { .. } => {}
             other => panic!("{other:?}"),
         }

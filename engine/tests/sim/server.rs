@@ -32,8 +32,9 @@ pub(crate) enum Item {
         commit_lsn: Lsn,
         end_lsn: Lsn,
         time: PgTimestamp,
-        /// The time is another server's.
-        from_elsewhere: bool,
+        /// Of one that was replicated, by the clock of the server it came from; the stream has it in
+        /// place of `time`.
+        elsewhere: Option<PgTimestamp>,
         rows: Vec<(u32, String)>,
     },
     /// Of no transaction; the LSN is its record's end.
@@ -150,13 +151,7 @@ impl Server {
     /// Every commit with a time up to `observed` must lie at or below `end`.
     pub(crate) fn check_observed(&self, observed: PgTimestamp, end: Lsn) {
         for item in &self.state().history {
-            if let Item::Transaction {
-                time,
-                end_lsn,
-                from_elsewhere: false,
-                ..
-            } = item
-            {
+            if let Item::Transaction { time, end_lsn, .. } = item {
                 assert!(
                     *time > observed || *end_lsn <= end,
                     "observed {observed} claims too much"
@@ -299,17 +294,16 @@ impl State {
         let commit_lsn = self.advance();
         let xid = u32::try_from(self.history.len()).expect("a short history") + 700;
         let end_lsn = self.wal_end;
-        let from_elsewhere = self.rng.random_range(0..10) == 0;
-        let time = match from_elsewhere {
-            true => self.rng.random_range(0..1_000_000_000_000),
-            false => self.clock,
+        let elsewhere = match self.rng.random_range(0..10) {
+            0 => Some(self.rng.random_range(0..1_000_000_000_000)),
+            _ => None,
         };
         self.history.push(Item::Transaction {
             xid,
             commit_lsn,
             end_lsn,
-            time: PgTimestamp::from_micros(time),
-            from_elsewhere,
+            time: PgTimestamp::from_micros(self.clock),
+            elsewhere: elsewhere.map(PgTimestamp::from_micros),
             rows,
         });
     }
@@ -346,7 +340,7 @@ impl SimStream {
                 Item::Message { lsn } => *lsn <= self.from,
             };
             if !below {
-                encode(&item, &mut self.described, &mut self.queue);
+                encode(&item, state.clock, &mut self.described, &mut self.queue);
             }
             return None;
         }
@@ -466,6 +460,7 @@ impl Marks for SimMarks {
         let mark = Mark {
             lsn: state.wal_end,
             clock: PgTimestamp::from_micros(state.clock),
+            until: PgTimestamp::from_micros(state.clock),
             sequences: vec![SequenceSample {
                 schema: "public".to_owned(),
                 name: "s".to_owned(),
@@ -489,14 +484,14 @@ fn keepalive(wal_end: Lsn, clock: i64, reply_requested: bool) -> ReplicationMess
     }
 }
 
-fn encode(item: &Item, described: &mut bool, queue: &mut VecDeque<ReplicationMessage>) {
+fn encode(item: &Item, clock: i64, described: &mut bool, queue: &mut VecDeque<ReplicationMessage>) {
     let mut push = |message: &Message<'_>, lsn: Lsn| {
         let mut data = Vec::new();
         pgoutput::encode(message, &mut data).expect("a short message");
         queue.push_back(ReplicationMessage::XLogData {
             wal_start: lsn,
             wal_end: lsn,
-            clock: PgTimestamp::from_micros(0),
+            clock: PgTimestamp::from_micros(clock),
             data: Bytes::from(data),
         });
     };
@@ -515,16 +510,17 @@ fn encode(item: &Item, described: &mut bool, queue: &mut VecDeque<ReplicationMes
             commit_lsn,
             end_lsn,
             time,
-            from_elsewhere,
+            elsewhere,
             rows,
         } => {
+            let commit_time = elsewhere.unwrap_or(*time);
             let begin = Begin {
                 commit_lsn: *commit_lsn,
-                commit_time: *time,
+                commit_time,
                 xid: Xid::new(*xid),
             };
             push(&Message::Begin(begin), *commit_lsn);
-            if *from_elsewhere {
+            if elsewhere.is_some() {
                 let origin = Origin {
                     commit_lsn: *commit_lsn,
                     name: b"upstream",
@@ -546,7 +542,7 @@ fn encode(item: &Item, described: &mut bool, queue: &mut VecDeque<ReplicationMes
             let commit = Commit {
                 commit_lsn: *commit_lsn,
                 end_lsn: *end_lsn,
-                commit_time: *time,
+                commit_time,
             };
             push(&Message::Commit(commit), *commit_lsn);
         }

@@ -113,8 +113,8 @@ async fn prepared_transactions_over_restarts_and_bases() -> Result<()> {
 }
 
 /// PostgreSQL fact: a transaction that was replicated into the source brings the commit time of the server it came
-/// from. That clock may be wrong by any span, and must decide neither where a restore to a time stops
-/// nor up to when everything is known.
+/// from, and no other is sent. That clock may be wrong by any span, and must decide neither where a restore to a
+/// time stops nor up to when everything is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn commit_times_of_another_server() -> Result<()> {
     let source = Source::start(17, "origins", "CREATE TABLE t (id int PRIMARY KEY, v text); SELECT pg_replication_origin_create('upstream')").await?;
@@ -126,21 +126,18 @@ async fn commit_times_of_another_server() -> Result<()> {
     client
         .batch_execute("INSERT INTO t VALUES (1, 'here')")
         .await?;
-    client
-        .batch_execute("SELECT pg_replication_origin_session_setup('upstream')")
-        .await?;
     let replicated = async |client: &mut Client, id: i32, at: &str| -> Result<()> {
         let sql = format!(
-            "BEGIN; SELECT pg_replication_origin_xact_setup('0/{id}00', '{at}'); INSERT INTO t VALUES ({id}, 'elsewhere'); COMMIT"
+            "SELECT pg_replication_origin_session_setup('upstream');
+             BEGIN; SELECT pg_replication_origin_xact_setup('0/{id}00', '{at}'); INSERT INTO t VALUES ({id}, 'elsewhere'); COMMIT;
+             SELECT pg_replication_origin_session_reset()"
         );
         Ok(client.batch_execute(&sql).await?)
     };
     replicated(&mut client, 2, "2100-01-01").await?;
-    client
-        .batch_execute("SELECT pg_replication_origin_session_reset()")
-        .await?;
-    let after_future = time(&mut client).await?;
+    // What was sent had been committed.
     source.wait_durable(&client).await?;
+    let after_future = time(&mut client).await?;
     client
         .batch_execute("INSERT INTO t VALUES (3, 'here')")
         .await?;
@@ -149,13 +146,7 @@ async fn commit_times_of_another_server() -> Result<()> {
         .batch_execute("INSERT INTO t VALUES (4, 'here')")
         .await?;
     source.wait_durable(&client).await?;
-    client
-        .batch_execute("SELECT pg_replication_origin_session_setup('upstream')")
-        .await?;
     replicated(&mut client, 5, "2001-01-01").await?;
-    client
-        .batch_execute("SELECT pg_replication_origin_session_reset()")
-        .await?;
     client
         .batch_execute("INSERT INTO t VALUES (6, 'here')")
         .await?;
@@ -172,8 +163,36 @@ async fn commit_times_of_another_server() -> Result<()> {
             .is_some_and(|it| it < "2090"),
         "{status:#}"
     );
+
+    // What came while nobody captured may have come at any moment of it, but for what a commit of this
+    // server's own bounds.
+    source.service.kill()?;
+    replicated(&mut client, 7, "2001-01-01").await?;
+    client
+        .batch_execute("INSERT INTO t VALUES (8, 'here')")
+        .await?;
+    let bounded = time(&mut client).await?;
+    replicated(&mut client, 9, "2001-01-01").await?;
+    let (unsure, _) = time(&mut client).await?;
+    source.service.start_again().await?;
+    source.wait_durable(&client).await?;
+    let known = unsure["time"].as_str().unwrap_or_default();
+    source.service.wait_observed(source.name, known).await?;
+    let plan = format!("/api/v1/sources/{}/plan", source.name);
+    let plan = async |target: &Value| source.service.post(&plan, json!({"target": target})).await;
+    let told = plan(&unsure).await?;
+    let discarded = &told["first_discarded"];
+    ensure!(
+        told["not_before"].as_str() <= unsure["time"].as_str()
+            && told["not_before"] == discarded["time"]
+            && discarded["until"].as_str() > unsure["time"].as_str(),
+        "{told:#}"
+    );
+    let unsure = (unsure, bounded.1.clone());
     drop(client);
     for (moment, what) in [
+        (bounded, "in a backlog, after a local one"),
+        (unsure, "in a backlog"),
         (after_future, "after one from the future"),
         (after_local, "after a local one"),
         (last, "after one from the past"),

@@ -53,6 +53,6 @@ async fn repositories_of_every_version_are_restored() -> Result<()> {
         history::drop_database(&database.server, &restored).await?;
         checked += 1;
     }
-    ensure!(checked == 2, "{checked} repositories");
+    ensure!(checked == 3, "{checked} repositories");
     Ok(())
 }

@@ -48,6 +48,11 @@ pub enum Refusal {
         begin: PgTimestamp,
         commit: PgTimestamp,
     },
+    #[error("a transaction committed at or after {time}, and at or before {until}")]
+    Until {
+        time: PgTimestamp,
+        until: PgTimestamp,
+    },
     #[error("the time {0} has no RFC 3339 form")]
     Time(PgTimestamp),
     #[error("a line is longer than {} bytes", super::LINE_BYTES_MAX)]
@@ -116,10 +121,21 @@ impl Ledger {
         self.relations.entry(relation).or_default().columns = columns;
     }
 
-    pub(super) fn begin(&mut self, lsn: Lsn, time: PgTimestamp) -> Result<(), Refusal> {
+    pub(super) fn begin(
+        &mut self,
+        lsn: Lsn,
+        time: PgTimestamp,
+        until: Option<PgTimestamp>,
+    ) -> Result<(), Refusal> {
         self.outside("begin")?;
         self.at_or_after_floor("the commit LSN", lsn)?;
         printable(time)?;
+        if let Some(until) = until {
+            printable(until)?;
+            if until < time {
+                return Err(Refusal::Until { time, until });
+            }
+        }
         self.open = Some(Open {
             commit_lsn: lsn,
             commit_time: time,

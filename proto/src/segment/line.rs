@@ -70,6 +70,13 @@ pub(super) struct BeginLine {
     pub(super) xid: Xid,
     pub(super) lsn: Lsn,
     pub(super) time: PgTimestamp,
+    /// Since version 3.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(super) until: Option<PgTimestamp>,
 }
 
 #[derive(Deserialize)]
@@ -180,8 +187,12 @@ fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D
 }
 
 /// As `named`.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Cell>>, D::Error> {
-    Vec::deserialize(deserializer).map(Some)
+fn present<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Text or bytes, never null: a string, or `{"b64":"…"}` for what is no UTF-8.

@@ -1,7 +1,7 @@
 //! A segment: the whole transactions of one LSN range as NDJSON, one record a line.
 //!
 //! ```text
-//! {"t":"H","v":2,"source":…,"lineage":…,"start":"0/16B3748","server":150018,"encoding":"UTF8"}
+//! {"t":"H","v":3,"source":…,"lineage":…,"start":"0/16B3748","server":150018,"encoding":"UTF8"}
 //! {"t":"R","rel":16385,"schema":"public","table":"users","identity":"default","columns":[…]}
 //! {"t":"B","xid":742,"lsn":"0/16B3790","time":"2026-11-20T20:01:02.123456Z"}
 //! {"t":"I","rel":16385,"new":["1","ann@example.org",null]}
@@ -41,11 +41,13 @@ pub use record::{
 };
 pub use writer::{SegmentWriter, WriteError};
 
-/// The newest version of the format: its header names the encoding of values. Version 1 did not,
-/// and is read as well.
-pub const VERSION: u32 = 2;
+/// The newest version of the format. Since version 2 the header names the encoding of values; older ones
+/// are read as well.
+pub const VERSION: u32 = 3;
+/// Since then a transaction that was replicated into the source says until when it was committed.
+const UNTIL_SINCE: u32 = 3;
 
-/// The version of a segment with this header.
+/// The version that a segment with this header is written in.
 const fn version(header: &Header) -> u32 {
     match header.encoding {
         None => 1,

@@ -15,7 +15,7 @@ use super::lines::Lines;
 use super::record::{
     Cell, Footer, Header, MessageRecord, Old, Record, RelationRecord, SequenceSample,
 };
-use super::{LINE_BYTES_MAX, VERSION, version};
+use super::{LINE_BYTES_MAX, UNTIL_SINCE, VERSION};
 use crate::key::SegmentKey;
 use crate::{Class, LineageId, Oid, SourceId};
 
@@ -23,6 +23,7 @@ use crate::{Class, LineageId, Oid, SourceId};
 pub struct SegmentReader<R> {
     lines: Lines<R>,
     header: Header,
+    version: u32,
     key: Option<SegmentKey>,
     ledger: Ledger,
     state: State,
@@ -112,7 +113,7 @@ impl<R: BufRead> SegmentReader<R> {
             server: line.server,
             encoding: line.encoding,
         };
-        if version(&header) != v {
+        if (v == 1) != header.encoding.is_none() {
             let (line, column) = (lines.number, 1);
             return Err(ReadError::Malformed { line, column });
         }
@@ -125,6 +126,7 @@ impl<R: BufRead> SegmentReader<R> {
             lines,
             ledger: Ledger::new(header.start),
             header,
+            version: v,
             key: expect.map(|(_, _, key)| *key),
             state: State::Reading,
         })
@@ -187,7 +189,7 @@ impl<R: BufRead> SegmentReader<R> {
         let refused = |refusal| ReadError::Refused { line, refusal };
         let record = match self.lines.tag() {
             Some(b'R') => relation(self.lines.parse()?),
-            Some(b'B') => begin(&self.lines.parse()?),
+            Some(b'B') => self.begin()?,
             Some(b'I') => insert(self.lines.parse()?),
             Some(b'U') => update(self.lines.parse()?).map_err(refused)?,
             Some(b'D') => delete(self.lines.parse()?).map_err(refused)?,
@@ -199,6 +201,26 @@ impl<R: BufRead> SegmentReader<R> {
         };
         enter(&mut self.ledger, &record).map_err(refused)?;
         Ok(record)
+    }
+
+    fn begin(&self) -> Result<Record, ReadError> {
+        let BeginLine {
+            xid,
+            lsn,
+            time,
+            until,
+            ..
+        } = self.lines.parse()?;
+        if until.is_some() && self.version < UNTIL_SINCE {
+            let (line, column) = (self.lines.number, 1);
+            return Err(ReadError::Malformed { line, column });
+        }
+        Ok(Record::Begin {
+            xid,
+            lsn,
+            time,
+            until,
+        })
     }
 
     fn verified_footer(&mut self) -> Result<Footer, ReadError> {
@@ -248,7 +270,9 @@ pub(super) fn enter(ledger: &mut Ledger, record: &Record) -> Result<(), Refusal>
             ledger.relation(relation.rel, relation.columns.len());
             Ok(())
         }
-        Record::Begin { lsn, time, .. } => ledger.begin(*lsn, *time),
+        Record::Begin {
+            lsn, time, until, ..
+        } => ledger.begin(*lsn, *time, *until),
         Record::Insert { rel, new } => {
             sent(*rel, new)?;
             ledger.change(*rel, Change::Insert { new: new.len() })
@@ -292,14 +316,6 @@ fn relation(line: RelationLine) -> Record {
         identity: line.identity,
         columns: line.columns,
     })
-}
-
-const fn begin(line: &BeginLine) -> Record {
-    Record::Begin {
-        xid: line.xid,
-        lsn: line.lsn,
-        time: line.time,
-    }
 }
 
 fn insert(line: InsertLine) -> Record {

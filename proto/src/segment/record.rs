@@ -34,6 +34,9 @@ pub enum Record {
         /// The commit LSN: start of the commit record.
         lsn: Lsn,
         time: PgTimestamp,
+        /// Of one that was replicated into the source, whose own commit time is not known: it was
+        /// committed at or after `time`, and at or before this.
+        until: Option<PgTimestamp>,
     },
     Insert {
         rel: Oid,

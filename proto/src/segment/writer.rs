@@ -96,13 +96,25 @@ impl<W: Write> SegmentWriter<W> {
     }
 
     pub fn begin(&mut self, begin: &Begin) -> Result<(), WriteError> {
-        self.ledger.begin(begin.commit_lsn, begin.commit_time)?;
+        self.begin_between(begin, None)
+    }
+
+    /// As [`Self::begin`], of a transaction that was replicated into the source: it was committed at
+    /// or after its commit time, and at or before `until`.
+    pub fn begin_between(
+        &mut self,
+        begin: &Begin,
+        until: Option<PgTimestamp>,
+    ) -> Result<(), WriteError> {
+        self.ledger
+            .begin(begin.commit_lsn, begin.commit_time, until)?;
         self.line(|lines| {
             lines.json(&BeginLine {
                 t: Tag,
                 xid: begin.xid,
                 lsn: begin.commit_lsn,
                 time: begin.commit_time,
+                until,
             })
         })
     }

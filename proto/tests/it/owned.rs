@@ -217,6 +217,7 @@ pub(crate) fn record(message: &Message<'_>, type_name: impl Fn(Oid) -> String) -
             xid: begin.xid,
             lsn: begin.commit_lsn,
             time: begin.commit_time,
+            until: None,
         },
         Message::Commit(commit) => Record::Commit {
             lsn: commit.commit_lsn,

@@ -517,6 +517,16 @@ fn the_writer_refuses_what_has_no_place() {
         refusal(&[], &Message::Begin(far)),
         Refusal::Time(time(i64::MAX))
     );
+    // Committed before it was.
+    let mut writer = SegmentWriter::new(Vec::new(), &header()).unwrap();
+    let until = time(begin(10).commit_time.as_micros() - 1);
+    assert_eq!(
+        refusal_of(writer.begin_between(&begin(10), Some(until))),
+        Refusal::Until {
+            time: begin(10).commit_time,
+            until
+        }
+    );
 }
 
 #[test]

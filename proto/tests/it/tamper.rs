@@ -103,7 +103,9 @@ fn segment() -> (Vec<u8>, SegmentKey) {
         is_called: true,
     };
     writer.sequences(at(0x60), &[sequence]).unwrap();
-    writer.begin(&begin(0x60, earlier, 743)).unwrap();
+    writer
+        .begin_between(&begin(0x60, earlier, 743), Some(noon))
+        .unwrap();
     writer
         .truncate(&Truncate {
             relations: vec![rel],
@@ -277,15 +279,15 @@ fn fails_closed_on_what_it_does_not_know() {
     };
     let header = |field: &str| {
         let line = std::str::from_utf8(lines[0]).unwrap().trim_end();
-        replaced(0, &line.replace("\"v\":2", field))
+        replaced(0, &line.replace("\"v\":3", field))
     };
-    for (field, version) in [("\"v\":3", 3), ("\"v\":0", 0)] {
+    for (field, version) in [("\"v\":4", 4), ("\"v\":0", 0)] {
         let error = header(field);
         assert!(matches!(error, ReadError::Version(found) if found == version));
         assert_eq!(error.class(), Class::NeedsOperator);
     }
     // Version 1 knew no encoding.
-    for field in ["\"v\":2,\"more\":1", "\"v\":1"] {
+    for field in ["\"v\":3,\"more\":1", "\"v\":1"] {
         assert!(matches!(
             header(field),
             ReadError::Malformed { line: 1, .. }
@@ -295,12 +297,20 @@ fn fails_closed_on_what_it_does_not_know() {
     let without = without.replace(",\"encoding\":\"UTF8\"", "");
     for (line, ok) in [
         (without.clone(), false),
-        (without.replace("\"v\":2", "\"v\":1"), true),
+        (without.replace("\"v\":3", "\"v\":1"), true),
     ] {
         let opened = SegmentReader::open(line.as_bytes(), None);
         assert_eq!(opened.is_ok(), ok, "{line}");
         assert!(opened.is_err() || opened.unwrap().header().encoding.is_none());
     }
+    // Version 2 knew no transaction that was replicated.
+    let second = std::str::from_utf8(&ndjson).unwrap();
+    let second = second.replace("\"v\":3", "\"v\":2");
+    let error = read(second.as_bytes(), None).unwrap_err();
+    assert!(
+        matches!(error, ReadError::Malformed { line: 16, .. }),
+        "{error}"
+    );
     for line in [
         "",
         "{}",

@@ -126,14 +126,14 @@ fn check(history: &History, cut: Cut) -> Result<(), TestCaseError> {
                     segment.start.as_u64() <= commit.lsn && commit.end <= segment.end.as_u64()
                 });
                 for commit in inside {
-                    match splitter.admit(Lsn::new(commit.lsn), time(commit.time)) {
+                    match splitter.admit(Lsn::new(commit.lsn), time(commit.time), None) {
                         Verdict::InBase => {}
                         Verdict::Kept => {
                             prop_assert!(choice.needed.contains(segment));
                             prop_assert!(!discarded);
                             kept.push(commit.lsn);
                         }
-                        Verdict::Discarded => discarded = true,
+                        Verdict::Discarded | Verdict::Unsure => discarded = true,
                     }
                 }
             }

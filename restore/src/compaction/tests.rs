@@ -264,13 +264,15 @@ impl History {
         for segment in choice.needed.iter().chain(&choice.following) {
             let within: Range<u64> = segment.start.as_u64()..segment.end.as_u64();
             for (lsn, at) in self.commits.iter().filter(|(lsn, _)| within.contains(lsn)) {
-                match splitter.admit(Lsn::new(*lsn), time(*at)) {
+                match splitter.admit(Lsn::new(*lsn), time(*at), None) {
                     Verdict::InBase => {}
                     Verdict::Kept => {
                         assert!(discarded.is_none());
                         kept.push(*lsn);
                     }
-                    Verdict::Discarded => discarded = discarded.or(Some(*lsn)),
+                    Verdict::Discarded | Verdict::Unsure => {
+                        discarded = discarded.or(Some(*lsn));
+                    }
                 }
             }
         }

@@ -217,6 +217,7 @@ impl Run<'_> {
             base: self.plan.base.id,
             database,
             reached: self.plan.stop.last_kept.clone(),
+            not_before: self.plan.stop.not_before,
             transactions: outcome.replayed.transactions,
             rows: outcome.replayed.rows,
             sequences,

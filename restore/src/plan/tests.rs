@@ -22,9 +22,27 @@ fn lsn(at: u64) -> Lsn {
 /// End, observed time, and commits: LSN and time.
 type Sealed<'a> = (u64, i64, &'a [(u64, i64)]);
 
+/// A commit: LSN, time, and until when it was made if that is not known.
+type Commit = (u64, i64, Option<i64>);
+
+/// A commit whose time is its own.
+fn own((lsn, time): &(u64, i64)) -> Commit {
+    (*lsn, *time, None)
+}
+
 /// A source with one base at LSN 15, whose clock then read `base_time`, and segments. The first
 /// one starts at 10.
 async fn source(base_time: i64, segments: &[Sealed<'_>]) -> SourceStore {
+    let own = |(end, observed, commits): &Sealed<'_>| {
+        (*end, *observed, commits.iter().map(own).collect())
+    };
+    let segments: Vec<_> = segments.iter().map(own).collect();
+    receiving(base_time, &segments).await
+}
+
+/// As [`source`], of one that receives from another server: some commits have a moment until when they
+/// were made.
+async fn receiving(base_time: i64, segments: &[(u64, i64, Vec<Commit>)]) -> SourceStore {
     let repository = Repository::create_or_open_on(Backend::memory(), Encryption::Off)
         .await
         .unwrap();
@@ -96,13 +114,13 @@ async fn source(base_time: i64, segments: &[Sealed<'_>]) -> SourceStore {
         };
         let sealer = store.sealer(&object, Vec::new(), 1).unwrap();
         let mut writer = SegmentWriter::new(sealer, &header).unwrap();
-        for (commit_lsn, commit_time) in *commits {
+        for (commit_lsn, commit_time, until) in commits {
             let begin = pgoutput::Begin {
                 commit_lsn: lsn(*commit_lsn),
                 commit_time: time(*commit_time),
                 xid: Xid::new(u32::try_from(*commit_lsn).unwrap()),
             };
-            writer.begin(&begin).unwrap();
+            writer.begin_between(&begin, until.map(time)).unwrap();
             let commit = pgoutput::Commit {
                 commit_lsn: begin.commit_lsn,
                 end_lsn: lsn(commit_lsn + 1),
@@ -216,4 +234,75 @@ async fn an_inclusive_lsn_at_the_very_end_is_not_known_yet() {
     assert_eq!(why(at(21, false).await), Outside::NotYetDurable);
     assert_eq!(edges(&at(20, false).await.unwrap()), (Some(17), None));
     assert_eq!(edges(&at(19, true).await.unwrap()), (Some(17), None));
+}
+
+/// What another server sent while nobody captured: between 100 and 250 s here, and behind that.
+#[tokio::test]
+async fn a_time_among_what_was_replicated_is_told_or_refused() {
+    let all = vec![
+        (20, 50, Some(51)),
+        (25, 100, None),
+        (30, 100, Some(300)),
+        (32, 100, Some(300)),
+        (35, 250, None),
+        (40, 250, Some(301)),
+        (45, 302, None),
+    ];
+    // In one segment, and each in its own.
+    let one = vec![(50, 310, all.clone())];
+    let each = all
+        .iter()
+        .map(|commit| (commit.0 + 1, commit.1, vec![*commit]));
+    let each: Vec<_> = each.collect();
+    for segments in [one, each] {
+        let store = receiving(10, &segments).await;
+        let options = PlanOptions {
+            now: time(1000),
+            lineage: None,
+            base: None,
+            tables: Vec::new(),
+            into_schema: None,
+        };
+        let at = async |at| {
+            let target = Target::new(TargetKind::Time(time(at)), true);
+            plan(&store, &target, &options).await
+        };
+        let told = async |moment| {
+            let plan = at(moment).await.unwrap();
+            let (kept, discarded) = edges(&plan);
+            (kept, discarded, plan.stop.not_before)
+        };
+        assert_eq!(told(50).await, (None, Some(20), Some(time(50))));
+        assert_eq!(told(51).await, (Some(20), Some(25), None));
+        assert_eq!(told(100).await, (Some(25), Some(30), Some(time(100))));
+        assert_eq!(told(220).await, (Some(25), Some(30), Some(time(100))));
+        let Err(Error::TimeUnknown {
+            since,
+            until,
+            lsn: first,
+        }) = at(221).await
+        else {
+            panic!("planned");
+        };
+        assert_eq!((since, until, first), (time(100), time(250), lsn(30)));
+        // What committed here later says that those before are kept.
+        assert_eq!(told(250).await, (Some(35), Some(40), Some(time(250))));
+        assert_eq!(told(301).await, (Some(40), Some(45), None));
+        // An LSN is exact.
+        let target = Target::new(TargetKind::Lsn(lsn(30)), true);
+        let exact = plan(&store, &target, &options).await.unwrap();
+        assert_eq!(edges(&exact), (Some(30), Some(32)));
+        assert_eq!(exact.stop.not_before, None);
+    }
+}
+
+/// Where nothing is known before, the base does not have it.
+#[tokio::test]
+async fn what_was_replicated_came_after_the_base() {
+    let store = receiving(90, &[(30, 95, vec![(20, -1000, Some(94))])]).await;
+    let at = |at| planned(&store, TargetKind::Time(time(at)), true);
+    let early = at(92).await.unwrap();
+    assert_eq!(edges(&early), (None, Some(20)));
+    assert_eq!(early.stop.not_before, Some(time(90)));
+    assert_eq!(edges(&at(94).await.unwrap()), (Some(20), None));
 }
