@@ -375,22 +375,23 @@ impl Service {
         Ok(())
     }
 
-    /// Waits until there are that many finished bases.
+    /// Waits until there are that many finished bases, and answers those.
     ///
     /// # Errors
     /// With the log at the deadline.
     pub async fn wait_bases(&self, name: &str, count: usize) -> Result<Vec<Value>> {
         let path = format!("/api/v1/sources/{name}/bases");
-        let finished = |bases: &Value| {
-            let items = bases["items"].as_array().cloned().unwrap_or_default();
-            let done = |base: &&Value| base["status"].as_str().is_none_or(|it| it == "succeeded");
-            items.iter().filter(done).count() >= count
+        let finished = async || {
+            let bases = self.get(&path).await?;
+            let mut items = bases["items"].as_array().cloned().unwrap_or_default();
+            items.retain(|base| base["status"] == "succeeded");
+            Ok(items)
         };
         let what = format!("{count} bases of {name}");
-        let bases = wait::until_value(&what, || self.get(&path), finished)
+        let enough = |bases: &Vec<Value>| bases.len() >= count;
+        wait::until_value(&what, finished, enough)
             .await
-            .map_err(|error| error.context(self.log()))?;
-        Ok(bases["items"].as_array().cloned().unwrap_or_default())
+            .map_err(|error| error.context(self.log()))
     }
 
     /// Waits until everything at or below this LSN is durable.
