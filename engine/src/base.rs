@@ -25,7 +25,7 @@ use lastgood_pg::{Purpose, ReplicationConnection, SlotKind};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::{BaseManifest, LineageFile, Version1};
-use lastgood_proto::{BaseId, LineageId, PgTimestamp};
+use lastgood_proto::{BaseId, LineageId};
 use lastgood_store::{SourceStore, failpoint};
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,7 @@ pub(crate) use snapshot::{Prepared, Snapshot};
 
 use crate::error::Error;
 use crate::events::{Event, Events};
+use crate::marks::clock;
 use crate::publication;
 use crate::random;
 use crate::shape;
@@ -245,12 +246,4 @@ async fn still_open(store: &SourceStore, id: LineageId) -> Result<(), Error> {
         true => Ok(()),
         false => Err(Error::NoLineage),
     }
-}
-
-async fn clock(client: &tokio_postgres::Client) -> Result<PgTimestamp, Error> {
-    let row = client
-        .query_one(crate::marks::CLOCK, &[])
-        .await
-        .map_err(Error::sql("reading the clock"))?;
-    Ok(PgTimestamp::from_unix_micros(row.get(0)))
 }

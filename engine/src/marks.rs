@@ -50,7 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SEQUENCES_AT_ONCE: usize = 200;
 
 /// One statement each, in this order: a position read before its clock would claim too much.
-pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
 const POSITION: &str = "SELECT (pg_current_wal_insert_lsn() - '0/0')::text";
 
 const WAKE: &str = "SET LOCAL synchronous_commit = off; \
@@ -115,8 +115,8 @@ impl SessionMarks {
         self.session = Some(session);
         Ok(Mark {
             lsn,
-            clock: PgTimestamp::from_unix_micros(before.saturating_sub(CLOCK_SLACK_MICROS)),
-            until: PgTimestamp::from_unix_micros(until),
+            clock: PgTimestamp::from_micros(before.as_micros().saturating_sub(CLOCK_SLACK_MICROS)),
+            until,
             sequences,
             shape,
         })
@@ -132,9 +132,13 @@ impl Marks for SessionMarks {
     }
 }
 
-async fn clock(client: &Client) -> Result<i64, Error> {
-    let row = client.query_one(CLOCK, &[]).await;
-    Ok(row.map_err(Error::sql("reading the clock"))?.get(0))
+/// What the server's clock reads.
+pub(crate) async fn clock(client: &Client) -> Result<PgTimestamp, Error> {
+    let row = client
+        .query_one(CLOCK, &[])
+        .await
+        .map_err(Error::sql("reading the clock"))?;
+    Ok(PgTimestamp::from_unix_micros(row.get(0)))
 }
 
 /// The end of what is written into the WAL, flushed or not.

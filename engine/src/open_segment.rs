@@ -40,8 +40,6 @@ pub(crate) struct OpenSegment {
     /// sends transactions of which nothing is published.
     pending: Option<Begin>,
     in_transaction: bool,
-    /// The server's clock when it sent the BEGIN of the open transaction.
-    sent: PgTimestamp,
     /// The open transaction came from another server; what is known of its commit time.
     replicated: Option<Replicated>,
     /// Carried from segment to segment: it only grows.
@@ -107,7 +105,6 @@ impl OpenSegment {
             writing: None,
             pending: None,
             in_transaction: false,
-            sent: PgTimestamp::from_micros(0),
             replicated: None,
             observed_through,
             marks: VecDeque::new(),
@@ -190,7 +187,6 @@ impl OpenSegment {
                 }
                 self.in_transaction = true;
                 self.pending = Some(begin);
-                self.sent = sent;
                 Ok(())
             }
             Message::Commit(mut commit) => {
@@ -224,13 +220,11 @@ impl OpenSegment {
                     let known = before.map(|mark| mark.clock).max();
                     let known = known.max(self.observed_through);
                     let mut behind = marks.filter(|mark| mark.lsn > begin.commit_lsn);
-                    let sent = behind
-                        .next()
-                        .map_or(self.sent, |mark| mark.until.min(self.sent));
+                    let until = behind.next().map_or(sent, |mark| mark.until.min(sent));
                     // At the very begin of a lineage nothing is: then it is any moment before all others.
                     let after = known.unwrap_or(PgTimestamp::from_micros(0));
                     begin.commit_time = after;
-                    let until = after.max(sent);
+                    let until = after.max(until);
                     self.replicated = Some(Replicated { after, until });
                 }
                 Ok(())

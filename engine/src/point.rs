@@ -1,13 +1,13 @@
 //! Named restore points.
 
 use lastgood_pg::{Purpose, Session};
+use lastgood_proto::Lsn;
 use lastgood_proto::key::{PointKey, SourceObject};
 use lastgood_proto::manifest::{PointFile, Version1};
-use lastgood_proto::{Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 
 use crate::error::Error;
-use crate::marks::{CLOCK, wal_position};
+use crate::marks::{clock, wal_position};
 use crate::source::Source;
 
 /// Names this moment. Everything that has committed is before the point.
@@ -40,11 +40,7 @@ pub async fn create_point(
         )
         .await
         .map_err(Error::sql("naming a restore point"))?;
-    let row = client
-        .query_one(CLOCK, &[])
-        .await
-        .map_err(Error::sql("reading the clock"))?;
-    let time = PgTimestamp::from_unix_micros(row.get(0));
+    let time = clock(client).await?;
     // The next commit record may begin exactly at the end of the WAL, and it is after the point.
     let next = wal_position(client).await?;
     let lsn = Lsn::new(next.as_u64().saturating_sub(1));

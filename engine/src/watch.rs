@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState, SourceStatus, Uncovered};
-use crate::marks::CLOCK;
+use crate::marks::clock;
 use crate::publication;
 use crate::source::Source;
 use crate::worker::Progress;
@@ -258,9 +258,7 @@ impl Watch {
         let wal_end = text
             .parse()
             .map_err(|_| Error::Stream(format!("\"{text}\" is no LSN")))?;
-        let doing = Error::sql("reading the clock");
-        let row = client.query_one(CLOCK, &[]).await.map_err(doing)?;
-        let clock = PgTimestamp::from_unix_micros(row.get(0));
+        let clock = clock(client).await?;
         // Kept only now: a session that failed half-way is closed.
         self.session = Some(session);
         Ok(Seen {

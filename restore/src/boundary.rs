@@ -123,25 +123,6 @@ impl Unsure {
     }
 }
 
-impl Boundary {
-    /// Since when the state that is restored was there, if it is not known to be that of the target.
-    pub(crate) fn not_before(&self, choice: &Choice) -> Option<PgTimestamp> {
-        let unsure = self.unsure.as_ref()?;
-        // The base does not have it.
-        Some(unsure.first.time.max(choice.base.snapshot_time))
-    }
-}
-
-/// How much older than its target a restore may be where nobody knows better: somewhat more than passes
-/// between two moments that a source's capture knows, with the default settings.
-const UNSURE_MAX_MICROS: i64 = 120_000_000;
-
-/// Whether what was there at `since` is too old for the target.
-pub(crate) fn is_too_old(cut: Cut, since: PgTimestamp) -> bool {
-    let limit = since.as_micros().saturating_add(UNSURE_MAX_MICROS);
-    matches!(cut, Cut::Time { time, .. } if time.as_micros() > limit)
-}
-
 /// Opens the segment the cut falls into, and its neighbours as far as needed. Where the cut lies
 /// further on than the segments' names tell, the choice is extended.
 pub(crate) async fn find(

@@ -26,6 +26,10 @@ use crate::{Error, sql};
 /// sequences past the target: samples are taken at least as often as segments are cut.
 const FOLLOWING_MAX: usize = 64;
 
+/// How much older than its target a restore may be where nobody knows better: somewhat more than passes
+/// between two moments that a source's capture knows, with the default settings.
+const UNSURE_MAX_MICROS: i64 = 120_000_000;
+
 /// What narrows or judges the choice.
 #[derive(Debug, Clone)]
 pub struct PlanOptions {
@@ -339,10 +343,12 @@ fn not_before(
     choice: &Choice,
     boundary: &Boundary,
 ) -> Result<Option<PgTimestamp>, Error> {
-    let (Some(unsure), Some(since)) = (&boundary.unsure, boundary.not_before(choice)) else {
+    let (Some(unsure), Cut::Time { time, .. }) = (&boundary.unsure, cut) else {
         return Ok(None);
     };
-    if !boundary::is_too_old(cut, since) {
+    // The base does not have it.
+    let since = unsure.first.time.max(choice.base.snapshot_time);
+    if time.as_micros() <= since.as_micros().saturating_add(UNSURE_MAX_MICROS) {
         return Ok(Some(since));
     }
     let discarded = boundary.first_discarded.as_ref();

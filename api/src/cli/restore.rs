@@ -399,6 +399,15 @@ pub(super) fn describe_target(target: &Value) -> String {
     format!("{}{exclusive}", named.unwrap_or_default())
 }
 
+/// When, as far as that is known.
+pub(super) fn committed(transaction: &Value) -> String {
+    let time = show(&transaction["time"]);
+    match transaction["until"].as_str() {
+        Some(until) => format!("{time} to {until}"),
+        None => time,
+    }
+}
+
 fn describe_transaction(transaction: &Value, none: &str) -> String {
     if !transaction.is_object() {
         return none.to_owned();
@@ -408,11 +417,9 @@ fn describe_transaction(transaction: &Value, none: &str) -> String {
         .cloned()
         .unwrap_or_default();
     let changes: Vec<String> = tables.iter().map(describe_changes).collect();
-    let until = transaction["until"].as_str();
     format!(
-        "{}{}  xid {}  at {}: {}",
-        show(&transaction["time"]),
-        until.map_or_else(String::new, |until| format!(" to {until}")),
+        "{}  xid {}  at {}: {}",
+        committed(transaction),
         show(&transaction["xid"]),
         show(&transaction["commit_lsn"]),
         match changes.is_empty() {

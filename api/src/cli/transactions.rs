@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::failure::Failure;
 use super::output::{Output, show, some, table};
 use super::place::{Place, PlaceArgs, SourceArg, source_path, source_store};
+use super::restore::committed;
 use crate::http::TransactionsView;
 
 #[derive(clap::Args)]
@@ -89,10 +90,7 @@ fn describe(found: &Value, filtered: bool, source: Option<&str>) -> String {
             let tables = item["tables"].as_array().cloned().unwrap_or_default();
             let changes: Vec<String> = tables.iter().map(changes).collect();
             vec![
-                match item["until"].as_str() {
-                    Some(until) => format!("{} to {until}", show(&item["time"])),
-                    None => show(&item["time"]),
-                },
+                committed(item),
                 show(&item["xid"]),
                 show(&item["commit_lsn"]),
                 match changes.is_empty() {

@@ -20,6 +20,7 @@ use tokio_postgres::error::SqlState;
 
 use super::catalog;
 use crate::error::Error;
+use crate::marks::clock;
 use crate::source::Source;
 use crate::tables;
 
@@ -114,15 +115,7 @@ impl Prepared {
         futures::future::try_join_all(taken)
             .await
             .map_err(refused)?;
-        let row = self
-            .keeper
-            .client()
-            .query_one(
-                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8",
-                &[],
-            )
-            .await
-            .map_err(Error::sql("reading the clock"))?;
+        let taken = clock(self.keeper.client()).await?;
         self.hold_late().await?;
         Ok(Snapshot {
             keeper: self.keeper,
@@ -133,7 +126,7 @@ impl Prepared {
             sizes: self.sizes,
             big: self.big,
             consistent_point: slot.consistent_point,
-            taken: PgTimestamp::from_unix_micros(row.get(0)),
+            taken,
         })
     }
 

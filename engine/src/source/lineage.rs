@@ -9,7 +9,7 @@ use lastgood_proto::listing::{LineageListing, Listing};
 use lastgood_proto::manifest::{
     EndReason, LineageEnd, LineageFile, ShapeFile, SourceFile, Version1,
 };
-use lastgood_proto::{LineageId, Lsn, PgTimestamp};
+use lastgood_proto::{LineageId, Lsn};
 use lastgood_store::{SourceStore, failpoint};
 use tokio::time::Instant;
 
@@ -17,6 +17,7 @@ use super::{Control, FirstBase, Opened, Source, goes_on, replication_options, sl
 use crate::base::Prepared;
 use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceStatus};
+use crate::marks::clock;
 use crate::overlap::Stored;
 use crate::record::record_settings;
 use crate::remove::{Removal, drop_slots};
@@ -229,7 +230,7 @@ async fn begin(
     events: &Events,
 ) -> Result<Opened, Error> {
     let identity = connection.identify_system().await?;
-    let mut now = clock(session).await?;
+    let mut now = clock(session.client()).await?;
     if !listing.described {
         let file = SourceFile {
             v: Version1,
@@ -284,7 +285,7 @@ async fn begin(
             FirstBase::Missing
         }
     };
-    now = now.max(clock(session).await?);
+    now = now.max(clock(session.client()).await?);
     let file = LineageFile {
         v: Version1,
         id,
@@ -421,13 +422,4 @@ pub(super) async fn finish(
         end(store, newest, &file, at, reason, detail, events).await?;
     }
     Ok(removal)
-}
-
-async fn clock(session: &Session) -> Result<PgTimestamp, Error> {
-    let row = session
-        .client()
-        .query_one(crate::marks::CLOCK, &[])
-        .await
-        .map_err(Error::sql("reading the clock"))?;
-    Ok(PgTimestamp::from_unix_micros(row.get(0)))
 }
