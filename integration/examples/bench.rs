@@ -77,7 +77,7 @@ async fn main() -> Result<()> {
 
 /// What a source loses by being captured: pgbench as fast as it goes, and its latency at a fixed rate.
 async fn overhead() -> Result<String> {
-    let server = Arc::new(Postgres::start(18, &["max_wal_size=8GB", "fsync=on"]).await?);
+    let server = start_server("fsync=on").await?;
     server.create_database(DATABASE).await?;
     finish(
         server
@@ -140,6 +140,12 @@ async fn overhead() -> Result<String> {
     .join("\n"))
 }
 
+async fn start_server(setting: &str) -> Result<Arc<Postgres>> {
+    let server = Postgres::builder(18).on_disk();
+    let server = server.config("max_wal_size=8GB").config(setting);
+    Ok(Arc::new(server.start().await?))
+}
+
 struct Pgbench {
     tps: f64,
     /// In milliseconds.
@@ -182,7 +188,7 @@ fn cpu_seconds(service: &Service) -> Result<f64> {
 }
 
 async fn run(workload: &Workload) -> Result<String> {
-    let server = Arc::new(Postgres::start(18, &["max_wal_size=8GB", "autovacuum=off"]).await?);
+    let server = start_server("autovacuum=off").await?;
     server.create_database(DATABASE).await?;
     let scale = workload.scale.to_string();
     finish(

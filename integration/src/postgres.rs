@@ -2,7 +2,8 @@
 //!
 //! [`Postgres::start`] gives a server of its own; [`TestDatabase::new`] a database on a server that all
 //! tests of one process share, which is enough for a test that does not disturb others. A server
-//! runs without fsync, with `wal_level=logical`, as a user that is not root, on a free port of 127.0.0.1.
+//! runs without fsync, with `wal_level=logical`, as a user that is not root, on a free port of 127.0.0.1,
+//! in memory where there is enough of it.
 
 mod certificates;
 mod pooler;
@@ -53,6 +54,22 @@ pub struct Builder {
     tls: bool,
     initdb: Vec<String>,
     environment: Vec<(String, String)>,
+    on_disk: bool,
+}
+
+const DISK: &str = "/tmp";
+const MEMORY: &str = "/dev/shm";
+/// Free memory below which servers are made on disk: all that tests keep at a time, and as much again.
+const MEMORY_BYTES_MIN: u64 = 8 << 30;
+
+/// Most of what a test of this kind costs is making and removing the hundreds of files of a database, and
+/// a file system on disk takes many times as long for it.
+fn roomiest() -> &'static str {
+    let free = rustix::fs::statvfs(MEMORY).map_or(0, |is| is.f_bavail.saturating_mul(is.f_frsize));
+    match free {
+        MEMORY_BYTES_MIN.. => MEMORY,
+        _ => DISK,
+    }
 }
 
 /// The superuser's password, where `pg_hba.conf` asks for one.
@@ -94,6 +111,13 @@ impl Builder {
         self
     }
 
+    /// On disk, where times are to be measured that are those of a real server.
+    #[must_use]
+    pub fn on_disk(mut self) -> Self {
+        self.on_disk = true;
+        self
+    }
+
     /// Makes the cluster and starts it.
     ///
     /// # Errors
@@ -103,7 +127,8 @@ impl Builder {
     }
 
     fn start_blocking(self) -> Result<Postgres> {
-        let mut server = Postgres::nowhere(self.major)?;
+        let parent = if self.on_disk { DISK } else { roomiest() };
+        let mut server = Postgres::nowhere(self.major, parent)?;
         server.environment.clone_from(&self.environment);
         let folder = &server.folder;
         let password = folder.join("password");
@@ -125,11 +150,11 @@ impl Builder {
 
 impl Postgres {
     /// A folder for a cluster that is not there yet.
-    fn nowhere(major: u32) -> Result<Self> {
+    fn nowhere(major: u32, parent: &str) -> Result<Self> {
         let bin = tools::bin_dir(major)?;
         let folder = tempfile::Builder::new()
             .prefix(&format!("lastgood-pg{major}-"))
-            .tempdir_in("/tmp")?
+            .tempdir_in(parent)?
             .keep();
         let guardian = Guardian::new(&folder.join("data/postmaster.pid"), &folder)?;
         give_to_server(&folder, 0o755)?;
@@ -149,7 +174,7 @@ impl Postgres {
     /// # Errors
     /// As [`Builder::start`].
     pub async fn standby_of(primary: &Postgres) -> Result<Self> {
-        let mut standby = Self::nowhere(primary.major)?;
+        let mut standby = Self::nowhere(primary.major, roomiest())?;
         let port = primary.port;
         let primary = format!("host=127.0.0.1 port={port} user=postgres");
         let mut copy = server_command(&standby.bin.join("pg_basebackup"))?;
@@ -193,6 +218,7 @@ impl Postgres {
             tls: false,
             initdb: Vec::new(),
             environment: Vec::new(),
+            on_disk: false,
         }
     }
 
