@@ -12,6 +12,7 @@
 mod class;
 pub mod copy_both;
 pub mod cursor;
+mod digest;
 pub mod encoding;
 mod ids;
 pub mod key;
@@ -25,6 +26,7 @@ pub mod text;
 mod time;
 
 pub use class::Class;
+pub use digest::{Digest, Sha256};
 pub use ids::{
     BaseId, LineageId, Oid, ParseIdError, RepositoryId, SourceId, SystemId, TimelineId, WriterId,
     Xid,

@@ -15,9 +15,8 @@ use lastgood_pg::dump::{RestoreInput, RestoreOptions, Section, TocEntry};
 use lastgood_pg::{ConnectionConfig, PgTools, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::Archive;
-use lastgood_proto::{BaseId, LineageId, encoding};
+use lastgood_proto::{BaseId, LineageId, Sha256, encoding};
 use lastgood_store::{ObjectReader, SourceStore, failpoint};
-use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
 use tokio::process::ChildStdin;
@@ -164,12 +163,7 @@ impl Archives<'_> {
             failpoint!("restore.data");
         }
         drop(stdin);
-        let digest: String = digest
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        match digest == archive.sha256 {
+        match digest.digest().to_string() == archive.sha256 {
             true => Ok(()),
             false => Err(Error::ArchiveAltered {
                 archive: archive.name.to_string(),

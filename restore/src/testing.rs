@@ -16,12 +16,11 @@ use lastgood_proto::manifest::{
 use lastgood_proto::pgoutput::{self, Message};
 use lastgood_proto::segment::{Header, SegmentWriter, SequenceSample};
 use lastgood_proto::{
-    BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, SystemId, TimelineId, encoding,
+    BaseId, LineageId, Lsn, Oid, PgTimestamp, Sha256, SourceId, SystemId, TimelineId, encoding,
 };
 use lastgood_store::{
     Encryption, MasterKey, Repository, RepositoryUrl, SealedBody, SourceStore, StorageOptions,
 };
-use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 
@@ -322,7 +321,6 @@ impl Fixture {
         }
         process.wait().await.unwrap();
         let stored_bytes = writer.finish().await.unwrap();
-        let digest: Vec<u8> = digest.finalize().to_vec();
         let manifest = BaseManifest {
             v: Version1,
             id: base,
@@ -341,7 +339,7 @@ impl Fixture {
                 table: None,
                 bytes,
                 stored_bytes,
-                sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+                sha256: digest.digest().to_string(),
             }],
             tables: self.tables().await,
             sequences: Vec::new(),
@@ -436,8 +434,8 @@ pub(crate) fn tables(content: &digest::Content) -> &BTreeMap<String, digest::Tab
 
 fn rand_bytes() -> [u8; 8] {
     let nonce = std::time::Instant::now();
-    let digest = Sha256::digest(format!("{nonce:?}{}", std::process::id()));
+    let digest = Sha256::of(format!("{nonce:?}{}", std::process::id()).as_bytes());
     let mut bytes = [0; 8];
-    bytes.copy_from_slice(&digest[..8]);
+    bytes.copy_from_slice(&digest.0[..8]);
     bytes
 }

@@ -13,9 +13,8 @@ use lastgood_pg::publication::TableName;
 use lastgood_pg::{ConnectionConfig, Loan, Purpose, Session, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{Archive, TableEntry};
-use lastgood_proto::{BaseId, LineageId, encoding};
+use lastgood_proto::{BaseId, LineageId, Sha256, encoding};
 use lastgood_store::{SourceStore, failpoint};
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
@@ -213,7 +212,7 @@ impl Place {
             table,
             bytes,
             stored_bytes: writer.finish().await?,
-            sha256: hex(&digest.finalize()),
+            sha256: digest.digest().to_string(),
         };
         Ok((archive, session))
     }
@@ -223,13 +222,4 @@ impl Place {
 /// a statement timeout of its own, before it has written anything.
 fn was_in_the_way(written: u64, stderr: &str) -> bool {
     stderr.contains("deadlock detected") || (written == 0 && stderr.contains("timeout"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -9,11 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::BufRead;
 use std::ops::Range;
 
-use sha2::{Digest as _, Sha256};
-
 use super::reader::{ReadError, SegmentReader};
-use super::record::{CommitTimes, Digest, Footer, Record, RowCounts};
-use crate::{Lsn, Oid};
+use super::record::{CommitTimes, Footer, Record, RowCounts};
+use crate::{Digest, Lsn, Oid, Sha256};
 
 /// Gathers what segments say, one after another.
 #[derive(Clone, Default)]
@@ -47,9 +45,9 @@ pub struct Content {
 /// Digests of a relation's description.
 #[derive(Clone)]
 struct Description {
-    current: [u8; 32],
+    current: Digest,
     /// The last one that is in the content's digest.
-    digested: Option<[u8; 32]>,
+    digested: Option<Digest>,
 }
 
 impl ContentReader {
@@ -93,7 +91,7 @@ impl ContentReader {
         };
         match record {
             Record::Relation(relation) => {
-                let current = Sha256::digest(line).into();
+                let current = Sha256::of(line);
                 let described = self.described.entry(relation.rel);
                 described
                     .and_modify(|described| described.current = current)
@@ -140,7 +138,7 @@ impl ContentReader {
         if let Some(described) = self.described.get_mut(&rel)
             && described.digested != Some(described.current)
         {
-            self.sha256.update(described.current);
+            self.sha256.update(described.current.0);
             described.digested = Some(described.current);
         }
     }
@@ -152,7 +150,7 @@ impl ContentReader {
             transactions: self.transactions,
             commit_times: self.commit_times,
             rows: self.rows,
-            sha256: Digest(self.sha256.finalize().into()),
+            sha256: self.sha256.digest(),
         }
     }
 }

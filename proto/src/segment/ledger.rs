@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{CommitTimes, Digest, Footer, RowCounts};
-use crate::{Lsn, Oid, PgTimestamp};
+use super::record::{CommitTimes, Footer, RowCounts};
+use crate::{Digest, Lsn, Oid, PgTimestamp};
 
 /// A record that must not stand where it stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

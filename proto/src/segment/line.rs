@@ -9,9 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{Error as _, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::record::{Cell, ColumnRecord, CommitTimes, Digest, Footer, RowCounts};
+use super::record::{Cell, ColumnRecord, CommitTimes, Footer, RowCounts};
 use crate::pgoutput::ReplicaIdentity;
-use crate::{LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
+use crate::{Digest, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 
 /// The letter in `t`.
 pub(super) struct Tag<const T: char>;

@@ -3,11 +3,10 @@
 use std::io::{BufRead, Read as _};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::LINE_BYTES_MAX;
 use super::reader::ReadError;
-use super::record::Digest;
+use crate::{Digest, Sha256};
 
 /// What the buffer keeps when a longer line has passed.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -79,7 +78,7 @@ impl<R: BufRead> Lines<R> {
 
     /// Length and SHA-256 of everything before the line last read.
     pub(super) fn digest(&self) -> (u64, Digest) {
-        (self.bytes, Digest(self.sha256.clone().finalize().into()))
+        (self.bytes, self.sha256.digest())
     }
 
     /// The end of the input, right behind the line last read.

@@ -36,8 +36,8 @@ pub use ledger::Refusal;
 pub use merge::{MergeError, Merger};
 pub use reader::{ReadError, SegmentReader};
 pub use record::{
-    Cell, ColumnRecord, CommitTimes, Digest, Footer, Header, MessageRecord, Old, Record,
-    RelationRecord, RowCounts, SequenceSample,
+    Cell, ColumnRecord, CommitTimes, Footer, Header, MessageRecord, Old, Record, RelationRecord,
+    RowCounts, SequenceSample,
 };
 pub use writer::{SegmentWriter, WriteError};
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{SegmentKey, SegmentKind};
 use crate::pgoutput::{self, ReplicaIdentity};
-use crate::{LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
+use crate::{Digest, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 
 /// The first record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -286,21 +286,5 @@ impl From<RowCounts> for [u64; 4] {
             counts.deletes,
             counts.truncates,
         ]
-    }
-}
-
-/// A SHA-256, written as 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Digest(pub [u8; 32]);
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }

@@ -7,9 +7,8 @@ use std::io::{self, Write};
 use base64::engine::general_purpose::STANDARD;
 use base64::write::EncoderWriter;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
-use super::record::Digest;
+use crate::{Digest, Sha256};
 
 /// The buffer is handed on when it holds this much.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -91,7 +90,7 @@ impl<W: Write> LineSink<W> {
     pub(super) fn digest(&self) -> Digest {
         let mut sha256 = self.sha256.clone();
         sha256.update(&self.buffer);
-        Digest(sha256.finalize().into())
+        sha256.digest()
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
@@ -179,7 +178,7 @@ mod tests {
         let (bytes, digest) = (sink.bytes(), sink.digest());
         let out = sink.finish().unwrap();
         assert_eq!(bytes, out.len() as u64);
-        assert_eq!(digest, Digest(Sha256::digest(&out).into()));
+        assert_eq!(digest, Sha256::of(&out));
         out
     }
 

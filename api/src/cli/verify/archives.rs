@@ -5,9 +5,8 @@ use lastgood_pg::PgTools;
 use lastgood_pg::dump::ArchiveMaker;
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{Archive, BaseManifest};
-use lastgood_proto::{BaseId, LineageId};
+use lastgood_proto::{BaseId, LineageId, Sha256};
 use lastgood_store::SourceStore;
-use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::http::chain;
@@ -70,9 +69,7 @@ impl Lister {
             }
         }
         drop(pipe);
-        let hex = digest.finalize().into_iter();
-        let hex: String = hex.map(|byte| format!("{byte:02x}")).collect();
-        if bytes != archive.bytes || hex != archive.sha256 {
+        if bytes != archive.bytes || digest.digest().to_string() != archive.sha256 {
             return Err("it is not the one that its manifest names".to_owned());
         }
         if let Some(listing) = listing {
@@ -114,7 +111,6 @@ mod tests {
         let mut writer = store.put_stream(&object).await.unwrap();
         writer.write(content).await.unwrap();
         let stored_bytes = writer.finish().await.unwrap();
-        let sha256 = Sha256::digest(content).into_iter();
         let manifest = BaseManifest {
             v: Version1,
             id,
@@ -133,7 +129,7 @@ mod tests {
                 table: None,
                 bytes: content.len() as u64,
                 stored_bytes,
-                sha256: sha256.map(|byte| format!("{byte:02x}")).collect(),
+                sha256: Sha256::of(content).to_string(),
             }],
             tables: Vec::new(),
             sequences: Vec::new(),
