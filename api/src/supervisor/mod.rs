@@ -578,7 +578,14 @@ async fn consume(
                 key,
                 stored_bytes,
                 ..
-            } => index::note_segment(&catalog, id, lineage, key, stored_bytes).await,
+            } => {
+                let (end, observed) = (key.end, key.observed_through);
+                let noted = index::note_segment(&catalog, id, lineage, key, stored_bytes).await;
+                snapshot.send_modify(|snapshot| {
+                    snapshot.reach(lineage, Some(end), observed);
+                });
+                noted
+            }
             event => index::note_base(&catalog, id, &mut base, event)
                 .await
                 .map_err(Error::from),

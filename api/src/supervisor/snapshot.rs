@@ -88,6 +88,21 @@ impl Snapshot {
         self.is_slot_heavy = false;
     }
 
+    /// So much of this lineage is durable. A status may be older than the last segment that was told.
+    pub(super) fn reach(
+        &mut self,
+        lineage: LineageId,
+        durable: Option<Lsn>,
+        observed_through: Option<PgTimestamp>,
+    ) {
+        if self.lineage != Some(lineage) {
+            self.lineage = Some(lineage);
+            (self.durable_lsn, self.observed_through) = (None, None);
+        }
+        self.durable_lsn = self.durable_lsn.max(durable);
+        self.observed_through = self.observed_through.max(observed_through);
+    }
+
     pub(super) fn take(&mut self, status: SourceStatus) {
         self.state = match status.state {
             SourceState::Starting => State::Starting,
@@ -99,11 +114,38 @@ impl Snapshot {
         // The watch over a paused source finds nothing else to say.
         self.is_slot_heavy = self.state == State::Paused && status.reason.is_some();
         self.reason = status.reason;
-        self.lineage = status.lineage.or(self.lineage);
-        self.durable_lsn = status.durable_lsn.or(self.durable_lsn);
-        self.observed_through = status.observed_through.or(self.observed_through);
+        if let Some(lineage) = status.lineage {
+            self.reach(lineage, status.durable_lsn, status.observed_through);
+        }
         self.lag_bytes = Some(status.lag_bytes);
         self.lag_seconds = Some(status.lag_seconds);
         self.retained_wal_bytes = Some(status.retained_wal_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(snapshot: &Snapshot) -> (Option<Lsn>, Option<PgTimestamp>) {
+        (snapshot.durable_lsn, snapshot.observed_through)
+    }
+
+    /// A status is put together while segments are stored, and told after them.
+    #[test]
+    fn what_is_durable_does_not_go_back_within_a_lineage() {
+        let (first, second) = (LineageId::new(1, 1), LineageId::new(2, 1));
+        let (lsn, time) = (
+            |at| Some(Lsn::new(at)),
+            |at| Some(PgTimestamp::from_micros(at)),
+        );
+        let mut snapshot = Snapshot::new(State::Streaming);
+        snapshot.reach(first, lsn(20), time(2));
+        snapshot.reach(first, lsn(10), None);
+        assert_eq!(position(&snapshot), (lsn(20), time(2)));
+        snapshot.reach(first, lsn(30), time(1));
+        assert_eq!(position(&snapshot), (lsn(30), time(2)));
+        snapshot.reach(second, lsn(5), None);
+        assert_eq!(position(&snapshot), (lsn(5), None));
     }
 }
