@@ -20,6 +20,9 @@ use tokio::time::{Instant, Sleep};
 /// The pause after a read that brought little. The runtime's timer makes it one to two
 /// milliseconds.
 const PAUSE: Duration = Duration::from_micros(500);
+/// Between these lies what a read may bring.
+const ROOM_BYTES_MIN: usize = 16 * 1024;
+const ROOM_BYTES_MAX: usize = 256 * 1024;
 /// A read that brought less, and less than there was room for, brought little.
 const LITTLE_BYTES: usize = 64 * 1024;
 
@@ -40,6 +43,7 @@ impl Socket {
                     registration: Registration::Off(stream.into_std()?),
                     pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
                     is_pausing: false,
+                    room: ROOM_BYTES_MIN,
                 });
             }
             other => *self = other,
@@ -53,6 +57,9 @@ pub(crate) struct LazySocket {
     /// Kept across calls that are dropped, which must not begin it anew.
     pause: Pin<Box<Sleep>>,
     is_pausing: bool,
+    /// How much the next read may bring: memory is zeroed before a socket fills it, which costs as much as
+    /// the read itself where little comes.
+    room: usize,
 }
 
 enum Registration {
@@ -98,13 +105,21 @@ impl LazySocket {
             ready!(self.pause.as_mut().poll(cx));
             self.is_pausing = false;
         }
-        let (room, before) = (buf.remaining(), buf.filled().len());
+        let (room, before) = (buf.remaining().min(self.room), buf.filled().len());
         let at_once = match self.unregistered() {
-            Some(mut socket) => tried(|| socket.read(buf.initialize_unfilled()))?,
+            Some(mut socket) => tried(|| socket.read(buf.initialize_unfilled_to(room)))?,
             None => None,
         };
         match at_once {
-            Some(count) => buf.advance(count),
+            Some(count) => {
+                buf.advance(count);
+                if count == room {
+                    self.room = room.saturating_mul(2);
+                } else if count < room / 4 {
+                    self.room = room / 2;
+                }
+                self.room = self.room.clamp(ROOM_BYTES_MIN, ROOM_BYTES_MAX);
+            }
             None => {
                 ready!(self.registered()?.poll_read(cx, buf))?;
                 self.unregister()?;
