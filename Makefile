@@ -57,7 +57,7 @@ matrix: ## every major with every other, on each storage, with TLS or not, …: 
 extremes: ## values of 100 MB and rows of 300 MB, which `make test` has smaller
 	tools/setup.sh test
 	cargo build --workspace --all-targets
-	LASTGOOD_EXTREMES=full LASTGOOD_TEST_PATIENCE=1800 cargo test -p lastgood-integration --test it values_of_a_hundred_megabytes -- --nocapture
+	LASTGOOD_EXTREMES=full LASTGOOD_TEST_PATIENCE=1800 cargo test -p lastgood-integration --test it extremes:: -- --nocapture
 
 soak: ## random faults and compared restores for MINUTES=n; memory and descriptors, as a curve, below target/soak
 	tools/setup.sh test

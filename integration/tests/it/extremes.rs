@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lastgood_integration::{Service, Storage, TestDatabase, history, wait};
+use lastgood_integration::{Service, Storage, TestDatabase, history, seed, wait};
 use serde_json::json;
 use tokio_postgres::Client;
 
@@ -15,12 +15,14 @@ async fn protect(service: &Service, name: &str, database: &TestDatabase) -> Resu
     service.wait_protected(name).await
 }
 
-/// `LASTGOOD_EXTREMES=full` makes the values as large as this module says (`make extremes`).
+/// `LASTGOOD_EXTREMES=full` makes the values as large as this module says, and takes every row that cannot
+/// be sent instead of one that is drawn (`make extremes`).
+fn is_full() -> bool {
+    std::env::var("LASTGOOD_EXTREMES").as_deref() == Ok("full")
+}
+
 fn value_bytes() -> usize {
-    match std::env::var("LASTGOOD_EXTREMES").as_deref() {
-        Ok("full") => 100_000_000,
-        _ => 1_000_000,
-    }
+    if is_full() { 100_000_000 } else { 1_000_000 }
 }
 
 /// PostgreSQL fact: one row is one message; values stored out of line that are changed, left alone, moved by
@@ -92,10 +94,10 @@ async fn large_values(service: &Service, major: u32) -> Result<()> {
         begun.elapsed(),
         peak >> 20
     );
-    // Old and new row in one message, by the whole row.
+    // Old and new row in one message, by the whole row; and what a service and its restore take anyway.
     let message = 2 * 3 * bytes as u64;
     ensure!(
-        peak < (200 << 20) + 5 * message,
+        peak < (300 << 20) + 5 * message,
         "the service took {peak} bytes for messages of {message}"
     );
     Ok(())
@@ -273,8 +275,14 @@ async fn a_row_that_no_walsender_can_send() -> Result<()> {
             "BEGIN; INSERT INTO t VALUES (1, repeat('a', 540000000)); UPDATE t SET v = repeat('b', 540000000); COMMIT",
         ),
     ];
+    let drawn = usize::try_from(seed::choose("a_row_that_no_walsender_can_send") % 2)?;
+    let rows = if is_full() {
+        &ROWS[..]
+    } else {
+        &ROWS[drawn..=drawn]
+    };
     let service = Service::start(&Storage::local()?).await?;
-    for (name, table, change) in ROWS {
+    for &(name, table, change) in rows {
         let database = TestDatabase::new(18).await?;
         database.execute(table).await?;
         protect(&service, name, &database).await?;
