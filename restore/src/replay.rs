@@ -1,26 +1,31 @@
-//! Segments → changes → the target. Reading, decoding and what is made of a record happen on a thread of
-//! their own: net changes are gathered there, or batches for ordered replay are made one ahead of the
-//! server that applies the last one.
+//! Segments → changes → the target. What is made of a decoded record happens on a thread of its own: net
+//! changes are gathered there, or batches for ordered replay are made one ahead of the server that applies
+//! the last one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lastgood_proto::segment::Record;
 use lastgood_proto::{Lsn, Oid};
 use lastgood_store::{SourceStore, failpoint};
 use tokio::sync::{mpsc, watch};
+use tokio::time::interval;
 use tokio_postgres::Client;
 
 use crate::apply::{Applier, Batch, Replayed};
 use crate::batch::Batcher;
 use crate::catalog::Tables;
 use crate::changes::{Changes, Range, Reached};
+use crate::decoded::{Decoded, DecodedSegments};
 use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
-use crate::segments::{Segment, Segments};
 use crate::sequences::Samples;
 use crate::{Error, catalog};
+
+/// How often what was gathered is reported.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The result of a replay that came to its end.
 pub(crate) struct Outcome {
@@ -86,7 +91,8 @@ pub(crate) async fn replay(
 }
 
 /// Gathers the net effect of what the plan keeps, or of as much of it, from its beginning, as fits
-/// `bytes_max` of memory. Of all of it, then with the outcome; what is left is to be replayed.
+/// `bytes_max` of memory. Of all of it, then with the outcome; what is left is to be replayed. `report` is
+/// told how far it is now and then.
 pub(crate) async fn gather(
     source: &Source<'_>,
     client: &Client,
@@ -102,7 +108,7 @@ pub(crate) async fn gather(
         let stop_after = range.last_kept.filter(|_| range.last_kept != end);
         let mut gatherer = Gatherer::new(changes, encoding.to_owned(), bytes_max, stop_after);
         let reader = source.reader();
-        let (sender, mut progress) = watch::channel(Replayed::default());
+        let (sender, progress) = watch::channel(Replayed::default());
         let mut gathering = tokio::task::spawn_blocking(move || {
             let samples = reader.run(|item| match item {
                 Item::Segment(encoding) => Ok(gatherer.segment(encoding)),
@@ -119,12 +125,15 @@ pub(crate) async fn gather(
             })?;
             Ok::<_, Error>((gatherer, samples))
         });
+        // Looked at now and then: to be woken for each commit costs more than to gather it.
+        let mut looks = interval(LOOK_INTERVAL);
         let (gatherer, samples) = loop {
             tokio::select! {
                 gathered = &mut gathering => break gathered??,
-                Ok(()) = progress.changed() => report(*progress.borrow_and_update()),
+                _ = looks.tick() => report(*progress.borrow()),
             }
         };
+        report(*progress.borrow());
         match gatherer.halted() {
             // Part of a transaction is in it: once more, up to the one before.
             Some(halted) => match halted.last_whole {
@@ -160,7 +169,7 @@ impl Source<'_> {
     fn reader(&self) -> Reader {
         let segments = |planned: &[crate::PlannedSegment]| {
             let keys = planned.iter().map(|planned| (*planned).into());
-            Segments::new(self.store.clone(), self.plan.lineage, keys)
+            DecodedSegments::new(self.store.clone(), self.plan.lineage, keys)
         };
         Reader {
             needed: segments(&self.plan.segments),
@@ -206,8 +215,8 @@ enum Item<'a> {
 }
 
 struct Reader {
-    needed: Segments,
-    following: Segments,
+    needed: DecodedSegments,
+    following: DecodedSegments,
     unnamed_encoding: &'static str,
     samples: Samples,
 }
@@ -262,6 +271,6 @@ impl Reader {
 }
 
 /// Of a segment that was read.
-fn end(segment: &Segment) -> Lsn {
+fn end(segment: &Decoded) -> Lsn {
     segment.footer().map_or(Lsn::INVALID, |footer| footer.end)
 }
