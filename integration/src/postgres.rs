@@ -59,17 +59,27 @@ pub struct Builder {
 
 const DISK: &str = "/tmp";
 const MEMORY: &str = "/dev/shm";
-/// Free memory below which servers are made on disk: all that tests keep at a time, and as much again.
-const MEMORY_BYTES_MIN: u64 = 8 << 30;
+/// Free memory below which servers are made on disk: all tests together keep 8 GiB at a time.
+const MEMORY_BYTES_MIN: u64 = 12 << 30;
 
 /// Most of what a test of this kind costs is making and removing the hundreds of files of a database, and
 /// a file system on disk takes many times as long for it.
 fn roomiest() -> &'static str {
-    let free = rustix::fs::statvfs(MEMORY).map_or(0, |is| is.f_bavail.saturating_mul(is.f_frsize));
-    match free {
+    let room = rustix::fs::statvfs(MEMORY).map_or(0, |is| is.f_bavail.saturating_mul(is.f_frsize));
+    match room.min(available_memory()) {
         MEMORY_BYTES_MIN.. => MEMORY,
         _ => DISK,
     }
+}
+
+/// What the file system in memory allows may be more than there is.
+fn available_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
 }
 
 /// The superuser's password, where `pg_hba.conf` asks for one.

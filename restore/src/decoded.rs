@@ -1,47 +1,40 @@
-//! Segments decoded ahead: each on a thread of its own, and handed over in their order.
+//! Segments, decoded on a thread of their own, ahead of whoever takes the records.
 //!
-//! To fetch, decrypt, inflate, hash and parse a row costs as much as to do something with it, and no
-//! segment depends on another for that. Memory: of each thread what an object's reader takes, and two
-//! batches of records.
+//! To fetch, decrypt, inflate, hash and parse a row costs as much as to do something with it. Memory: what
+//! is decoded ahead is at most two batches, or one record that is larger than those.
 
-use std::collections::VecDeque;
-use std::num::NonZero;
 use std::vec::IntoIter;
 
-use lastgood_proto::LineageId;
-use lastgood_proto::key::{SegmentKey, SourceObject};
-use lastgood_proto::segment::{Footer, Header, ReadError, Record, SegmentReader};
-use lastgood_store::SourceStore;
+use lastgood_proto::segment::{Footer, Header, ReadError, Record};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::Error;
-use crate::segments::open;
+use crate::segments::Segments;
 
 /// A batch ends at either; a longer record is one of its own.
 const BATCH_RECORDS: usize = 512;
 const BATCH_BYTES: usize = 256 << 10;
-/// Beyond so many threads, whoever takes the records is what limits.
-const THREADS_MAX: usize = 4;
 
 /// Segments one after another, for a thread that may block.
 pub(crate) struct DecodedSegments {
-    store: SourceStore,
-    lineage: LineageId,
-    keys: VecDeque<SegmentKey>,
-    decoding: VecDeque<Decoding>,
-    threads: usize,
+    state: State,
     runtime: Handle,
 }
 
-/// Ends by itself when nobody takes its pieces any more.
-struct Decoding {
-    pieces: mpsc::Receiver<Result<Piece, Error>>,
-    thread: JoinHandle<()>,
+enum State {
+    /// Nothing is fetched before the first is asked for.
+    Waiting(Segments),
+    /// Ends by itself when nobody takes its pieces any more.
+    Decoding {
+        pieces: mpsc::Receiver<Piece>,
+        thread: Option<JoinHandle<Result<(), Error>>>,
+    },
+    Failed,
 }
 
-/// In this order; records any number of times.
+/// Of each segment in this order; records any number of times.
 enum Piece {
     Header(Header),
     Records(Vec<Record>),
@@ -49,81 +42,65 @@ enum Piece {
 }
 
 /// A segment whose header has been read.
-pub(crate) struct Decoded {
-    decoding: Decoding,
+pub(crate) struct Decoded<'a> {
+    segments: &'a mut DecodedSegments,
     header: Header,
     records: IntoIter<Record>,
     footer: Option<Footer>,
-    runtime: Handle,
 }
 
 impl DecodedSegments {
     /// Must be called within a runtime.
-    pub(crate) fn new(
-        store: SourceStore,
-        lineage: LineageId,
-        keys: impl IntoIterator<Item = SegmentKey>,
-    ) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    pub(crate) fn new(segments: Segments) -> Self {
         Self {
-            store,
-            lineage,
-            keys: keys.into_iter().collect(),
-            decoding: VecDeque::new(),
-            threads: cores.clamp(2, THREADS_MAX),
+            state: State::Waiting(segments),
             runtime: Handle::current(),
         }
     }
 
-    /// The next segment; none after the last. Blocks.
-    pub(crate) fn next(&mut self) -> Result<Option<Decoded>, Error> {
-        while self.decoding.len() < self.threads
-            && let Some(key) = self.keys.pop_front()
-        {
-            let decoding = self.decode(key);
-            self.decoding.push_back(decoding);
-        }
-        let Some(mut decoding) = self.decoding.pop_front() else {
-            return Ok(None);
-        };
-        match decoding.next(&self.runtime)? {
-            Piece::Header(header) => Ok(Some(Decoded {
-                decoding,
+    /// The next segment; none after the last. The one before must have been read to its end. Blocks.
+    pub(crate) fn next(&mut self) -> Result<Option<Decoded<'_>>, Error> {
+        match self.piece()? {
+            None => Ok(None),
+            Some(Piece::Header(header)) => Ok(Some(Decoded {
+                segments: self,
                 header,
                 records: Vec::new().into_iter(),
                 footer: None,
-                runtime: self.runtime.clone(),
             })),
-            Piece::Records(_) | Piece::End(_) => Err(ReadError::Unusable.into()),
+            Some(Piece::Records(_) | Piece::End(_)) => Err(ReadError::Unusable.into()),
         }
     }
 
-    fn decode(&self, key: SegmentKey) -> Decoding {
-        let (store, lineage, runtime) = (self.store.clone(), self.lineage, self.runtime.clone());
-        let (sender, pieces) = mpsc::channel(1);
-        let thread = self.runtime.spawn_blocking(move || {
-            // A piece that nobody takes is the end of it, and no error.
-            if let Err(Stopped::Failed(error)) = decode(&store, lineage, key, &runtime, &sender) {
-                let _nobody = sender.blocking_send(Err(error));
-            }
-        });
-        Decoding { pieces, thread }
-    }
-}
-
-impl Decoding {
-    fn next(&mut self, runtime: &Handle) -> Result<Piece, Error> {
-        match self.pieces.blocking_recv() {
-            Some(piece) => piece,
-            None => {
-                runtime.block_on(&mut self.thread)?;
-                Err(ReadError::Unusable.into())
-            }
+    fn piece(&mut self) -> Result<Option<Piece>, Error> {
+        if let State::Waiting(_) = self.state
+            && let State::Waiting(segments) = std::mem::replace(&mut self.state, State::Failed)
+        {
+            let (sender, pieces) = mpsc::channel(1);
+            let runtime = self.runtime.clone();
+            let decode = move || decode(segments, &runtime, &sender);
+            let thread = Some(self.runtime.spawn_blocking(decode));
+            self.state = State::Decoding { pieces, thread };
         }
+        let State::Decoding { pieces, thread } = &mut self.state else {
+            return Err(ReadError::Unusable.into());
+        };
+        if let Some(piece) = pieces.blocking_recv() {
+            return Ok(Some(piece));
+        }
+        // What it was given up for, once.
+        if let Some(thread) = thread.take() {
+            let ended = self.runtime.block_on(thread);
+            if !matches!(ended, Ok(Ok(()))) {
+                self.state = State::Failed;
+            }
+            ended??;
+        }
+        Ok(None)
     }
 }
 
-impl Decoded {
+impl Decoded<'_> {
     pub(crate) const fn header(&self) -> &Header {
         &self.header
     }
@@ -134,10 +111,10 @@ impl Decoded {
             if let Some(record) = self.records.next() {
                 return Ok(Some(record));
             }
-            match self.decoding.next(&self.runtime)? {
-                Piece::Records(records) => self.records = records.into_iter(),
-                Piece::End(footer) => self.footer = Some(footer),
-                Piece::Header(_) => return Err(ReadError::Unusable.into()),
+            match self.segments.piece()? {
+                Some(Piece::Records(records)) => self.records = records.into_iter(),
+                Some(Piece::End(footer)) => self.footer = Some(footer),
+                Some(Piece::Header(_)) | None => return Err(ReadError::Unusable.into()),
             }
         }
         Ok(None)
@@ -149,46 +126,40 @@ impl Decoded {
     }
 }
 
-enum Stopped {
-    Unwanted,
-    Failed(Error),
-}
-
-impl<E: Into<Error>> From<E> for Stopped {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
+/// A piece that nobody takes is the end of it, and no error.
 fn decode(
-    store: &SourceStore,
-    lineage: LineageId,
-    key: SegmentKey,
+    mut segments: Segments,
     runtime: &Handle,
-    sender: &mpsc::Sender<Result<Piece, Error>>,
-) -> Result<(), Stopped> {
-    let send = |piece| {
-        sender
-            .blocking_send(Ok(piece))
-            .map_err(|_| Stopped::Unwanted)
-    };
-    let object = SourceObject::Segment(lineage, key);
-    let object = runtime.block_on(open(store, &object))?;
-    let expect = Some((store.id(), lineage, &key));
-    let mut segment = SegmentReader::open(object.into_blocking(), expect)?;
-    send(Piece::Header(segment.header().clone()))?;
-    let (mut records, mut bytes) = (Vec::new(), 0);
-    while let Some(record) = segment.next()? {
-        records.push(record);
-        bytes += segment.line_bytes();
-        if records.len() == BATCH_RECORDS || bytes >= BATCH_BYTES {
-            send(Piece::Records(std::mem::take(&mut records)))?;
+    sender: &mpsc::Sender<Piece>,
+) -> Result<(), Error> {
+    while let Some(mut segment) = segments.next()? {
+        let header = segment.header().clone();
+        if sender.blocking_send(Piece::Header(header)).is_err() {
+            return Ok(());
+        }
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while let Some(record) = segment.next()? {
+            records.push(record);
+            bytes += segment.line_bytes();
+            if records.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
+                continue;
+            }
+            let batch = Piece::Records(std::mem::take(&mut records));
+            if sender.blocking_send(batch).is_err() {
+                return Ok(());
+            }
+            // A record of hundreds of megabytes has to be taken before the next is read.
+            if bytes > 4 * BATCH_BYTES && runtime.block_on(sender.reserve()).is_err() {
+                return Ok(());
+            }
             bytes = 0;
         }
+        let footer = segment.into_footer().ok_or(ReadError::Unusable)?;
+        for piece in [Piece::Records(records), Piece::End(footer)] {
+            if sender.blocking_send(piece).is_err() {
+                return Ok(());
+            }
+        }
     }
-    send(Piece::Records(records))?;
-    match segment.into_footer() {
-        Some(footer) => send(Piece::End(footer)),
-        None => Err(ReadError::Unusable.into()),
-    }
+    Ok(())
 }

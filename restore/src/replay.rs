@@ -21,6 +21,7 @@ use crate::decoded::{Decoded, DecodedSegments};
 use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
+use crate::segments::Segments;
 use crate::sequences::Samples;
 use crate::{Error, catalog};
 
@@ -108,7 +109,7 @@ pub(crate) async fn gather(
         let stop_after = range.last_kept.filter(|_| range.last_kept != end);
         let mut gatherer = Gatherer::new(changes, encoding.to_owned(), bytes_max, stop_after);
         let reader = source.reader();
-        let (sender, progress) = watch::channel(Replayed::default());
+        let (sender, mut progress) = watch::channel(Replayed::default());
         let mut gathering = tokio::task::spawn_blocking(move || {
             let samples = reader.run(|item| match item {
                 Item::Segment(encoding) => Ok(gatherer.segment(encoding)),
@@ -130,10 +131,18 @@ pub(crate) async fn gather(
         let (gatherer, samples) = loop {
             tokio::select! {
                 gathered = &mut gathering => break gathered??,
-                _ = looks.tick() => report(*progress.borrow()),
+                _ = looks.tick() => {
+                    // Unless it is done meanwhile.
+                    if let Ok(true) = progress.has_changed() {
+                        report(*progress.borrow_and_update());
+                    }
+                }
             }
         };
-        report(*progress.borrow());
+        let last = *progress.borrow();
+        if last.transactions > 0 {
+            report(last);
+        }
         match gatherer.halted() {
             // Part of a transaction is in it: once more, up to the one before.
             Some(halted) => match halted.last_whole {
@@ -169,7 +178,7 @@ impl Source<'_> {
     fn reader(&self) -> Reader {
         let segments = |planned: &[crate::PlannedSegment]| {
             let keys = planned.iter().map(|planned| (*planned).into());
-            DecodedSegments::new(self.store.clone(), self.plan.lineage, keys)
+            DecodedSegments::new(Segments::new(self.store.clone(), self.plan.lineage, keys))
         };
         Reader {
             needed: segments(&self.plan.segments),
@@ -271,6 +280,6 @@ impl Reader {
 }
 
 /// Of a segment that was read.
-fn end(segment: &Decoded) -> Lsn {
+fn end(segment: &Decoded<'_>) -> Lsn {
     segment.footer().map_or(Lsn::INVALID, |footer| footer.end)
 }

@@ -44,10 +44,7 @@ pub(crate) struct Segments {
 type Opening = AbortOnDropHandle<Result<ObjectReader, Error>>;
 
 /// A segment that a listing has named may have been deleted since.
-pub(crate) async fn open(
-    store: &SourceStore,
-    object: &SourceObject,
-) -> Result<ObjectReader, Error> {
+async fn open(store: &SourceStore, object: &SourceObject) -> Result<ObjectReader, Error> {
     store.open(object).await.map_err(|error| match error {
         lastgood_store::Error::NotFound { key } => Error::SegmentGone { path: key },
         error => error.into(),
