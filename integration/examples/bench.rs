@@ -35,8 +35,8 @@ struct Workload {
 
 const WORKLOADS: [Workload; 3] = [
     Workload {
-        name: "pgbench, 80,000 small transactions",
-        scale: 10,
+        name: "pgbench, 300,000 small transactions",
+        scale: 50,
         make: small_transactions,
     },
     Workload {
@@ -55,9 +55,9 @@ const WORKLOADS: [Workload; 3] = [
 async fn main() -> Result<()> {
     let only = std::env::args().nth(1);
     println!(
-        "| workload | WAL | pg_recvlogical | lastgood capture | ratio | pg_restore | lastgood restore | ratio | service's peak memory |"
+        "| workload | WAL | pg_recvlogical | lastgood capture | ratio | CPU of service, walsender | pg_restore | lastgood restore | ratio | service's peak memory |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for workload in WORKLOADS {
         if only
             .as_ref()
@@ -175,7 +175,10 @@ fn pgbench(server: &Postgres, rate: Option<u32>) -> Result<Pgbench> {
 
 /// User and system time of the service so far.
 fn cpu_seconds(service: &Service) -> Result<f64> {
-    let process = service.process_id().context("the service runs")?;
+    cpu_seconds_of(service.process_id().context("the service runs")?)
+}
+
+fn cpu_seconds_of(process: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     let (_, rest) = stat.rsplit_once(')').context("a name")?;
     let ticks: Vec<&str> = rest.split_whitespace().skip(11).take(2).collect();
@@ -240,9 +243,13 @@ async fn run(workload: &Workload) -> Result<String> {
     let wal_mb = (parse_lsn(&end)? - parse_lsn(&start)?) >> 20;
 
     let (mut receive, mut capture) = (Vec::new(), Vec::new());
+    let (mut cpu, mut sender_cpu) = (Vec::new(), Vec::new());
     for (run, name) in names.iter().enumerate() {
         receive.push(pg_recvlogical(&server, run, &publication, &end)?);
-        capture.push(lastgood_capture(&service, name, &end).await?);
+        let captured = lastgood_capture(&service, name, &end, &client).await?;
+        capture.push(captured.seconds);
+        cpu.push(captured.cpu);
+        sender_cpu.push(captured.sender_cpu);
     }
     let peak = peak_memory_mb(&service)?;
 
@@ -287,6 +294,11 @@ async fn run(workload: &Workload) -> Result<String> {
         seconds(median(&mut receive)),
         seconds(median(&mut capture)),
         ratio(median(&mut capture), median(&mut receive)),
+        format!(
+            "{:.2} s, {:.2} s",
+            median(&mut cpu),
+            median(&mut sender_cpu)
+        ),
         seconds(median(&mut plain)),
         seconds(median(&mut restore)),
         ratio(median(&mut restore), median(&mut plain)),
@@ -318,8 +330,21 @@ fn pg_recvlogical(server: &Postgres, run: usize, publication: &str, end: &str) -
     Ok(begun.elapsed().as_secs_f64())
 }
 
-async fn lastgood_capture(service: &Service, name: &str, end: &str) -> Result<f64> {
+/// In seconds.
+struct Captured {
+    seconds: f64,
+    cpu: f64,
+    sender_cpu: f64,
+}
+
+async fn lastgood_capture(
+    service: &Service,
+    name: &str,
+    end: &str,
+    client: &tokio_postgres::Client,
+) -> Result<Captured> {
     let end = parse_lsn(end)?;
+    let before = cpu_seconds(service)?;
     let begun = Instant::now();
     service
         .post(&format!("/api/v1/sources/{name}/resume"), json!({}))
@@ -332,7 +357,11 @@ async fn lastgood_capture(service: &Service, name: &str, end: &str) -> Result<f6
         Ok((parse_lsn(durable)? >= end).then_some(()))
     })
     .await?;
-    let taken = begun.elapsed().as_secs_f64();
+    let seconds = begun.elapsed().as_secs_f64();
+    let cpu = cpu_seconds(service)? - before;
+    let sender = "SELECT pid FROM pg_stat_replication ORDER BY backend_start DESC LIMIT 1";
+    let sender: i32 = client.query_one(sender, &[]).await?.get(0);
+    let sender_cpu = cpu_seconds_of(u32::try_from(sender)?)?;
     // It must not disturb the next run; the first one is restored from and goes on.
     if name != "run-0" {
         service
@@ -342,14 +371,18 @@ async fn lastgood_capture(service: &Service, name: &str, end: &str) -> Result<f6
             )
             .await?;
     }
-    Ok(taken)
+    Ok(Captured {
+        seconds,
+        cpu,
+        sender_cpu,
+    })
 }
 
 fn small_transactions(server: &Postgres) -> Result<()> {
     finish(
         server
             .program("pgbench")
-            .args(["-n", "-c", "4", "-j", "2", "-t", "20000", DATABASE]),
+            .args(["-n", "-c", "4", "-j", "2", "-t", "75000", DATABASE]),
     )
 }
 

@@ -22,7 +22,6 @@ mod changes;
 mod choose;
 mod compaction;
 mod copy_text;
-mod decoded;
 mod deletion;
 mod destination;
 mod error;

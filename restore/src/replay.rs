@@ -1,6 +1,6 @@
-//! Segments → changes → the target. What is made of a decoded record happens on a thread of its own: net
-//! changes are gathered there, or batches for ordered replay are made one ahead of the server that applies
-//! the last one.
+//! Segments → changes → the target. Reading, decoding and what is made of a record happen on a thread of
+//! their own: net changes are gathered there, or batches for ordered replay are made one ahead of the
+//! server that applies the last one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,11 +17,10 @@ use crate::apply::{Applier, Batch, Replayed};
 use crate::batch::Batcher;
 use crate::catalog::Tables;
 use crate::changes::{Changes, Range, Reached};
-use crate::decoded::{Decoded, DecodedSegments};
 use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
-use crate::segments::Segments;
+use crate::segments::{Segment, Segments};
 use crate::sequences::Samples;
 use crate::{Error, catalog};
 
@@ -178,7 +177,7 @@ impl Source<'_> {
     fn reader(&self) -> Reader {
         let segments = |planned: &[crate::PlannedSegment]| {
             let keys = planned.iter().map(|planned| (*planned).into());
-            DecodedSegments::new(Segments::new(self.store.clone(), self.plan.lineage, keys))
+            Segments::new(self.store.clone(), self.plan.lineage, keys)
         };
         Reader {
             needed: segments(&self.plan.segments),
@@ -224,8 +223,8 @@ enum Item<'a> {
 }
 
 struct Reader {
-    needed: DecodedSegments,
-    following: DecodedSegments,
+    needed: Segments,
+    following: Segments,
     unnamed_encoding: &'static str,
     samples: Samples,
 }
@@ -280,6 +279,6 @@ impl Reader {
 }
 
 /// Of a segment that was read.
-fn end(segment: &Decoded<'_>) -> Lsn {
+fn end(segment: &Segment) -> Lsn {
     segment.footer().map_or(Lsn::INVALID, |footer| footer.end)
 }

@@ -155,12 +155,6 @@ impl<R: BufRead> SegmentReader<R> {
         }
     }
 
-    /// Length of the line that the last record was read from: what it takes in memory, by and large.
-    #[must_use]
-    pub fn line_bytes(&self) -> usize {
-        self.lines.line().len()
-    }
-
     /// The line that the last record was read from, its end included.
     pub(super) fn line(&self) -> &[u8] {
         self.lines.line()
