@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lastgood_engine::{Control, Event, Events, Source, SourceSettings, run};
-use lastgood_integration::TestDatabase;
+use lastgood_integration::{TestDatabase, vitals};
 use lastgood_proto::SourceId;
 use lastgood_store::{Encryption, MasterKey, Repository, StorageOptions};
 use tokio::sync::mpsc;
@@ -91,7 +91,7 @@ async fn stays_flat_through_one_huge_transaction() -> Result<()> {
     });
     let (ndjson_bytes, stored_bytes) = found.await?.context("no segment")?;
     let seconds = start.elapsed().as_secs_f64();
-    let peak = peak_rss()?;
+    let peak = vitals::peak_bytes(std::process::id()).context("no VmHWM")?;
     println!(
         "{rows} rows, {ndjson_bytes} bytes of NDJSON, {stored_bytes} stored, {seconds:.1} s, peak \
          RSS {} MiB",
@@ -101,14 +101,4 @@ async fn stays_flat_through_one_huge_transaction() -> Result<()> {
     running.await??;
     ensure!(peak < RSS_BYTES_MAX, "peak RSS {peak}");
     Ok(())
-}
-
-fn peak_rss() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("no VmHWM")?;
-    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kilobytes << 10)
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::history::drop_database;
 use lastgood_integration::service::parse_lsn;
-use lastgood_integration::{Postgres, Service, Storage, digest, truth, wait};
+use lastgood_integration::{Postgres, Service, Storage, digest, truth, vitals, wait};
 use serde_json::json;
 
 /// Odd, so that the median is one of them.
@@ -408,17 +408,7 @@ fn finish(command: &mut std::process::Command) -> Result<()> {
 
 fn peak_memory_mb(service: &Service) -> Result<u64> {
     let process = service.process_id().context("the service runs")?;
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .context("VmHWM")?;
-    let kilobytes: u64 = line
-        .split_whitespace()
-        .nth(1)
-        .context("a number")?
-        .parse()?;
-    Ok(kilobytes >> 10)
+    Ok(vitals::peak_bytes(process).context("VmHWM")? >> 20)
 }
 
 fn median(values: &mut [f64]) -> f64 {

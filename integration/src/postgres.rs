@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio_postgres::NoTls;
 
 use crate::guardian::Guardian;
-use crate::{port, tools};
+use crate::{port, tools, vitals};
 pub use pooler::Pooler;
 
 /// How to stop a server, as `pg_ctl stop` knows it.
@@ -66,20 +66,11 @@ const MEMORY_BYTES_MIN: u64 = 12 << 30;
 /// a file system on disk takes many times as long for it.
 fn roomiest() -> &'static str {
     let room = rustix::fs::statvfs(MEMORY).map_or(0, |is| is.f_bavail.saturating_mul(is.f_frsize));
-    match room.min(available_memory()) {
+    // The file system may allow more than there is.
+    match room.min(vitals::available_bytes().unwrap_or(0)) {
         MEMORY_BYTES_MIN.. => MEMORY,
         _ => DISK,
     }
-}
-
-/// What the file system in memory allows may be more than there is.
-fn available_memory() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kilobytes.unwrap_or(0) << 10
 }
 
 /// The superuser's password, where `pg_hba.conf` asks for one.

@@ -30,14 +30,36 @@ pub struct Growth {
     pub last: u64,
 }
 
+/// The most memory that a process ever had; none if it is gone.
+pub fn peak_bytes(pid: u32) -> Option<u64> {
+    Some(kib(&format!("/proc/{pid}/status"), "VmHWM")? << 10)
+}
+
+/// What processes could have now without anything being taken from another.
+pub(crate) fn available_bytes() -> Option<u64> {
+    Some(kib("/proc/meminfo", "MemAvailable")? << 10)
+}
+
+/// A figure that the kernel gives as `Name:   1234 kB`.
+fn kib(file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let figure = |line: &str| {
+        line.strip_prefix(name)?
+            .strip_prefix(':')?
+            .strip_suffix("kB")?
+            .trim()
+            .parse()
+            .ok()
+    };
+    text.lines().find_map(figure)
+}
+
 /// Reads what the kernel says of a process; none if it is gone.
 pub fn sample(seconds: f64, pid: u32) -> Option<Sample> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     Some(Sample {
         seconds,
         pid,
-        rss_kib: line.split_whitespace().nth(1)?.parse().ok()?,
+        rss_kib: kib(&format!("/proc/{pid}/status"), "VmRSS")?,
         descriptors: fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64,
     })
 }
@@ -191,6 +213,14 @@ mod tests {
             name: "it".to_owned(),
             samples: (0..90).map(sample).collect(),
         }
+    }
+
+    #[test]
+    fn the_kernel_tells_memory() {
+        let peak = peak_bytes(std::process::id()).unwrap();
+        assert!(peak > 1 << 20, "{peak}");
+        assert!(available_bytes().unwrap() > 1 << 20);
+        assert_eq!(kib("/proc/meminfo", "MemAvail"), None);
     }
 
     #[test]

@@ -579,10 +579,9 @@ async fn consume(
                 stored_bytes,
                 ..
             } => {
-                let (end, observed) = (key.end, key.observed_through);
                 let noted = index::note_segment(&catalog, id, lineage, key, stored_bytes).await;
                 snapshot.send_modify(|snapshot| {
-                    snapshot.reach(lineage, Some(end), observed);
+                    snapshot.reach(lineage, Some(key.end), key.observed_through);
                 });
                 noted
             }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lastgood_integration::{Service, Storage, TestDatabase, history, seed, wait};
+use lastgood_integration::{Service, Storage, TestDatabase, history, seed, vitals, wait};
 use serde_json::json;
 use tokio_postgres::Client;
 
@@ -106,10 +106,7 @@ async fn large_values(service: &Service, major: u32) -> Result<()> {
 /// The most memory that the service ever had.
 fn peak_bytes(service: &Service) -> Result<u64> {
     let id = service.process_id().context("a running service")?;
-    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(kilobytes.context("VmHWM in kB")?.parse::<u64>()? << 10)
+    vitals::peak_bytes(id).context("VmHWM")
 }
 
 const COLUMNS: usize = 1600;
