@@ -31,6 +31,11 @@ use startup::Startup;
 /// do not notice it while something is unacknowledged, and the kernel alone takes a quarter hour.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How often a server is asked for nothing else than to measure the way there.
+const ROUNDTRIPS_MAX: usize = 5;
+/// Where an answer takes longer, there is nothing more to learn.
+const FAR: Duration = Duration::from_millis(10);
+
 /// What a walsender is to be told beyond the pinned settings.
 #[derive(Debug, Clone)]
 pub struct ReplicationOptions {
@@ -225,6 +230,7 @@ impl ReplicationConnection {
             quote::identifier(slot),
             output_options(publication, version)
         );
+        self.measure_roundtrip().await?;
         self.send_query(&command).await?;
         loop {
             let (tag, body) = self.wire.next().await?;
@@ -237,6 +243,18 @@ impl ReplicationConnection {
                 tag => return Err(unexpected(tag, "START_REPLICATION")),
             }
         }
+    }
+
+    /// How the stream is read depends on how far away the server is. One answer may have had to wait for
+    /// a core, so it asks a few times, as long as that costs nothing.
+    async fn measure_roundtrip(&mut self) -> Result<(), Error> {
+        for _ in 0..ROUNDTRIPS_MAX {
+            self.identify_system().await?;
+            if self.wire.roundtrip() > Some(FAR) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Says goodbye. A temporary slot goes with the connection.

@@ -6,6 +6,13 @@
 //! all the same. So a lazy socket takes itself out of the reactor after each read, lets a moment
 //! pass if the read brought little, and then simply tries again; only when nothing has come is it
 //! registered and waited for.
+//!
+//! That alone leaves each message a packet of its own, as long as there is room for it at our end:
+//! two thirds of what a walsender spends in the kernel. Its kernel joins messages while our end has
+//! no room. So where the other end is near, and a small buffer holds nothing up, the buffer is small
+//! enough to be full before the moment is over. (Measured on loopback with 640,000 small rows: 7.0 s
+//! of the walsender's CPU with a buffer as the kernel grows it, 4.5 s with [`BUFFER_BYTES_MIN`],
+//! 6.9 s with the same and a moment of 2 ms.)
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream as StdTcpStream;
@@ -13,18 +20,26 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-/// The pause after a read that brought little. The runtime's timer makes it one to two
-/// milliseconds.
-const PAUSE: Duration = Duration::from_micros(500);
+/// The pause after a read that brought little.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Between these lies what a read may bring.
 const ROOM_BYTES_MIN: usize = 16 * 1024;
 const ROOM_BYTES_MAX: usize = 256 * 1024;
 /// A read that brought less, and less than there was room for, brought little.
-const LITTLE_BYTES: usize = 64 * 1024;
+const LITTLE_BYTES: usize = 16 * 1024;
+/// What a small buffer lets through, at least: more than any walsender sends.
+const BUFFER_BYTES_PER_MS: usize = 200 * 1000;
+/// The kernel makes twice as much of it. That must hold the 64 KiB which the other end was told at
+/// first: newer kernels drop what does not fit, again and again.
+const BUFFER_BYTES_MIN: usize = 32 * 1024;
+/// As much as Linux grants without being told otherwise (`net.core.rmem_max`). Where it would not do, the
+/// kernel finds a size itself.
+const BUFFER_BYTES_MAX: usize = 208 * 1024;
 
 pub(crate) enum Socket {
     /// Read as soon as something is there, for dialogues.
@@ -36,9 +51,13 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    pub(crate) fn make_lazy(&mut self) -> io::Result<()> {
+    /// `roundtrip` is how long an answer took at least, where that is known.
+    pub(crate) fn make_lazy(&mut self, roundtrip: Option<Duration>) -> io::Result<()> {
         match std::mem::replace(self, Self::Gone) {
             Self::Eager(stream) => {
+                if let Some(bytes) = roundtrip.and_then(buffer_bytes) {
+                    SockRef::from(&stream).set_recv_buffer_size(bytes)?;
+                }
                 *self = Self::Lazy(LazySocket {
                     registration: Registration::Off(stream.into_std()?),
                     pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -145,6 +164,13 @@ impl LazySocket {
     }
 }
 
+/// How small a buffer does for a network with this roundtrip; `None` if it takes a large one.
+fn buffer_bytes(roundtrip: Duration) -> Option<usize> {
+    let micros = usize::try_from(roundtrip.as_micros()).unwrap_or(usize::MAX);
+    let bytes = micros.saturating_mul(BUFFER_BYTES_PER_MS) / 1000;
+    (bytes <= BUFFER_BYTES_MAX).then(|| bytes.max(BUFFER_BYTES_MIN))
+}
+
 /// A call on a socket that does not block; `None` if it would have to.
 fn tried(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
     loop {
@@ -204,5 +230,46 @@ impl AsyncWrite for Socket {
             },
             Self::Gone => Poll::Ready(Err(gone())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_small_where_the_other_end_is_near() {
+        let of = |micros| buffer_bytes(Duration::from_micros(micros));
+        assert_eq!(of(0), Some(BUFFER_BYTES_MIN));
+        assert_eq!(of(100), Some(BUFFER_BYTES_MIN));
+        assert_eq!(of(500), Some(100_000));
+        assert_eq!(of(1_000), Some(200_000));
+        assert_eq!(of(2_000), None);
+        assert_eq!(of(u64::MAX), None);
+    }
+
+    #[tokio::test]
+    async fn a_near_sender_is_left_little_room() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let room = async |roundtrip| {
+            let near = TcpStream::connect(listener.local_addr().unwrap()).await;
+            let mut socket = Socket::Eager(near.unwrap());
+            socket.make_lazy(roundtrip).unwrap();
+            match &socket {
+                Socket::Lazy(lazy) => {
+                    let socket = SockRef::from(lazy.unregistered().unwrap());
+                    socket.recv_buffer_size().unwrap()
+                }
+                Socket::Eager(_) | Socket::Gone => panic!("not lazy"),
+            }
+        };
+        assert_eq!(
+            room(Some(Duration::from_micros(50))).await,
+            2 * BUFFER_BYTES_MIN
+        );
+        // Left to the kernel, it begins with more.
+        let untouched = room(None).await;
+        assert!(untouched > 2 * BUFFER_BYTES_MIN, "{untouched}");
+        assert_eq!(room(Some(Duration::from_millis(20))).await, untouched);
     }
 }

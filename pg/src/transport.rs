@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -291,11 +292,11 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// See [`Socket`]. A local socket gains next to nothing by it, and is left as it is.
-    pub(crate) fn make_lazy(&mut self) -> io::Result<()> {
+    pub(crate) fn make_lazy(&mut self, roundtrip: Option<Duration>) -> io::Result<()> {
         match self {
-            Self::Tcp(socket) => socket.make_lazy(),
+            Self::Tcp(socket) => socket.make_lazy(roundtrip),
             Self::Unix(_) => Ok(()),
-            Self::Tls(stream) => stream.get_mut().0.make_lazy(),
+            Self::Tls(stream) => stream.get_mut().0.make_lazy(roundtrip),
         }
     }
 }

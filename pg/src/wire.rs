@@ -8,6 +8,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -44,6 +45,10 @@ pub(crate) struct Wire {
     limit: u64,
     /// Bytes read since the runtime had its turn.
     since_yield: usize,
+    /// When the last was sent, until something came.
+    asked: Option<Instant>,
+    /// How long the quickest answer took.
+    roundtrip: Option<Duration>,
 }
 
 impl Wire {
@@ -56,6 +61,8 @@ impl Wire {
             unflushed: false,
             limit: HANDSHAKE_MESSAGE_BYTES_MAX,
             since_yield: 0,
+            asked: None,
+            roundtrip: None,
         }
     }
 
@@ -70,7 +77,13 @@ impl Wire {
 
     /// From here on bytes come in a stream that nobody waits for message by message.
     pub(crate) fn read_lazily(&mut self) -> Result<(), Error> {
-        self.stream.make_lazy().map_err(Error::Broken)
+        self.stream.make_lazy(self.roundtrip).map_err(Error::Broken)
+    }
+
+    /// How long the quickest answer took so far: the network's way there and back, and what the
+    /// server needed.
+    pub(crate) fn roundtrip(&self) -> Option<Duration> {
+        self.roundtrip
     }
 
     /// The next message: its tag and body. Cancel-safe.
@@ -132,6 +145,10 @@ impl Wire {
             return Err(Error::Closed);
         }
         self.since_yield = self.since_yield.saturating_add(count);
+        if let Some(asked) = self.asked.take() {
+            let took = asked.elapsed();
+            self.roundtrip = Some(self.roundtrip.map_or(took, |before| before.min(took)));
+        }
         Ok(())
     }
 
@@ -153,6 +170,7 @@ impl Wire {
     async fn write(&mut self) -> io::Result<()> {
         while self.outgoing.has_remaining() {
             self.unflushed = true;
+            self.asked = Some(Instant::now());
             self.stream.write_buf(&mut self.outgoing).await?;
         }
         if self.unflushed {
@@ -171,8 +189,6 @@ impl Wire {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
 
