@@ -11,8 +11,11 @@ pub(crate) fn field(cell: &Cell, out: &mut Vec<u8>) {
     }
 }
 
+/// What stands for a null.
+pub(crate) const NULL: &[u8] = b"\\N";
+
 pub(crate) fn null(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"\\N");
+    out.extend_from_slice(NULL);
 }
 
 fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
@@ -93,7 +96,7 @@ mod tests {
     use super::*;
 
     fn text(value: &str) -> Cell {
-        Cell::Text(value.to_owned())
+        Cell::Text(value.into())
     }
 
     #[test]

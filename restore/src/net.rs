@@ -23,7 +23,7 @@ use crate::Error;
 use crate::apply::Replayed;
 use crate::binding::{Binding, Bound, Find};
 use crate::changes::{Change, Changes, Reached, Step};
-use crate::copy_text::field;
+use crate::copy_text::{NULL, field};
 use crate::relations::Name;
 use crate::replay::Flow;
 use crate::rows::Unusable;
@@ -193,7 +193,7 @@ pub(crate) struct Image {
 /// The written columns of a row; what was not sent is what it was, if the old values are at hand.
 fn image(binding: &Binding, new: &[Cell], old: Option<&[Cell]>) -> Result<Image, Unusable> {
     let mut image = Image {
-        text: Vec::new(),
+        text: Vec::with_capacity(room(&binding.written, new)),
         has_holes: false,
     };
     for (at, bound) in binding.written.iter().enumerate() {
@@ -226,9 +226,19 @@ fn known<'c>(binding: &Binding, bound: Bound, old: Option<&'c [Cell]>) -> Option
     old.filter(|_| is_sent)?.get(bound.sent)
 }
 
+/// What columns take as COPY text, if nothing in them has to be escaped.
+fn room(columns: &[Bound], row: &[Cell]) -> usize {
+    let values = columns.iter().map(|bound| row.get(bound.sent));
+    let values = values.map(|cell| {
+        cell.and_then(Cell::as_bytes)
+            .map_or(NULL.len(), <[u8]>::len)
+    });
+    (values.sum::<usize>() + columns.len()).saturating_sub(1)
+}
+
 /// Key columns as COPY text: of the new row, or of the old one where that has no value.
 fn text(columns: &[Bound], row: &[Cell], old: Option<&[Cell]>) -> Result<Vec<u8>, Unusable> {
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(room(columns, row));
     for (at, bound) in columns.iter().enumerate() {
         if at > 0 {
             text.push(b'\t');

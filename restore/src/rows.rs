@@ -293,8 +293,8 @@ mod tests {
     }
 
     fn row(id: u32, value: Option<&str>) -> Vec<Cell> {
-        let value = value.map_or(Cell::Unchanged, |text| Cell::Text(text.to_owned()));
-        vec![Cell::Text(id.to_string()), value]
+        let value = value.map_or(Cell::Unchanged, |text| Cell::Text(text.into()));
+        vec![Cell::Text(id.to_string().into()), value]
     }
 
     fn check(rows: Rows, expect: &[&str]) {
@@ -333,7 +333,7 @@ mod tests {
         let mut two = rows();
         two.update(0, &Old::None, &row(1, Some("a"))).unwrap();
         two.delete(1, &Old::Key(row(1, None))).unwrap_or(());
-        two.delete(1, &Old::Key(vec![Cell::Text("1".to_owned()), Cell::Null]))
+        two.delete(1, &Old::Key(vec![Cell::Text("1".into()), Cell::Null]))
             .unwrap();
         two.insert(2, &row(1, Some("b"))).unwrap();
         two.update(3, &Old::None, &row(1, Some("c"))).unwrap();
@@ -347,7 +347,7 @@ mod tests {
 
         let mut three = rows();
         three.update(0, &Old::None, &row(1, Some("a"))).unwrap();
-        let key = Old::Key(vec![Cell::Text("1".to_owned()), Cell::Null]);
+        let key = Old::Key(vec![Cell::Text("1".into()), Cell::Null]);
         three.update(1, &key, &row(2, Some("a"))).unwrap();
         three.update(2, &key, &row(1, Some("a"))).unwrap();
         three.update(3, &Old::None, &row(1, Some("b"))).unwrap();
@@ -366,7 +366,7 @@ mod tests {
         let mut rows = rows();
         rows.insert(7, &row(1, Some("a\tb"))).unwrap();
         assert_eq!(rows.direct, b"1\ta\\tb\n");
-        rows.delete(8, &Old::Key(vec![Cell::Text("1".to_owned()), Cell::Null]))
+        rows.delete(8, &Old::Key(vec![Cell::Text("1".into()), Cell::Null]))
             .unwrap();
         rows.insert(9, &row(1, Some("c"))).unwrap();
         assert_eq!(rows.direct_numbers, [7]);

@@ -1,14 +1,15 @@
 //! Reading an object: fetched by ranges, opened piece by piece, one range ahead.
 //!
 //! A range is a request of its own with its own retries, so a consumer may be as slow as it likes, and
-//! a connection that hangs costs one range, not the object. Memory: two ranges.
+//! a connection that hangs costs one range, not the object. Memory: two ranges, and some chunks for a
+//! reader that blocks.
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use object_store::ObjectMeta;
-use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::envelope::{Header, Opened, Opener, UnsealError};
@@ -19,6 +20,8 @@ use crate::objects::{Objects, READ_BYTES};
 const CHUNK_BYTES: usize = 128 * 1024;
 /// Stored bytes that are pushed at once.
 const PUSH_BYTES: usize = 64 * 1024;
+/// Plain chunks that wait for a reader that blocks.
+const CHUNKS_AHEAD: usize = 4;
 
 /// The stored bytes of an object, in order.
 pub(crate) struct Fetch {
@@ -180,13 +183,25 @@ impl ObjectReader {
         Ok(all)
     }
 
-    /// For code that blocks, inside `spawn_blocking`. Must be called within a runtime.
+    /// For code that blocks, inside `spawn_blocking`. What it reads next is fetched and opened beside it.
+    /// Must be called within a runtime.
     #[must_use]
-    pub fn into_blocking(self) -> BlockingReader {
+    pub fn into_blocking(mut self) -> BlockingReader {
+        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let opening = async move {
+            loop {
+                let next = self.next_chunk().await;
+                let is_last = !matches!(next, Ok(Some(_)));
+                if sender.send(next).await.is_err() || is_last {
+                    return;
+                }
+            }
+        };
         BlockingReader {
-            runtime: Handle::current(),
-            reader: self,
+            chunks,
+            ended: false,
             chunk: Bytes::new(),
+            _opening: AbortOnDropHandle::new(tokio::spawn(opening)),
         }
     }
 }
@@ -195,22 +210,29 @@ impl ObjectReader {
 ///
 /// Its errors are [`io::Error`]s around [`Error`]. It must not be read on a thread of the runtime.
 pub struct BlockingReader {
-    runtime: Handle,
-    reader: ObjectReader,
+    chunks: mpsc::Receiver<Result<Option<Bytes>>>,
+    /// The verified end was reached.
+    ended: bool,
     chunk: Bytes,
+    _opening: AbortOnDropHandle<()>,
 }
 
 impl BufRead for BlockingReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.chunk.is_empty() {
-            let next = self.runtime.block_on(self.reader.next_chunk());
-            self.chunk = next.map_err(into_io)?.unwrap_or_default();
+        if self.chunk.is_empty() && !self.ended {
+            match self.chunks.blocking_recv() {
+                Some(Ok(Some(chunk))) => self.chunk = chunk,
+                Some(Ok(None)) => self.ended = true,
+                Some(Err(error)) => return Err(into_io(error)),
+                // After an error; or the runtime is shutting down.
+                None => return Err(io::Error::other("the object is not read any more")),
+            }
         }
         Ok(&self.chunk)
     }
 
     fn consume(&mut self, bytes: usize) {
-        self.chunk = self.chunk.slice(bytes..);
+        self.chunk.advance(bytes);
     }
 }
 

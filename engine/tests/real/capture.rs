@@ -13,7 +13,7 @@ pub(crate) fn inserted(records: &[Record]) -> Vec<String> {
         .iter()
         .filter_map(|record| match record {
             Record::Insert { new, .. } => match new.first() {
-                Some(Cell::Text(text)) => Some(text.clone()),
+                Some(Cell::Text(text)) => Some(text.to_string()),
                 _ => None,
             },
             _ => None,

@@ -409,7 +409,7 @@ fn collect(records: Vec<Record>, found: &mut Vec<(Item, Option<PgTimestamp>)>) {
                 let Some(Cell::Text(value)) = new.first() else {
                     panic!("a row without a value");
                 };
-                rows.push((rel.get(), value.clone()));
+                rows.push((rel.get(), value.to_string()));
             }
             Record::Commit { end, .. } => {
                 let Some(Item::Transaction { end_lsn, .. }) = &mut open else {

@@ -201,7 +201,7 @@ pub(super) struct Payload(pub(super) Vec<u8>);
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Cell::deserialize(deserializer)? {
-            Cell::Text(text) => Ok(Self(text.into_bytes())),
+            Cell::Text(text) => Ok(Self(text.as_bytes().to_vec())),
             Cell::Bytes(bytes) => Ok(Self(bytes)),
             Cell::Null | Cell::Unchanged => Err(D::Error::custom("a text is missing")),
         }
@@ -235,11 +235,7 @@ impl<'de> Visitor<'de> for CellVisitor {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Cell, E> {
-        Ok(Cell::Text(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Cell, E> {
-        Ok(Cell::Text(text))
+        Ok(Cell::Text(text.into()))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Cell, A::Error> {

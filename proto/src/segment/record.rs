@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use crate::key::{SegmentKey, SegmentKind};
@@ -135,7 +136,8 @@ pub enum Cell {
     Null,
     /// A TOASTed value that the UPDATE did not touch and the server did not send.
     Unchanged,
-    Text(String),
+    /// Short ones without an allocation: a row has many.
+    Text(CompactString),
     /// PostgreSQL's text form too, but no UTF-8: see [`Header::encoding`].
     Bytes(Vec<u8>),
 }

@@ -270,7 +270,7 @@ fn to_cells(row: &Tuple<'_>) -> Vec<Cell> {
             Value::Null => Cell::Null,
             Value::Unchanged => Cell::Unchanged,
             Value::Text(text) => match String::from_utf8(text.to_vec()) {
-                Ok(text) => Cell::Text(text),
+                Ok(text) => Cell::Text(text.into()),
                 Err(error) => Cell::Bytes(error.into_bytes()),
             },
         })

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use super::{HOLE, Image};
 use crate::rows::Unusable;
 
@@ -10,7 +12,7 @@ type Text = Box<[u8]>;
 /// By key: what became of the base's row that had it, and which row has it in the end.
 #[derive(Default)]
 pub(crate) struct Keyed {
-    entries: HashMap<Text, Entry>,
+    entries: HashMap<Text, Entry, RandomState>,
     rows: Vec<Option<Row>>,
     /// Numbers of rows that are no more.
     free: Vec<usize>,

@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use foldhash::fast::RandomState;
+
 use crate::rows::Unusable;
 
 #[derive(Default)]
 pub(crate) struct Whole {
-    counts: HashMap<Box<[u8]>, i64>,
+    counts: HashMap<Box<[u8]>, i64, RandomState>,
 }
 
 impl Whole {
