@@ -1,5 +1,5 @@
-//! One huge transaction through capture: memory must not grow with it. A process of its own, because
-//! what is measured is the process.
+//! One huge transaction through capture, and many small ones: memory must not grow with it, and no row
+//! is allocated for. A process of its own, because what is measured is the process.
 //!
 //! `LASTGOOD_TEST_ROWS=5000000` is what the design promises; the usual run is smaller.
 
@@ -19,10 +19,18 @@ use tokio_util::sync::CancellationToken;
 
 /// The promise is for the whole service; this process is a test harness besides.
 const RSS_BYTES_MAX: u64 = 150 << 20;
+/// Reads, events and looks allocate; a row or a transaction that did would show.
+const ALLOCATIONS_PER_ROW_MAX: f64 = 0.02;
+const SMALL_TRANSACTIONS: u64 = 30_000;
 const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Counts.
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stays_flat_through_one_huge_transaction() -> Result<()> {
+    let _profiler = dhat::Profiler::builder().testing().build();
     let rows: u64 = match std::env::var("LASTGOOD_TEST_ROWS") {
         Ok(text) => text.parse()?,
         Err(_) => 300_000,
@@ -67,6 +75,7 @@ async fn stays_flat_through_one_huge_transaction() -> Result<()> {
         anyhow::bail!("no base")
     });
     begun.await??;
+    let before = dhat::HeapStats::get().total_blocks;
     client
         .execute(
             "INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, $1::bigint) i",
@@ -97,8 +106,38 @@ async fn stays_flat_through_one_huge_transaction() -> Result<()> {
          RSS {} MiB",
         peak >> 20
     );
+    let blocks = dhat::HeapStats::get().total_blocks - before;
+    let per_row = blocks as f64 / rows as f64;
+
+    let before = dhat::HeapStats::get().total_blocks;
+    client
+        .batch_execute(&format!(
+            "DO $$ BEGIN FOR i IN 1..{SMALL_TRANSACTIONS} LOOP
+               UPDATE t SET v = 'x' WHERE id = i; COMMIT; END LOOP; END $$"
+        ))
+        .await?;
+    let found = tokio::time::timeout(DEADLINE, async {
+        let mut found = 0;
+        while found < SMALL_TRANSACTIONS
+            && let Some(event) = events.recv().await
+        {
+            if let Event::Segment { transactions, .. } = event {
+                found += transactions;
+            }
+        }
+        found
+    });
+    ensure!(found.await? >= SMALL_TRANSACTIONS, "not all came");
+    let blocks = dhat::HeapStats::get().total_blocks - before;
+    let per_transaction = blocks as f64 / SMALL_TRANSACTIONS as f64;
+    println!("{per_row:.4} allocations a row, {per_transaction:.4} a small transaction");
     cancel.cancel();
     running.await??;
+    ensure!(per_row < ALLOCATIONS_PER_ROW_MAX, "{per_row} a row");
+    ensure!(
+        per_transaction < ALLOCATIONS_PER_ROW_MAX,
+        "{per_transaction} a transaction"
+    );
     ensure!(peak < RSS_BYTES_MAX, "peak RSS {peak}");
     Ok(())
 }
