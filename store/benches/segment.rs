@@ -2,6 +2,8 @@
 //!
 //! The transactions are pgbench's: three updates and an insert.
 
+#![expect(clippy::unwrap_used, reason = "what a benchmark reads is its own")]
+
 use std::hint::black_box;
 use std::io::{self, Write};
 
