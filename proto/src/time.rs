@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike as _, Timelike as _, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Microseconds from the Unix epoch to PostgreSQL's (`timestamp.h`, `POSTGRES_EPOCH_JDATE`).
@@ -44,11 +44,25 @@ impl PgTimestamp {
 impl fmt::Display for PgTimestamp {
     /// RFC 3339 in UTC with six digits: `2026-11-20T20:01:02.123456Z`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match DateTime::<Utc>::from_timestamp_micros(self.as_unix_micros()) {
-            Some(time) => f.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true)),
+        let Some(time) = DateTime::<Utc>::from_timestamp_micros(self.as_unix_micros()) else {
             // Beyond the calendar's range: no server has such a clock, a corrupt object may.
-            None => write!(f, "{}us", self.0),
+            return write!(f, "{}us", self.0);
+        };
+        // As chrono's own form, which is made in a string first: there is one in each transaction.
+        match time.year() {
+            year @ 0..=9999 => write!(f, "{year:04}")?,
+            year => write!(f, "{year:+05}")?,
         }
+        write!(
+            f,
+            "-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
+            time.month(),
+            time.day(),
+            time.hour(),
+            time.minute(),
+            time.second(),
+            time.timestamp_subsec_micros()
+        )
     }
 }
 
@@ -91,6 +105,7 @@ impl<'de> Deserialize<'de> for PgTimestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chrono::SecondsFormat;
     use proptest::prelude::*;
 
     proptest! {
@@ -102,7 +117,13 @@ mod tests {
 
         #[test]
         fn every_value_prints(micros: i64) {
-            prop_assert!(!PgTimestamp::from_micros(micros).to_string().is_empty());
+            let time = PgTimestamp::from_micros(micros);
+            let chrono = DateTime::<Utc>::from_timestamp_micros(time.as_unix_micros());
+            let same = match chrono {
+                Some(chrono) => chrono.to_rfc3339_opts(SecondsFormat::Micros, true),
+                None => format!("{micros}us"),
+            };
+            prop_assert_eq!(time.to_string(), same);
         }
     }
 
