@@ -51,11 +51,11 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// `roundtrip` is how long an answer took at least, where that is known.
-    pub(crate) fn make_lazy(&mut self, roundtrip: Option<Duration>) -> io::Result<()> {
+    /// `roundtrip` is how long an answer takes at least.
+    pub(crate) fn make_lazy(&mut self, roundtrip: Duration) -> io::Result<()> {
         match std::mem::replace(self, Self::Gone) {
             Self::Eager(stream) => {
-                if let Some(bytes) = roundtrip.and_then(buffer_bytes) {
+                if let Some(bytes) = buffer_bytes(roundtrip) {
                     SockRef::from(&stream).set_recv_buffer_size(bytes)?;
                 }
                 *self = Self::Lazy(LazySocket {
@@ -263,13 +263,10 @@ mod tests {
                 Socket::Eager(_) | Socket::Gone => panic!("not lazy"),
             }
         };
-        assert_eq!(
-            room(Some(Duration::from_micros(50))).await,
-            2 * BUFFER_BYTES_MIN
-        );
+        assert_eq!(room(Duration::from_micros(50)).await, 2 * BUFFER_BYTES_MIN);
         // Left to the kernel, it begins with more.
-        let untouched = room(None).await;
+        let untouched = room(Duration::MAX).await;
         assert!(untouched > 2 * BUFFER_BYTES_MIN, "{untouched}");
-        assert_eq!(room(Some(Duration::from_millis(20))).await, untouched);
+        assert_eq!(room(Duration::from_millis(20)).await, untouched);
     }
 }

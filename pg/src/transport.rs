@@ -292,7 +292,7 @@ pub(crate) enum Transport {
 
 impl Transport {
     /// See [`Socket`]. A local socket gains next to nothing by it, and is left as it is.
-    pub(crate) fn make_lazy(&mut self, roundtrip: Option<Duration>) -> io::Result<()> {
+    pub(crate) fn make_lazy(&mut self, roundtrip: Duration) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket.make_lazy(roundtrip),
             Self::Unix(_) => Ok(()),

@@ -8,7 +8,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -45,10 +45,6 @@ pub(crate) struct Wire {
     limit: u64,
     /// Bytes read since the runtime had its turn.
     since_yield: usize,
-    /// When the last was sent, until something came.
-    asked: Option<Instant>,
-    /// How long the quickest answer took.
-    roundtrip: Option<Duration>,
 }
 
 impl Wire {
@@ -61,8 +57,6 @@ impl Wire {
             unflushed: false,
             limit: HANDSHAKE_MESSAGE_BYTES_MAX,
             since_yield: 0,
-            asked: None,
-            roundtrip: None,
         }
     }
 
@@ -76,14 +70,9 @@ impl Wire {
     }
 
     /// From here on bytes come in a stream that nobody waits for message by message.
-    pub(crate) fn read_lazily(&mut self) -> Result<(), Error> {
-        self.stream.make_lazy(self.roundtrip).map_err(Error::Broken)
-    }
-
-    /// How long the quickest answer took so far: the network's way there and back, and what the
-    /// server needed.
-    pub(crate) fn roundtrip(&self) -> Option<Duration> {
-        self.roundtrip
+    /// An answer takes `roundtrip` at least.
+    pub(crate) fn read_lazily(&mut self, roundtrip: Duration) -> Result<(), Error> {
+        self.stream.make_lazy(roundtrip).map_err(Error::Broken)
     }
 
     /// The next message: its tag and body. Cancel-safe.
@@ -145,10 +134,6 @@ impl Wire {
             return Err(Error::Closed);
         }
         self.since_yield = self.since_yield.saturating_add(count);
-        if let Some(asked) = self.asked.take() {
-            let took = asked.elapsed();
-            self.roundtrip = Some(self.roundtrip.map_or(took, |before| before.min(took)));
-        }
         Ok(())
     }
 
@@ -170,7 +155,6 @@ impl Wire {
     async fn write(&mut self) -> io::Result<()> {
         while self.outgoing.has_remaining() {
             self.unflushed = true;
-            self.asked = Some(Instant::now());
             self.stream.write_buf(&mut self.outgoing).await?;
         }
         if self.unflushed {
@@ -213,7 +197,7 @@ mod tests {
         for lazy in [false, true] {
             let (mut wire, mut far) = pair().await;
             if lazy {
-                wire.read_lazily().unwrap();
+                wire.read_lazily(Duration::ZERO).unwrap();
             }
             let writer = async {
                 for byte in b"d\0\0\0\x07abcZ\0\0\0\x04d\0\0\0\x05x" {
@@ -288,7 +272,7 @@ mod tests {
         const COUNT: usize = 100_000;
         let (mut wire, far) = pair().await;
         wire.lift_limit();
-        wire.read_lazily().unwrap();
+        wire.read_lazily(Duration::ZERO).unwrap();
         let mut far = far.into_std().unwrap();
         far.set_nonblocking(false).unwrap();
         let writer = std::thread::spawn(move || {

@@ -22,8 +22,8 @@ pub struct ReplicationStream {
 }
 
 impl ReplicationStream {
-    pub(super) fn new(mut wire: Wire) -> Result<Self, Error> {
-        wire.read_lazily()?;
+    pub(super) fn new(mut wire: Wire, roundtrip: Duration) -> Result<Self, Error> {
+        wire.read_lazily(roundtrip)?;
         Ok(Self {
             wire,
             status: BytesMut::new(),
