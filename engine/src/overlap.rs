@@ -21,7 +21,6 @@
 //! its history goes on from the stored one as well as the source's does.
 
 use std::collections::VecDeque;
-use std::io::BufReader;
 use std::pin::Pin;
 
 use lastgood_proto::copy_both::ReplicationMessage;
@@ -339,7 +338,7 @@ async fn transactions(
     key: SegmentKey,
 ) -> Result<VecDeque<Transaction>, Error> {
     let object = SourceObject::Segment(lineage, key);
-    let reader = BufReader::new(store.open(&object).await?.into_blocking());
+    let reader = store.open(&object).await?.into_blocking();
     let (source, path) = (store.id(), store.path(&object));
     let read = tokio::task::spawn_blocking(move || {
         let mut reader = SegmentReader::open(reader, Some((source, lineage, &key)))?;

@@ -1,6 +1,5 @@
 //! A source at work in a test, and what its repository says.
 
-use std::io::BufReader;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +92,7 @@ impl Fixture {
         let mut records = Vec::new();
         for key in &lineage.segments {
             let object = SourceObject::Segment(lineage.id, *key);
-            let reader = BufReader::new(self.store.open(&object).await?.into_blocking());
+            let reader = self.store.open(&object).await?.into_blocking();
             let (source, id, key) = (self.source.id, lineage.id, *key);
             let read = tokio::task::spawn_blocking(move || -> Result<Vec<Record>> {
                 let mut reader = SegmentReader::open(reader, Some((source, id, &key)))?;

@@ -7,7 +7,6 @@
 mod server;
 mod storage;
 
-use std::io::BufReader;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -296,7 +295,7 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
         let reader = store.open(&SourceObject::Segment(LINEAGE, *key)).await?;
         let (key, id) = (*key, store.id());
         let records = tokio::task::spawn_blocking(move || -> Result<Vec<Record>> {
-            let reader = BufReader::new(reader.into_blocking());
+            let reader = reader.into_blocking();
             let mut reader = SegmentReader::open(reader, Some((id, LINEAGE, &key)))?;
             let mut records = Vec::new();
             while let Some(record) = reader.next()? {

@@ -201,7 +201,7 @@ pub(super) struct Payload(pub(super) Vec<u8>);
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Cell::deserialize(deserializer)? {
-            Cell::Text(text) => Ok(Self(text.as_bytes().to_vec())),
+            Cell::Text(text) => Ok(Self(text.into_string().into_bytes())),
             Cell::Bytes(bytes) => Ok(Self(bytes)),
             Cell::Null | Cell::Unchanged => Err(D::Error::custom("a text is missing")),
         }
