@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lastgood_integration::service::parse_lsn;
-use lastgood_integration::{Service, Storage, truth, wait};
+use lastgood_integration::truth;
 use serde_json::json;
 use tokio::time::{interval, sleep};
 
-use crate::overhead::RATE;
-use crate::{DATABASE, finish, row, seconds, start_server};
+use crate::overhead::{RATE, load};
+use crate::{DATABASE, SOURCE, finish, protect, row, seconds, start_pgbench};
 
 pub(crate) const HEAD: &[&str] = &["latency", "median", "99th percentile", "most"];
 
@@ -25,26 +25,13 @@ const ASK_EVERY: Duration = Duration::from_millis(5);
 const OUTAGE_SECONDS: u32 = 600;
 
 pub(crate) async fn rows() -> Result<Vec<String>> {
-    let server = start_server(&["fsync=on"]).await?;
-    server.create_database(DATABASE).await?;
-    let mut pgbench = server.program("pgbench");
-    finish(pgbench.args(["-iq", "-s", "10", DATABASE]))?;
-    let service = Service::start(&Storage::local()?).await?;
+    let server = start_pgbench(&["fsync=on"], 10).await?;
     let settings = json!({"segment_seconds": SEGMENT_SECONDS, "no_identity": "full"});
-    service
-        .add_source("source", &server.url(DATABASE), settings)
-        .await?;
-    service.wait_protected("source").await?;
+    let service = protect(&server, settings).await?;
     let client = server.connect(DATABASE).await?;
-    let load = |time: u32| -> Result<std::process::Child> {
-        let mut load = server.program("pgbench");
-        let (rate, time) = (RATE.to_string(), time.to_string());
-        load.args(["-n", "-c", "4", "-j", "2", "-M", "prepared"]);
-        load.args(["-R", &rate, "-T", &time, DATABASE]);
-        Ok(load.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?)
-    };
 
-    let mut pgbench = load(SECONDS)?;
+    let mut pgbench = load(&server, Some(RATE), SECONDS);
+    let mut pgbench = pgbench.stdout(Stdio::null()).spawn()?;
     let mut waiting: Vec<(u64, Instant)> = Vec::new();
     let mut waited: Vec<f64> = Vec::new();
     let mut commits = interval(COMMIT_EVERY);
@@ -60,7 +47,7 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
                 waiting.push((parse_lsn(&position)?, committed));
             }
             () = sleep(ASK_EVERY) => {
-                let source = service.source("source").await?;
+                let source = service.source(SOURCE).await?;
                 let durable = parse_lsn(source["durable_lsn"].as_str().context("a position")?)?;
                 waiting.retain(|(position, committed)| {
                     let is_durable = *position <= durable;
@@ -81,24 +68,16 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
     );
     let latency = row(&[name, at(0.5), at(0.99), at(1.0)]);
 
-    let process = service.process_id().context("the service runs")?;
     service.kill()?;
-    load(OUTAGE_SECONDS)?.wait()?;
+    finish(&mut load(&server, Some(RATE), OUTAGE_SECONDS))?;
     let position = truth::wal_position(&client).await?;
     let begun = Instant::now();
     service.start_again().await?;
-    let positions = parse_lsn(&position)?;
-    wait::until_within(Duration::from_secs(600), "the lag's end", async || {
-        let source = service.source("source").await?;
-        let durable = source["durable_lsn"].as_str().context("a position")?;
-        Ok((parse_lsn(durable)? >= positions).then_some(()))
-    })
-    .await
-    .with_context(|| format!("the service was process {process}"))?;
+    service.wait_durable(SOURCE, &position).await?;
+    let again = seconds(begun.elapsed().as_secs_f64());
     let minutes = OUTAGE_SECONDS / 60;
     let name =
         format!("all durable again after {minutes} minutes away at that rate, start included");
-    let again = seconds(begun.elapsed().as_secs_f64());
     Ok(vec![
         latency,
         row(&[name, again, String::new(), String::new()]),

@@ -19,12 +19,14 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use lastgood_integration::{Postgres, Service, vitals};
+use lastgood_integration::{Postgres, Service, Storage, vitals};
+use serde_json::Value;
 use workload::{Bench, WORKLOADS};
 
 /// Odd, so that the median is one of them.
 const RUNS: usize = 5;
 const DATABASE: &str = "bench";
+const SOURCE: &str = "source";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -77,6 +79,29 @@ async fn start_server(settings: &[&str]) -> Result<Arc<Postgres>> {
         .iter()
         .fold(server, |server, setting| server.config(*setting));
     Ok(Arc::new(server.start().await?))
+}
+
+/// One with pgbench's tables.
+async fn start_pgbench(settings: &[&str], scale: u32) -> Result<Arc<Postgres>> {
+    let server = start_server(settings).await?;
+    server.create_database(DATABASE).await?;
+    initialize(&server, DATABASE, scale)?;
+    Ok(server)
+}
+
+fn initialize(server: &Postgres, database: &str, scale: u32) -> Result<()> {
+    let mut pgbench = server.program("pgbench");
+    finish(pgbench.args(["-iq", "-s", &scale.to_string(), database]))
+}
+
+/// A service that protects the database of a server, as its only source.
+async fn protect(server: &Postgres, settings: Value) -> Result<Service> {
+    let service = Service::start(&Storage::local()?).await?;
+    service
+        .add_source(SOURCE, &server.url(DATABASE), settings)
+        .await?;
+    service.wait_protected(SOURCE).await?;
+    Ok(service)
 }
 
 fn finish(command: &mut Command) -> Result<()> {

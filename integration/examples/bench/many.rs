@@ -9,7 +9,7 @@ use lastgood_integration::{Service, Storage, vitals, wait};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::{cpu_seconds, finish, row, seconds, start_server};
+use crate::{cpu_seconds, initialize, row, seconds, start_server};
 
 pub(crate) const HEAD: &[&str] = &[
     "sources",
@@ -33,8 +33,7 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
     for number in 0..most {
         let database = format!("db{number}");
         server.create_database(&database).await?;
-        let mut pgbench = server.program("pgbench");
-        finish(pgbench.args(["-iq", "-s", "1", &database]))?;
+        initialize(&server, &database, 1)?;
     }
     let service = Service::start(&Storage::local()?).await?;
     let mut rows = Vec::new();
@@ -51,11 +50,7 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
             service.wait_protected(&format!("source-{number}")).await?;
         }
         count = streaming;
-        let begun = Instant::now();
-        service.terminate().await?;
-        service.start_again().await?;
-        all_stream(&service, streaming).await?;
-        let started = begun.elapsed().as_secs_f64();
+        let started = restart(&service, streaming).await?;
         let idle = cpu_during(&service).await?;
         let mut loads = Vec::new();
         for number in 0..streaming {
@@ -80,7 +75,7 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
             seconds(started),
         ]));
     }
-    // The others need no server: what is registered and paused is a row of the catalog and of a listing.
+    // Paused at once, so that no more than a few of them have a slot at a time.
     let others = (count..REGISTERED).map(async |number| {
         let url = server.url(&format!("db{}", number % most));
         let name = format!("source-{number}");
@@ -91,11 +86,7 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
     });
     let mut others = stream::iter(others).buffer_unordered(REGISTERED_AT_ONCE);
     while others.try_next().await?.is_some() {}
-    let begun = Instant::now();
-    service.terminate().await?;
-    service.start_again().await?;
-    all_stream(&service, most).await?;
-    let started = begun.elapsed().as_secs_f64();
+    let started = restart(&service, most).await?;
     let idle = cpu_during(&service).await?;
     rows.push(row(&[
         format!("{most} streaming of {REGISTERED} registered"),
@@ -105,6 +96,15 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
         seconds(started),
     ]));
     Ok(rows)
+}
+
+/// Seconds from the order to end until as many stream again.
+async fn restart(service: &Service, streaming: usize) -> Result<f64> {
+    let begun = Instant::now();
+    service.terminate().await?;
+    service.start_again().await?;
+    all_stream(service, streaming).await?;
+    Ok(begun.elapsed().as_secs_f64())
 }
 
 async fn all_stream(service: &Service, count: usize) -> Result<()> {

@@ -1,12 +1,12 @@
 //! What a source loses by being captured: pgbench as fast as it goes, and its latency at a fixed rate.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use lastgood_integration::{Postgres, Service, Storage, truth};
+use lastgood_integration::{Postgres, truth};
 use serde_json::json;
 
-use crate::{DATABASE, RUNS, cpu_seconds, finish, median, ratio, row, start_server};
+use crate::{DATABASE, RUNS, SOURCE, cpu_seconds, median, protect, ratio, row, start_pgbench};
 
 pub(crate) const HEAD: &[&str] = &["pgbench", "without", "with lastgood attached", "ratio"];
 
@@ -16,26 +16,20 @@ const SECONDS: u32 = 15;
 pub(crate) const RATE: u32 = 400;
 
 pub(crate) async fn rows() -> Result<Vec<String>> {
-    let server = start_server(&["fsync=on"]).await?;
-    server.create_database(DATABASE).await?;
-    let mut pgbench = server.program("pgbench");
-    finish(pgbench.args(["-iq", "-s", "10", DATABASE]))?;
-    let service = Service::start(&Storage::local()?).await?;
+    let server = start_pgbench(&["fsync=on"], 10).await?;
     let settings = json!({"segment_seconds": 5, "no_identity": "full"});
-    service
-        .add_source("source", &server.url(DATABASE), settings)
-        .await?;
+    let service = protect(&server, settings).await?;
     let client = server.connect(DATABASE).await?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
     let (mut slow_with, mut slow_without) = (Vec::new(), Vec::new());
     let mut cpu = Vec::new();
-    let path = "/api/v1/sources/source";
+    let path = format!("/api/v1/sources/{SOURCE}");
     for run in 1..=RUNS {
-        service.wait_bases("source", run).await?;
+        service.wait_bases(SOURCE, run).await?;
         let before = cpu_seconds(&service)?;
         let fast = pgbench_for(&server, None)?;
         let position = truth::wal_position(&client).await?;
-        service.wait_durable("source", &position).await?;
+        service.wait_durable(SOURCE, &position).await?;
         let spent = cpu_seconds(&service)? - before;
         cpu.push(spent / (fast.tps * f64::from(SECONDS)) * 1e6);
         with.push(fast.tps);
@@ -70,6 +64,18 @@ pub(crate) async fn rows() -> Result<Vec<String>> {
     ])
 }
 
+/// Four clients for so many seconds, as fast as they go or at a rate.
+pub(crate) fn load(server: &Postgres, rate: Option<u32>, seconds: u32) -> Command {
+    let mut pgbench = server.program("pgbench");
+    let time = seconds.to_string();
+    pgbench.args(["-n", "-c", "4", "-j", "2", "-M", "prepared", "-T", &time]);
+    if let Some(rate) = rate {
+        pgbench.args(["-R", &rate.to_string()]);
+    }
+    pgbench.arg(DATABASE).stdin(Stdio::null());
+    pgbench
+}
+
 struct Pgbench {
     tps: f64,
     /// In milliseconds.
@@ -77,13 +83,7 @@ struct Pgbench {
 }
 
 fn pgbench_for(server: &Postgres, rate: Option<u32>) -> Result<Pgbench> {
-    let mut pgbench = server.program("pgbench");
-    let time = SECONDS.to_string();
-    pgbench.args(["-n", "-c", "4", "-j", "2", "-M", "prepared", "-T", &time]);
-    if let Some(rate) = rate {
-        pgbench.args(["-R", &rate.to_string()]);
-    }
-    let output = pgbench.arg(DATABASE).stdin(Stdio::null()).output()?;
+    let output = load(server, rate, SECONDS).output()?;
     ensure!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout)?;
     let number = |name: &str| -> Result<f64> {

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lastgood_integration::history::drop_database;
-use lastgood_integration::{Service, Storage, truth};
+use lastgood_integration::truth;
 use serde_json::json;
 
 use crate::restore::{RESTORED, into_new_database};
-use crate::{DATABASE, finish, median, psql, start_server};
+use crate::{DATABASE, SOURCE, median, protect, psql, start_pgbench, start_server};
 
 /// A picture's points are medians of so many.
 const RUNS: usize = 3;
@@ -47,14 +47,10 @@ async fn capture_lines() -> Result<Vec<Line>> {
     server.create_database(DATABASE).await?;
     let table = "CREATE TABLE rows (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text STORAGE EXTERNAL)";
     server.execute(DATABASE, table).await?;
-    let service = Service::start(&Storage::local()?).await?;
     let settings = json!({"segment_seconds": 1, "wal_budget_bytes": 1_u64 << 40});
-    service
-        .add_source("source", &server.url(DATABASE), settings)
-        .await?;
-    service.wait_protected("source").await?;
+    let service = protect(&server, settings).await?;
     let client = server.connect(DATABASE).await?;
-    let path = "/api/v1/sources/source";
+    let path = format!("/api/v1/sources/{SOURCE}");
     let mut lines = Vec::new();
     for rows in TRANSACTION_ROWS {
         let mut points = Vec::new();
@@ -77,7 +73,7 @@ async fn capture_lines() -> Result<Vec<Line>> {
                 psql(&server, "INSERT INTO rows (text) VALUES ('end')")?;
                 let begun = Instant::now();
                 service.post(&format!("{path}/resume"), json!({})).await?;
-                service.wait_durable("source", &end).await?;
+                service.wait_durable(SOURCE, &end).await?;
                 rates.push(total as f64 / begun.elapsed().as_secs_f64() / 1e3);
                 psql(&server, "TRUNCATE rows")?;
             }
@@ -92,17 +88,10 @@ async fn capture_lines() -> Result<Vec<Line>> {
 }
 
 async fn restore_lines() -> Result<Vec<Line>> {
-    let server = start_server(&["autovacuum=off"]).await?;
-    server.create_database(DATABASE).await?;
-    let mut pgbench = server.program("pgbench");
-    finish(pgbench.args(["-iq", "-s", "10", DATABASE]))?;
-    let service = Service::start(&Storage::local()?).await?;
+    let server = start_pgbench(&["autovacuum=off"], 10).await?;
     let settings =
         json!({"segment_seconds": 1, "no_identity": "full", "wal_budget_bytes": 1_u64 << 40});
-    service
-        .add_source("source", &server.url(DATABASE), settings)
-        .await?;
-    service.wait_protected("source").await?;
+    let service = protect(&server, settings).await?;
     let client = server.connect(DATABASE).await?;
     let (mut net, mut ordered) = (Vec::new(), Vec::new());
     let mut done = 0;
@@ -122,12 +111,12 @@ async fn restore_lines() -> Result<Vec<Line>> {
             &server,
             "UPDATE pgbench_branches SET filler = 'end' WHERE bid = 1",
         )?;
-        service.wait_durable("source", &end).await?;
+        service.wait_durable(SOURCE, &end).await?;
         for (replay, points) in [("merged", &mut net), ("ordered", &mut ordered)] {
             let mut times = Vec::new();
             for _ in 0..RUNS {
                 let latest = json!("latest");
-                times.push(into_new_database(&server, &service, "source", &latest, replay).await?);
+                times.push(into_new_database(&server, &service, SOURCE, &latest, replay).await?);
                 drop_database(&server, RESTORED).await?;
             }
             points.push((changes as f64, median(&mut times)));

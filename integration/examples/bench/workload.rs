@@ -8,7 +8,7 @@ use lastgood_integration::{Postgres, Service, Storage, truth};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::{DATABASE, RUNS, finish, psql, start_server};
+use crate::{DATABASE, RUNS, finish, psql, start_pgbench};
 
 pub(crate) struct Workload {
     pub(crate) name: &'static str,
@@ -65,7 +65,7 @@ DELETE FROM items USING gone WHERE items.order_id = gone.id;
 END;
 ";
 
-/// The history and the items have no key; both are only ever inserted or are told apart by all they have.
+/// The history has no key: its rows are told apart by all they have.
 const TABLES: &str = "
 ALTER TABLE pgbench_history REPLICA IDENTITY FULL;
 CREATE TABLE narrow (id int PRIMARY KEY, a int);
@@ -93,11 +93,8 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) async fn prepare(workload: &Workload) -> Result<Self> {
-        let server = start_server(&["autovacuum=off", "max_replication_slots=30"]).await?;
-        server.create_database(DATABASE).await?;
-        let scale = workload.scale.to_string();
-        let mut pgbench = server.program("pgbench");
-        finish(pgbench.args(["-iq", "-s", &scale, DATABASE]))?;
+        let settings = ["autovacuum=off", "max_replication_slots=30"];
+        let server = start_pgbench(&settings, workload.scale).await?;
         server.execute(DATABASE, TABLES).await?;
 
         let storage = Storage::local()?;
