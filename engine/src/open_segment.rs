@@ -17,7 +17,7 @@ use lastgood_proto::key::{SegmentKey, SegmentKind, SourceObject};
 use lastgood_proto::pgoutput::{self, Begin, Message, Relation};
 use lastgood_proto::segment::{Header, SegmentWriter, SequenceSample, WriteError};
 use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp};
-use lastgood_store::{SealedBody, Sealer, SourceStore, Spool};
+use lastgood_store::{SealedBody, SealerBeside, SourceStore, Spool};
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -64,7 +64,7 @@ pub(crate) struct Place {
 }
 
 struct Writing {
-    writer: SegmentWriter<Sealer<Spool>>,
+    writer: SegmentWriter<SealerBeside<Spool>>,
     /// Relations whose current description is in this segment.
     described: HashSet<Oid>,
     /// The relation of the row before: rows come in runs.
@@ -306,7 +306,7 @@ impl OpenSegment {
     }
 
     /// The writer, inside a begun transaction, with `relation` described.
-    fn row(&mut self, relation: Oid) -> Result<&mut SegmentWriter<Sealer<Spool>>, Error> {
+    fn row(&mut self, relation: Oid) -> Result<&mut SegmentWriter<SealerBeside<Spool>>, Error> {
         self.begun()?;
         let described = self.writing.as_ref().is_some_and(|writing| {
             writing.last_described == Some(relation) || writing.described.contains(&relation)
@@ -431,7 +431,7 @@ impl Place {
             encoding: Some(self.encoding.clone()),
         };
         Ok(Writing {
-            writer: SegmentWriter::new(sealer, &header).map_err(broken)?,
+            writer: SegmentWriter::new(SealerBeside::new(sealer), &header).map_err(broken)?,
             described: HashSet::new(),
             last_described: None,
             spooled,

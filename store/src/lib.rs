@@ -22,6 +22,7 @@ macro_rules! failpoint {
 }
 
 mod backend;
+mod beside;
 mod config;
 mod envelope;
 mod error;
@@ -36,6 +37,7 @@ mod spool;
 mod writer;
 
 pub use backend::Backend;
+pub use beside::SealerBeside;
 pub use config::{RepositoryUrl, StorageOptions};
 pub use envelope::{Sealer, UnsealError};
 pub use error::{Error, Result};
