@@ -10,6 +10,7 @@ use lastgood_integration::{
 };
 use rand::seq::SliceRandom;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::{no_gap, shop, wait_reason, write};
 
@@ -139,9 +140,18 @@ async fn it_is_silent_and_then_away_for_long() -> Result<()> {
     let position = truth::wal_position(&client).await?;
     service.wait_durable("shop", &position).await?;
 
-    proxy.set(|request| request.is_write().then_some(Fault::Silence));
-    // Noise, which compression does not shrink: several times what the spool may hold.
+    let (silenced, mut is_silent) = watch::channel(false);
+    proxy.set(move |request| {
+        request.is_write().then(|| {
+            silenced.send_replace(true);
+            Fault::Silence
+        })
+    });
+    // Noise, which compression does not shrink: several times what the spool may hold, behind the segment
+    // that is being put.
     let noise = "INSERT INTO t (v) SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 8000) n, generate_series(1, 30) GROUP BY n";
+    client.batch_execute(noise).await?;
+    is_silent.wait_for(|is_silent| *is_silent).await?;
     for _ in 0..3 {
         client.batch_execute(noise).await?;
     }
