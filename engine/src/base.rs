@@ -13,6 +13,7 @@
 //! The manifest is written last. Without it there is no base.
 
 mod archive;
+mod borrow;
 mod catalog;
 mod snapshot;
 mod waits;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use lastgood_pg::{Purpose, ReplicationConnection, SlotKind};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
-use lastgood_proto::manifest::{BaseManifest, LineageFile, Version1};
+use lastgood_proto::manifest::{BaseManifest, LineageFile, TableEntry, Version1};
 use lastgood_proto::{BaseId, LineageId};
 use lastgood_store::{SourceStore, failpoint};
 use tokio_util::sync::CancellationToken;
@@ -58,9 +59,29 @@ pub async fn take_base(
     events: Events,
     cancel: CancellationToken,
 ) -> Result<BaseManifest, Error> {
+    take_rows(source, store, Rows::All, events, cancel).await
+}
+
+/// Which rows a base has in its own archives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    All,
+    /// Those of tables that were altered, or that are not captured; the others are borrowed from earlier
+    /// bases of the lineage, as far as that spares much.
+    Altered,
+}
+
+/// As [`take_base`].
+pub(crate) async fn take_rows(
+    source: &Source,
+    store: &SourceStore,
+    rows: Rows,
+    events: Events,
+    cancel: CancellationToken,
+) -> Result<BaseManifest, Error> {
     let result = tokio::select! {
         () = cancel.cancelled() => Err(Error::Cancelled),
-        result = take(source, store, &events) => result,
+        result = take(source, store, rows, &events) => result,
     };
     if let Err(error) = &result {
         events.send(Event::BaseFailed {
@@ -73,11 +94,12 @@ pub async fn take_base(
 async fn take(
     source: &Source,
     store: &SourceStore,
+    rows: Rows,
     events: &Events,
 ) -> Result<BaseManifest, Error> {
     let mut attempt = 1;
     loop {
-        match attempt_once(source, store, events).await {
+        match attempt_once(source, store, rows, events).await {
             Err(Error::CatalogMoved | Error::TablesLocked) if attempt < ATTEMPTS => {
                 tokio::time::sleep(PAUSE * attempt).await;
                 attempt += 1;
@@ -90,6 +112,7 @@ async fn take(
 async fn attempt_once(
     source: &Source,
     store: &SourceStore,
+    rows: Rows,
     events: &Events,
 ) -> Result<BaseManifest, Error> {
     source.writer.check(store).await?;
@@ -100,7 +123,7 @@ async fn attempt_once(
         .ok_or(Error::NoLineage)?;
     let file: LineageFile = store.get_json(&SourceObject::Lineage(lineage.id)).await?;
     let (source, snapshot) = temporary_slot(source, &file).await?;
-    dump(&source, store, &file, snapshot, events).await
+    dump(&source, store, &file, snapshot, rows, events).await
 }
 
 async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, Snapshot), Error> {
@@ -132,12 +155,13 @@ async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, 
     Ok((source, snapshot))
 }
 
-/// Dumps everything under the snapshot and writes the manifest.
+/// Dumps under the snapshot and writes the manifest.
 pub(crate) async fn dump(
     source: &Source,
     store: &SourceStore,
     lineage: &LineageFile,
     snapshot: Snapshot,
+    rows: Rows,
     events: &Events,
 ) -> Result<BaseManifest, Error> {
     let base = BaseId::new(snapshot.consistent_point, random::u32()?);
@@ -165,6 +189,22 @@ pub(crate) async fn dump(
     }
     let publication = publication::name(source.id);
     let shape = shape::read(keeper.client(), version, &publication, &source.settings).await?;
+    let newest = match rows {
+        Rows::All => None,
+        Rows::Altered => borrow::newest(store, lineage.id).await,
+    };
+    let mut borrowed = Vec::new();
+    if let Some(newest) = newest {
+        let now = borrow::Now {
+            client: keeper.client(),
+            publication: lineage.publication_oid,
+            server_version: version,
+            pg_dump_version: tools.version(),
+            encoding: &encoding,
+        };
+        let worth_bytes = source.settings.big_table_bytes;
+        borrowed = now.borrows(&newest, &contents.tables, worth_bytes).await?;
+    }
     let started = clock(fresh.client()).await?;
 
     let mut pids = vec![waits::pid(&keeper).await?];
@@ -185,13 +225,23 @@ pub(crate) async fn dump(
         server_encoding: encoding.clone(),
         dumped_bytes: Arc::new(AtomicU64::new(0)),
     };
-    let expected_bytes = contents.tables.iter().map(|entry| entry.bytes).sum();
-    let big = contents.tables.iter();
+    let is_borrowed = |entry: &&TableEntry| {
+        let mut borrowed = borrowed.iter();
+        borrowed.any(|lent| lent.tables.binary_search(&entry.oid).is_ok())
+    };
+    let (elsewhere, own): (Vec<&TableEntry>, Vec<&TableEntry>) =
+        contents.tables.iter().partition(is_borrowed);
+    let expected_bytes = own.iter().map(|entry| entry.bytes).sum();
+    let big = own.into_iter();
     let big = big.filter(|entry| snapshot.big.contains(&entry.oid));
     let big = big.cloned().collect();
+    let elsewhere: Vec<TableEntry> = elsewhere.into_iter().cloned().collect();
+    if !elsewhere.is_empty() {
+        tracing::info!(%base, tables = elsewhere.len(), "borrows the rows of tables that were not altered");
+    }
     let dumped_bytes = Arc::clone(&place.dumped_bytes);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    let archives = archive::all(&place, sessions, big, &source.settings);
+    let archives = archive::all(&place, sessions, big, &elsewhere, &source.settings);
     let waiting = waits::until_one_waits(fresh.client(), &pids);
     tokio::pin!(archives, waiting);
     let archives = loop {
@@ -222,6 +272,7 @@ pub(crate) async fn dump(
         encoding,
         locale: Some(fresh.locale().await?),
         archives,
+        borrowed,
         tables: contents.tables,
         sequences: contents.sequences,
         large_objects: contents.large_objects,

@@ -61,7 +61,7 @@ pub(crate) async fn ensure(
         Some(oid) => oid,
         None => create(session, &name).await?,
     };
-    if generated {
+    if generated && !publishes_generated(client, oid).await? {
         // Without it, UPDATEs of such a table fail on the source once it is published.
         let sql = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)");
         insist(client, &sql).await?;
@@ -107,6 +107,13 @@ async fn widen(client: &Client, name: &str, oid: Oid) -> Result<(), Error> {
     }
     let sql = format!("ALTER PUBLICATION {name} SET ({PUBLISHED})");
     insist(client, &sql).await
+}
+
+/// Of 18 and later. Altered only if need be: that the publication is as it was is told by its catalog row.
+async fn publishes_generated(client: &Client, oid: Oid) -> Result<bool, Error> {
+    let stored = "SELECT coalesce(to_jsonb(p)->>'pubgencols' = 's', false) FROM pg_publication p WHERE p.oid = $1";
+    let row = client.query_one(stored, &[&oid.get()]).await;
+    Ok(row.map_err(Error::sql("reading the publication"))?.get(0))
 }
 
 /// Tables of which somebody publishes only some rows or columns (15 and later).

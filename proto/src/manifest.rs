@@ -219,10 +219,66 @@ pub struct BaseManifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locale: Option<Locale>,
     pub archives: Vec<Archive>,
+    /// Tables whose rows are in archives of earlier bases of the lineage. May be there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub borrowed: Vec<Borrowed>,
     pub tables: Vec<TableEntry>,
     pub sequences: Vec<SequenceEntry>,
     /// Number of large objects, which are as fresh as the base.
     pub large_objects: u64,
+}
+
+impl BaseManifest {
+    /// The changes that a restore needs begin here: where the oldest of its rows are from.
+    #[must_use]
+    pub fn rows_from(&self) -> Lsn {
+        let lenders = self.borrowed.iter().map(|borrowed| borrowed.base);
+        let points = lenders.map(BaseId::consistent_point);
+        points.min().map_or(self.consistent_point, |point| {
+            point.min(self.consistent_point)
+        })
+    }
+
+    /// In whose archives the rows of a table are, if not in its own.
+    #[must_use]
+    pub fn lender(&self, table: Oid) -> Option<BaseId> {
+        let mut borrowed = self.borrowed.iter();
+        let from = borrowed.find(|borrowed| borrowed.tables.contains(&table));
+        from.map(|borrowed| borrowed.base)
+    }
+
+    /// What borrowed rows of a table lack at their ends.
+    #[must_use]
+    pub fn added(&self, table: Oid) -> &[Option<String>] {
+        let mut added = self.borrowed.iter().flat_map(|borrowed| &borrowed.added);
+        added
+            .find(|added| added.table == table)
+            .map_or(&[], |added| &added.values)
+    }
+}
+
+/// Tables of a base whose rows stand in the archives of an earlier one, the lender: nothing but captured
+/// changes has touched them since. With these changes, from the lender's consistent point on, they are
+/// the rows of this base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Borrowed {
+    /// Has the rows itself.
+    pub base: BaseId,
+    /// They have the same names there.
+    pub tables: Vec<Oid>,
+    /// Those that have columns which they had not there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<AddedColumns>,
+}
+
+/// Columns that a borrowed table got since, without its rows being written anew: the last ones it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddedColumns {
+    pub table: Oid,
+    /// What a row that was not changed since has in each, as text (`pg_attribute.attmissingval`).
+    pub values: Vec<Option<String>>,
 }
 
 /// How a database compares and converts text unless told otherwise: generated columns, checks and
@@ -273,6 +329,13 @@ pub struct TableEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_estimate: Option<u64>,
     pub bytes: u64,
+    /// Equal in two bases of a lineage as long as nothing but captured changes has touched the rows. May be
+    /// there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unaltered: Option<String>,
+    /// `pg_class.relnatts`, which counts dropped columns as well. There with `unaltered`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<u32>,
 }
 
 /// How far a table is protected.

@@ -25,6 +25,7 @@ use crate::Error;
 use crate::tool_errors::judge;
 
 /// Where archives come from, and what reads them.
+#[derive(Clone, Copy)]
 pub(crate) struct Archives<'a> {
     pub(crate) store: &'a SourceStore,
     pub(crate) lineage: LineageId,

@@ -64,6 +64,9 @@ fn within<T: Ord>(value: T, limit: T, inclusive: bool) -> bool {
 pub(crate) struct Choice {
     pub(crate) lineage: LineageId,
     pub(crate) base: BaseInfo,
+    /// For the rows that the base borrows: from the segment that holds the oldest lender's consistent point to
+    /// the first of those that are needed anyway.
+    pub(crate) before: Vec<SegmentKey>,
     /// Contiguous, from the segment that holds the consistent point to the one the cut falls into.
     pub(crate) needed: Vec<SegmentKey>,
     /// What follows in the same run: for the first transaction discarded, and for the sequences.
@@ -156,9 +159,12 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
             Cut::Time { time, inclusive } => within(base.snapshot_time, time, inclusive),
             Cut::Lsn { lsn, .. } => base.id.consistent_point() <= lsn,
         })?;
-    let from = reach
-        .run
-        .partition_point(|segment| segment.end <= base.id.consistent_point());
+    let first_past = |point: Lsn| reach.run.partition_point(|segment| segment.end <= point);
+    let (first, from) = (
+        first_past(base.rows_from),
+        first_past(base.id.consistent_point()),
+    );
+    let before = reach.run.get(first..from).unwrap_or_default();
     let run = reach.run.get(from..).unwrap_or_default();
     let inside = run.iter().position(|segment| cut.falls_within(segment));
     let observed = run.iter().filter_map(|segment| segment.observed_through);
@@ -173,7 +179,8 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
     let (needed, following) = run.split_at(inside.map_or(run.len(), |at| at + 1));
     reached.then(|| Choice {
         lineage: reach.window.lineage,
-        base: *base,
+        base: base.clone(),
+        before: before.to_vec(),
         needed: needed.to_vec(),
         following: following.to_vec(),
         observed,

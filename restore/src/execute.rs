@@ -5,6 +5,7 @@
 //! no special right is needed and nothing a user wrote is run by a restore. Each stage is recorded in
 //! the target before it begins; an interrupted restore goes on with the stage it was in.
 
+mod loads;
 mod phases;
 mod run;
 

@@ -5,6 +5,7 @@
 //! Every change must meet its row: one of the base that is awaited and does not come by, or one that comes
 //! by and cannot be there, ends the restore.
 
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 
@@ -14,10 +15,13 @@ use lastgood_pg::dump::TocEntry;
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::encoding;
 use lastgood_proto::manifest::Archive;
+use lastgood_proto::segment::Cell;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_postgres::{Client, CopyInSink};
 
 use crate::archive::{Archives, list_file};
+use crate::catalog::TargetTable;
+use crate::copy_text::field;
 use crate::net::{Met, Net, NetRows, NetTable, filled};
 use crate::relations::{Name, qualified};
 use crate::selection::identifier;
@@ -31,17 +35,44 @@ const END: &[u8] = b"\\.\n";
 /// How much of a row is shown as evidence.
 const SHOWN_BYTES: usize = 1000;
 
-/// Net changes that wait for their tables' rows.
+/// Net changes that wait for their tables' rows, and columns that rows lack.
 pub(crate) struct Waiting {
     net: Mutex<Net>,
+    added: HashMap<Name, Added>,
     /// Of the base's text, and of every image.
     encoding: String,
 }
 
+/// Columns that a table got after its rows were dumped.
+pub(crate) struct Added {
+    columns: Vec<String>,
+    /// What every row has there, behind its own: COPY text.
+    values: Vec<u8>,
+}
+
+impl Added {
+    /// Of the table's last columns, as many as there are values.
+    pub(crate) fn new(table: &TargetTable, cells: &[Cell]) -> Self {
+        let first = table.columns.len().saturating_sub(cells.len());
+        let columns = table.columns.iter().skip(first);
+        let mut values = Vec::new();
+        for cell in cells {
+            // A row has columns of its own: a table without any is never borrowed.
+            values.push(b'\t');
+            field(cell, &mut values);
+        }
+        Self {
+            columns: columns.map(|column| column.name.clone()).collect(),
+            values,
+        }
+    }
+}
+
 impl Waiting {
-    pub(crate) fn new(net: Net, encoding: String) -> Self {
+    pub(crate) fn new(net: Net, added: HashMap<Name, Added>, encoding: String) -> Self {
         Self {
             net: Mutex::new(net),
+            added,
             encoding,
         }
     }
@@ -52,7 +83,7 @@ impl Waiting {
 
     /// Whether the rows of such a table have changed.
     pub(crate) fn any(&self, is_one: impl Fn(&Name) -> bool) -> bool {
-        self.net().tables.keys().any(is_one)
+        self.added.keys().any(&is_one) || self.net().tables.keys().any(is_one)
     }
 
     /// Sets back the sequences of tables that were truncated so. While the tables are empty.
@@ -131,26 +162,38 @@ impl Waiting {
             buffer: BytesMut::new(),
             searched: 0,
         };
-        while let Some(block) = script.block(&self.encoding).await? {
+        let mut wide = Vec::new();
+        while let Some(mut block) = script.block(&self.encoding).await? {
+            let added = self.added.get(&block.name);
+            if let Some(added) = added {
+                block.columns.extend_from_slice(&added.columns);
+            }
             let mut copy = Copy::begin(client, &block, &self.encoding).await?;
             let changed = self.net().tables.remove(&block.name);
-            match changed {
-                None => {
-                    while let Some(rows) = script.rows().await? {
-                        copy.send(rows).await?;
-                    }
+            let mut merge = changed.map(|table| Merge::new(table, &block)).transpose()?;
+            while let Some(mut rows) = script.rows().await? {
+                if merge.is_none() && added.is_none() {
+                    copy.send(rows).await?;
+                    continue;
                 }
-                Some(table) => {
-                    let mut merge = Merge::new(table, &block)?;
-                    while let Some(mut rows) = script.rows().await? {
-                        while let Some(end) = memchr::memchr(b'\n', &rows) {
-                            merge.row(&rows[..end], &mut copy)?;
-                            rows.advance(end + 1);
-                            copy.send_full().await?;
-                        }
+                while let Some(end) = memchr::memchr(b'\n', &rows) {
+                    let mut row = &rows[..end];
+                    if let Some(added) = added {
+                        wide.clear();
+                        wide.extend_from_slice(row);
+                        wide.extend_from_slice(&added.values);
+                        row = &wide;
                     }
-                    merge.end(&mut copy).await?;
+                    match &mut merge {
+                        Some(merge) => merge.row(row, &mut copy)?,
+                        None => copy.push(row),
+                    }
+                    rows.advance(end + 1);
+                    copy.send_full().await?;
                 }
+            }
+            if let Some(merge) = &mut merge {
+                merge.end(&mut copy).await?;
             }
             copy.finish().await?;
         }

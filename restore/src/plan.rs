@@ -88,6 +88,9 @@ pub struct PlannedBase {
     /// Of the archives themselves.
     pub bytes: u64,
     pub stored_bytes: u64,
+    /// Earlier bases that some of its rows are from; `segments` begin with what they need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lenders: Vec<BaseId>,
 }
 
 /// A segment by its key.
@@ -190,12 +193,20 @@ pub async fn plan(
         }
     };
     let chosen = partial.as_ref().map(Partial::names);
-    let archives = manifest.archives.iter();
-    let archives = archives.filter(|archive| is_needed(archive, &manifest, chosen.as_ref()));
-    let (bytes, base_stored) = archives.fold((0, 0), |(bytes, stored), archive| {
-        (bytes + archive.bytes, stored + archive.stored_bytes)
-    });
-    let segments: Vec<PlannedSegment> = choice.needed.iter().map(|key| (*key).into()).collect();
+    let (mut bytes, mut base_stored) = (0, 0);
+    let mut count = |manifest: &BaseManifest, chosen: Option<&HashSet<Name>>| {
+        let archives = manifest.archives.iter();
+        for archive in archives.filter(|archive| is_needed(archive, manifest, chosen)) {
+            bytes += archive.bytes;
+            base_stored += archive.stored_bytes;
+        }
+    };
+    count(&manifest, chosen.as_ref());
+    for loan in lent(store, choice.lineage, &manifest, chosen.as_ref()).await? {
+        count(&loan.manifest, Some(&loan.tables));
+    }
+    let needed = choice.before.iter().chain(&choice.needed);
+    let segments: Vec<PlannedSegment> = needed.map(|key| (*key).into()).collect();
     let following = choice.following.iter().take(FOLLOWING_MAX);
     let following: Vec<PlannedSegment> = following.map(|key| (*key).into()).collect();
     Ok(Plan {
@@ -211,6 +222,7 @@ pub async fn plan(
             server_version: manifest.server_version,
             bytes,
             stored_bytes: base_stored,
+            lenders: choice.base.lenders.clone(),
         },
         segments,
         following,
@@ -380,17 +392,49 @@ fn stop(cut: Cut, choice: &Choice, boundary: Boundary, not_before: Option<PgTime
 }
 
 async fn stored_bytes(store: &SourceStore, choice: &Choice) -> Result<u64, Error> {
-    let Some(first) = choice.needed.first() else {
+    let needed = || choice.before.iter().chain(&choice.needed);
+    let Some(first) = needed().next() else {
         return Ok(0);
     };
     let mut entries = store.segments_from(choice.lineage, first.start).await?;
     entries.extend(store.merged_segments(choice.lineage).await?);
-    let needed: HashSet<&SegmentKey> = choice.needed.iter().collect();
+    let needed: HashSet<&SegmentKey> = needed().collect();
     let stored = entries.iter().filter(|entry| match &entry.object {
         SourceObject::Segment(_, key) => needed.contains(key),
         _ => false,
     });
     Ok(stored.map(|entry| entry.bytes).sum())
+}
+
+/// What another base gives to one that borrows.
+pub(crate) struct Loan {
+    pub(crate) manifest: BaseManifest,
+    /// Whose rows come from it; never empty.
+    pub(crate) tables: HashSet<Name>,
+}
+
+/// Where the rows come from that a base borrows, as far as they are wanted.
+pub(crate) async fn lent(
+    store: &SourceStore,
+    lineage: LineageId,
+    manifest: &BaseManifest,
+    chosen: Option<&HashSet<Name>>,
+) -> Result<Vec<Loan>, Error> {
+    let mut loans = Vec::new();
+    for borrowed in &manifest.borrowed {
+        let tables = manifest.tables.iter();
+        let tables: HashSet<Name> = tables
+            .filter(|table| borrowed.tables.contains(&table.oid))
+            .map(|table| (table.schema.clone(), table.name.clone()))
+            .filter(|name| chosen.is_none_or(|chosen| chosen.contains(name)))
+            .collect();
+        if !tables.is_empty() {
+            let lender = SourceObject::Manifest(lineage, borrowed.base);
+            let manifest = store.get_json(&lender).await?;
+            loans.push(Loan { manifest, tables });
+        }
+    }
+    Ok(loans)
 }
 
 /// Whether rows are loaded from an archive: from a table's own if the table is chosen, from the
@@ -410,6 +454,7 @@ pub(crate) fn is_needed(
             let others = manifest.archives.iter();
             let apart: HashSet<&Name> = others.filter_map(|other| other.table.as_ref()).collect();
             let tables = manifest.tables.iter().filter(|table| table.kind == 'r');
+            let tables = tables.filter(|table| manifest.lender(table.oid).is_none());
             let mut names = tables.map(|table| (table.schema.clone(), table.name.clone()));
             names.any(|name| chosen.contains(&name) && !apart.contains(&name))
         }

@@ -2,12 +2,11 @@
 //! their own: net changes are gathered there, or batches for ordered replay are made one ahead of the
 //! server that applies the last one.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lastgood_proto::Lsn;
 use lastgood_proto::segment::Record;
-use lastgood_proto::{Lsn, Oid};
 use lastgood_store::{SourceStore, failpoint};
 use tokio::sync::{mpsc, watch};
 use tokio::time::interval;
@@ -16,7 +15,7 @@ use tokio_postgres::Client;
 use crate::apply::{Applier, Batch, Replayed};
 use crate::batch::Batcher;
 use crate::catalog::Tables;
-use crate::changes::{Changes, Range, Reached};
+use crate::changes::{BaseTables, Changes, Range, Reached};
 use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
@@ -37,8 +36,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Source<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) store: &'a SourceStore,
-    /// What the base calls each table.
-    pub(crate) base: Arc<HashMap<(String, String), Oid>>,
+    pub(crate) base: Arc<BaseTables>,
     /// Of the source's database: that of values in segments that do not say it.
     pub(crate) server_encoding: &'a str,
 }
@@ -162,8 +160,10 @@ pub(crate) async fn gather(
 impl Source<'_> {
     fn range(&self, replayed: Replayed) -> Range {
         let last = self.plan.stop.last_kept.as_ref();
+        let from = self.plan.base.consistent_point;
         Range {
-            from: self.plan.base.consistent_point,
+            from,
+            rows_from: self.base.rows_from(from),
             last_kept: last.map(|kept| kept.commit_lsn),
             replayed,
         }

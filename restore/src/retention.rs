@@ -2,6 +2,7 @@
 //!
 //! A base is kept either *with what follows it*, every segment from its consistent point on, or for
 //! its own moment alone. Segments are kept exactly as long as a base of the first kind needs them.
+//! Whom a kept base borrows rows from is kept with what follows it.
 //! Nothing is given up but a prefix of each lineage, so what is left is a chain again.
 //!
 //! Kept whatever the policy says: the newest base with what follows it, the newest lineage while it
@@ -42,8 +43,13 @@ pub(crate) fn unneeded(
     };
     let reaches = reaches(survey);
     let (cutoff, by_age) = (cutoff(&reaches, policy, now), by_age(survey));
-    let followed = followed(&reaches, newest_bases(&by_age, policy), cutoff);
+    let mut followed = followed(&reaches, newest_bases(&by_age, policy), cutoff);
     let alone = alone(&by_age, policy);
+    let kept = by_age
+        .iter()
+        .filter(|base| followed.contains(&base.id) || alone.contains(&base.id));
+    let lenders: Vec<BaseId> = kept.flat_map(|base| base.lenders.clone()).collect();
+    followed.extend(lenders);
     for lineage in survey
         .listing
         .lineages

@@ -207,6 +207,8 @@ mod tests {
             identity_index: None,
             rows_estimate: None,
             bytes: 0,
+            unaltered: None,
+            attributes: None,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::Error;
 use crate::retention::Unneeded;
 
 /// A finished base and the server's clock right after its snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseInfo {
     pub lineage: LineageId,
     pub id: BaseId,
@@ -21,6 +21,10 @@ pub struct BaseInfo {
     /// Up to here the tables and the publication were seen to be as they were under its snapshot:
     /// nothing past it is replayed on this base.
     pub reach: Lsn,
+    /// Where the oldest of its rows are from: its own consistent point, unless it borrows some.
+    pub rows_from: Lsn,
+    /// The bases that it borrows rows from.
+    pub lenders: Vec<BaseId>,
 }
 
 /// The input of every choice: pure data, read once.
@@ -60,6 +64,8 @@ impl Survey {
                     id: *id,
                     snapshot_time: manifest.snapshot_time,
                     reach: reach(id.consistent_point(), &manifest.fingerprint, seen),
+                    rows_from: manifest.rows_from(),
+                    lenders: manifest.borrowed.iter().map(|one| one.base).collect(),
                 });
             }
             if lineage.ended {
@@ -109,6 +115,23 @@ pub(crate) mod tests {
             id: BaseId::new(Lsn::new(u64::from(lsn)), 7),
             snapshot_time: time(i64::from(lsn)),
             reach: Lsn::MAX,
+            rows_from: Lsn::new(u64::from(lsn)),
+            lenders: Vec::new(),
+        }
+    }
+
+    /// As [`base`], with rows of earlier ones.
+    pub(crate) fn borrowing(generation: u32, lsn: u32, lenders: &[u32]) -> BaseInfo {
+        let lenders = lenders.iter().map(|lender| base(generation, *lender));
+        let lenders: Vec<BaseInfo> = lenders.collect();
+        let own = base(generation, lsn);
+        BaseInfo {
+            rows_from: lenders
+                .iter()
+                .map(|lender| lender.rows_from)
+                .fold(own.rows_from, Lsn::min),
+            lenders: lenders.into_iter().map(|lender| lender.id).collect(),
+            ..own
         }
     }
 

@@ -341,6 +341,7 @@ impl Fixture {
                 stored_bytes,
                 sha256: digest.digest().to_string(),
             }],
+            borrowed: Vec::new(),
             tables: self.tables().await,
             sequences: Vec::new(),
             large_objects: 0,
@@ -378,6 +379,8 @@ impl Fixture {
             identity_index: row.get(4),
             rows_estimate: None,
             bytes: 0,
+            unaltered: None,
+            attributes: None,
         };
         rows.iter().map(entry).collect()
     }

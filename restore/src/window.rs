@@ -3,7 +3,8 @@
 //! A window is a run of contiguous segments together with the bases that can start from it: from
 //! the oldest such base's consistent point to the end of the run. A base that is ahead of the
 //! durable run (its segments are still on their way, or the lineage ended first) is a window of one
-//! moment. No base, no window.
+//! moment. One that borrows rows needs the run from its lenders' consistent points to its own, or it is none.
+//! No base, no window.
 
 use lastgood_proto::key::SegmentKey;
 use lastgood_proto::listing::LineageListing;
@@ -57,7 +58,12 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
             .bases
             .iter()
             .filter(|base| base.lineage == lineage.id)
-            .copied()
+            .filter(|base| {
+                base.lenders
+                    .iter()
+                    .all(|lender| lineage.bases.contains(lender))
+            })
+            .cloned()
             .collect();
         bases.sort_by_key(|base| (base.id.consistent_point(), base.id));
         for run in runs(lineage) {
@@ -69,12 +75,16 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
             (inside, bases) = bases
                 .into_iter()
                 .partition(|base| (start..=end).contains(&base.id.consistent_point()));
+            let inside: Vec<BaseInfo> = inside
+                .into_iter()
+                .filter(|base| start <= base.rows_from)
+                .collect();
             // Bases that reach equally far are one window; a change of shape begins another.
             for alike in inside.chunk_by(|before, after| before.reach == after.reach) {
                 reaches.extend(reach(lineage.id, alike, &run));
             }
         }
-        for base in bases {
+        for base in bases.into_iter().filter(|base| base.lenders.is_empty()) {
             let (from, to) = (moment(&base), moment(&base));
             reaches.push(Reach {
                 window: Window {
@@ -230,7 +240,7 @@ impl Survey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::survey::tests::{base, lineage, segment, survey, time};
+    use crate::survey::tests::{base, borrowing, lineage, segment, survey, time};
 
     #[test]
     fn no_base_no_window() {
@@ -292,6 +302,33 @@ mod tests {
             .collect();
         assert_eq!(spans, [(15, 30), (50, 60)]);
         assert_eq!(survey.gaps().len(), 1);
+    }
+
+    /// What it borrows comes with the changes since, or not at all.
+    #[test]
+    fn a_base_that_borrows_needs_its_lenders_and_the_way_from_them() {
+        let check = |segments: &[(u32, u32)], bases: &[BaseInfo], expect: &[(u64, u64)]| {
+            let segments = segments.iter().map(|(start, end)| segment(1, *start, *end));
+            let survey = survey(&segments.collect::<Vec<_>>(), bases);
+            let windows = survey.windows();
+            let spans = windows
+                .iter()
+                .map(|window| (window.from.lsn.as_u64(), window.to.lsn.as_u64()));
+            assert_eq!(spans.collect::<Vec<_>>(), expect);
+        };
+        let lender = BaseInfo {
+            reach: Lsn::new(20),
+            ..base(1, 15)
+        };
+        let borrows = borrowing(1, 32, &[15]);
+        let both = [lender.clone(), borrows.clone()];
+        let all = [(10, 20), (20, 30), (30, 45)];
+        check(&all, &both, &[(15, 20), (32, 45)]);
+        // Nothing is at its own moment yet: what is borrowed is older.
+        check(&all[..2], &both, &[(15, 20)]);
+        // The lender is gone, or something between is missing.
+        check(&all, &[borrows], &[]);
+        check(&[(10, 20), (30, 45)], &both, &[(15, 20)]);
     }
 
     #[test]

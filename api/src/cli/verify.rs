@@ -329,6 +329,17 @@ async fn check(
         }
         SourceObject::Manifest(lineage, base) => {
             let manifest: BaseManifest = store.get_json(object).await.map_err(text)?;
+            let listed = listing.lineage(*lineage);
+            let is_there = |base| listed.is_some_and(|listed| listed.bases.contains(base));
+            // One that retention has given up may outlive its lenders.
+            for borrowed in manifest.borrowed.iter().filter(|_| is_there(base)) {
+                let lender = borrowed.base;
+                if !is_there(&borrowed.base) {
+                    return Err(format!(
+                        "it borrows rows from base {lender}, which is not there"
+                    ));
+                }
+            }
             for archive in &manifest.archives {
                 let place = (*lineage, *base);
                 let checked = choice.lister.check(store, place, &manifest, archive).await;

@@ -48,8 +48,11 @@ struct PlannedBaseView {
     #[schema(example = "0/16B3748")]
     consistent_point: String,
     time: String,
+    /// Of all archives whose rows are loaded.
     bytes: u64,
     stored_bytes: u64,
+    /// Earlier bases that have rows of it: those of tables that were not altered since.
+    lenders: Vec<String>,
 }
 
 /// A transaction, as evidence.
@@ -131,6 +134,7 @@ impl From<&Plan> for PlanView {
                 time: plan.base.snapshot_time.to_string(),
                 bytes: plan.base.bytes,
                 stored_bytes: plan.base.stored_bytes,
+                lenders: plan.base.lenders.iter().map(ToString::to_string).collect(),
             },
             segments: plan.segments.len(),
             stored_bytes: plan.stored_bytes,

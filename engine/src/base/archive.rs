@@ -50,11 +50,13 @@ struct Task {
     options: DumpOptions,
 }
 
-/// Dumps the main archive, the big tables and the globals, as many at a time as the settings say.
+/// Dumps the main archive, the big tables and the globals, as many at a time as the settings say. The rows
+/// of the tables that are `elsewhere` are left out.
 pub(super) async fn all(
     place: &Place,
     sessions: Sessions,
     mut big: Vec<TableEntry>,
+    elsewhere: &[TableEntry],
     settings: &SourceSettings,
 ) -> Result<Vec<Archive>, Error> {
     // The largest first: it decides when the base is done.
@@ -72,7 +74,7 @@ pub(super) async fn all(
         name: ArchiveName::Main,
         table: None,
         options: DumpOptions {
-            exclude_table_data: big.iter().map(name).collect(),
+            exclude_table_data: big.iter().chain(elsewhere).map(name).collect(),
             ..common.clone()
         },
     };

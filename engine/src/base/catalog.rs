@@ -6,6 +6,7 @@ use lastgood_proto::Oid;
 use lastgood_proto::manifest::{Protection, SequenceEntry, TableEntry};
 use tokio_postgres::Client;
 
+use super::borrow;
 use super::snapshot::refused;
 use crate::error::Error;
 use crate::publication;
@@ -70,6 +71,7 @@ pub(super) async fn read(
 ) -> Result<Contents, Error> {
     let members = publication::members(client, publication).await?;
     let listed = tables::list(client, server_version).await?;
+    let mut marks = borrow::marks(client, publication, &BTreeMap::new()).await?;
     let mut entries = Vec::with_capacity(listed.len());
     for table in listed {
         let protection = match table.protection(settings) {
@@ -82,6 +84,10 @@ pub(super) async fn read(
             }
             protection => protection,
         };
+        let mark = marks
+            .remove(&table.oid)
+            .filter(|_| protection == Protection::Full);
+        let attributes = mark.as_ref().map(|mark| mark.attributes);
         let entry = TableEntry {
             oid: table.oid,
             schema: table.schema,
@@ -91,6 +97,8 @@ pub(super) async fn read(
             identity_index: table.identity_index,
             rows_estimate: table.rows_estimate,
             bytes: 0,
+            unaltered: mark.map(|mark| mark.unaltered),
+            attributes,
         };
         entries.push(entry);
     }

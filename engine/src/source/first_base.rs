@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Source;
-use crate::base::{self, Snapshot};
+use crate::base::{self, Rows, Snapshot};
 use crate::error::{Error, chain};
 use crate::events::{Event, Events};
 
@@ -81,7 +81,7 @@ impl Work {
         if let Some(snapshot) = snapshot {
             let dumped = tokio::select! {
                 () = self.cancel.cancelled() => return,
-                dumped = base::dump(&self.source, &self.store, &self.file, snapshot, &self.events) => {
+                dumped = base::dump(&self.source, &self.store, &self.file, snapshot, Rows::All, &self.events) => {
                     dumped
                 }
             };
@@ -101,7 +101,8 @@ impl Work {
             }
             pause = (pause * 2).clamp(RETRY_FIRST, RETRY_LONGEST);
             let (events, cancel) = (self.events.clone(), self.cancel.clone());
-            match base::take_base(&self.source, &self.store, events, cancel).await {
+            let (source, store) = (&self.source, &self.store);
+            match base::take_rows(source, store, Rows::Altered, events, cancel).await {
                 Ok(_) | Err(Error::NoLineage | Error::Cancelled) => return,
                 Err(error) => self.note(&error),
             }

@@ -4,6 +4,7 @@ mod api;
 mod bad_input;
 mod bad_repository;
 mod bad_source;
+mod borrowed;
 mod collations;
 mod command_line;
 mod compaction;

@@ -11,7 +11,7 @@ use lastgood_proto::{LineageId, SourceId};
 
 use super::*;
 use crate::batch::Batcher;
-use crate::changes::{Changes, Range};
+use crate::changes::{BaseTables, Changes, Range};
 use crate::testing::{PINNED, capture};
 use crate::{catalog, identity};
 
@@ -96,12 +96,16 @@ impl Pair {
             )
             .await
             .unwrap();
-        let base: HashMap<(String, String), Oid> = base
-            .iter()
-            .map(|row| ((row.get(0), row.get(1)), Oid::new(row.get(2))))
-            .collect();
+        let oids = base.iter();
+        let base = BaseTables {
+            oids: oids
+                .map(|row| ((row.get(0), row.get(1)), Oid::new(row.get(2))))
+                .collect(),
+            borrowed: HashMap::new(),
+        };
         let range = Range {
             from: Lsn::INVALID,
+            rows_from: Lsn::INVALID,
             last_kept: captured.last,
             replayed: Replayed {
                 through: Lsn::INVALID,

@@ -104,7 +104,7 @@ fn expected(history: &History, cut: Cut) -> Vec<u64> {
 
 fn check(history: &History, cut: Cut) -> Result<(), TestCaseError> {
     let survey = survey_of(history);
-    let oldest = history.bases[0];
+    let oldest = &history.bases[0];
     match choose(&survey, cut, Only::default(), time(i64::MAX)) {
         Ok(choice) => {
             let point = choice.base.id.consistent_point();

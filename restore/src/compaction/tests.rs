@@ -496,6 +496,7 @@ async fn source(backend: Backend) -> SourceStore {
         encoding: "UTF8".to_owned(),
         locale: None,
         archives: Vec::new(),
+        borrowed: Vec::new(),
         tables: Vec::new(),
         sequences: Vec::new(),
         large_objects: 0,

@@ -7,24 +7,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use lastgood_pg::dump::{Section, TocEntry};
 use lastgood_pg::{ConnectionConfig, Session};
-use lastgood_proto::Oid;
-use lastgood_proto::key::ArchiveName;
 use lastgood_proto::manifest::Protection;
 use tokio_postgres::Client;
 
+use super::loads::Giver;
 use super::of_kind;
 use super::run::Run;
 use crate::apply::{self, Replayed};
 use crate::archive::{Archives, Head};
+use crate::changes::BaseTables;
 use crate::existing::Existing;
-use crate::merge::Waiting;
+use crate::merge::{Added, Waiting};
 use crate::net::Net;
 use crate::partial::Partial;
+use crate::plan::Loan;
 use crate::relations::Name;
 use crate::replay::Outcome;
 use crate::report::Phase;
 use crate::sql::qualified;
-use crate::{Error, foreign_keys, leftover, partial, plan, replay};
+use crate::{Error, catalog, foreign_keys, leftover, partial, plan, replay};
 
 impl Run<'_> {
     /// From the scratch database to the existing one; then nothing is left of the first.
@@ -70,11 +71,6 @@ impl Run<'_> {
         head: &Head,
         waiting: Option<&Waiting>,
     ) -> Result<(), Error> {
-        let chosen = self.plan.partial.as_ref().map(Partial::names);
-        let rows = match &chosen {
-            Some(chosen) => self.rows_of(chosen, head)?,
-            None => of_kind(head, "TABLE DATA").collect(),
-        };
         // They belong to no table's rows. A sample may not be newer than the base.
         let sets: Vec<&TocEntry> = of_kind(head, "SEQUENCE SET").collect();
         let set = archives.definitions(target, head, Section::Data, Some(&sets), 1);
@@ -82,10 +78,34 @@ impl Run<'_> {
         if let Some(waiting) = waiting {
             waiting.restart(client).await?;
         }
-        let wanted = self.manifest.archives.iter();
-        let wanted =
-            wanted.filter(|archive| plan::is_needed(archive, self.manifest, chosen.as_ref()));
-        let total = wanted.clone().map(|archive| archive.bytes).sum();
+        let chosen = self.plan.partial.as_ref().map(Partial::names);
+        let mut lenders = Vec::new();
+        for loan in self.loans(chosen.as_ref()).await? {
+            let base = loan.manifest.id;
+            let archives = Archives { base, ..*archives };
+            lenders.push((archives, archives.head().await?, loan));
+        }
+        let is_lent = |name: &Name| lenders.iter().any(|(.., loan)| loan.tables.contains(name));
+        let own: Option<HashSet<Name>> =
+            chosen.map(|chosen| chosen.into_iter().filter(|name| !is_lent(name)).collect());
+        let own = Giver {
+            archives,
+            head,
+            manifest: self.manifest,
+            tables: own.as_ref(),
+        };
+        let mut loads = own.loads(waiting)?;
+        for (archives, head, loan) in &lenders {
+            let lender = Giver {
+                archives,
+                head,
+                manifest: &loan.manifest,
+                tables: Some(&loan.tables),
+            };
+            loads.extend(lender.loads(waiting)?);
+        }
+        loads.sort_by_key(|load| std::cmp::Reverse(load.archive.bytes));
+        let total = loads.iter().map(|load| load.archive.bytes).sum();
         let done = AtomicU64::new(0);
         let tracker = &self.tracker;
         let fed = |bytes| {
@@ -95,54 +115,9 @@ impl Run<'_> {
                 tracker.now(before + bytes, total, None);
             }
         };
-        let apart: HashSet<&Name> = self
-            .manifest
-            .archives
-            .iter()
-            .filter_map(|archive| archive.table.as_ref())
-            .collect();
-        let mut sorted: Vec<_> = wanted.collect();
-        sorted.sort_by_key(|archive| std::cmp::Reverse(archive.bytes));
         let jobs = usize::try_from(self.options.jobs.max(1)).unwrap_or(1);
-        // Of the main archive: rows, and what is neither rows nor a sequence's state (large objects).
-        // What of it is data, the tool knows: that differs from one version to the other.
-        let no_rows = |entry: &&TocEntry| !matches!(entry.kind(), "TABLE DATA" | "SEQUENCE SET");
-        let others: Vec<&TocEntry> = match &chosen {
-            None if head.entries.iter().any(is_other_data) => {
-                head.entries.iter().filter(no_rows).collect()
-            }
-            _ => Vec::new(),
-        };
-        let all: Vec<&TocEntry> = match &chosen {
-            None => {
-                let entries = head.entries.iter();
-                entries
-                    .filter(|entry| entry.kind() != "SEQUENCE SET")
-                    .collect()
-            }
-            Some(_) => rows.clone(),
-        };
-        let mut loads = Vec::new();
-        for archive in sorted {
-            let is_main = archive.name == ArchiveName::Main;
-            let changed = waiting.filter(|waiting| match &archive.table {
-                Some(table) => waiting.any(|name| name == table),
-                None => waiting.any(|name| !apart.contains(name)),
-            });
-            let Some(waiting) = changed else {
-                let only = is_main.then_some(all.as_slice());
-                loads.push(archives.data(target, archive, only, &fed).boxed());
-                continue;
-            };
-            let only = is_main.then_some(rows.as_slice());
-            let load = waiting.load(archives, target, archive, only, &fed);
-            loads.push(load.boxed());
-            if is_main && !others.is_empty() {
-                let load = archives.data(target, archive, Some(&others), &fed);
-                loads.push(load.boxed());
-            }
-        }
-        futures::stream::iter(loads)
+        let loads = loads.iter().map(|load| load.run(target, &fed).boxed());
+        futures::stream::iter(loads.collect::<Vec<_>>())
             .buffer_unordered(jobs)
             .try_collect::<()>()
             .await?;
@@ -152,33 +127,30 @@ impl Run<'_> {
         }
     }
 
-    /// The chosen tables' entries in the main archive. Each has one, or an archive of its own.
-    fn rows_of<'h>(
-        &self,
-        chosen: &HashSet<Name>,
-        head: &'h Head,
-    ) -> Result<Vec<&'h TocEntry>, Error> {
-        let archives = self.manifest.archives.iter();
-        let apart: HashSet<&Name> = archives
-            .filter_map(|archive| archive.table.as_ref())
-            .collect();
-        let data: Vec<&TocEntry> = of_kind(head, "TABLE DATA").collect();
-        let mut wanted = HashSet::new();
-        for table in &self.manifest.tables {
-            let name = (table.schema.clone(), table.name.clone());
-            if table.kind != 'r' || !chosen.contains(&name) || apart.contains(&name) {
-                continue;
-            }
-            let own = |entry: &&&TocEntry| entry.is("TABLE DATA", &table.schema, &table.name);
-            let mut own = data.iter().filter(own).map(|entry| entry.dump_id());
-            wanted.insert(own.next().ok_or_else(|| Error::NoRows {
-                table: qualified(&table.schema, &table.name),
-            })?);
-            wanted.extend(own);
+    /// The columns that borrowed rows lack, by table.
+    pub(super) async fn added(&self, client: &Client) -> Result<HashMap<Name, Added>, Error> {
+        let mut added = HashMap::new();
+        if self
+            .manifest
+            .borrowed
+            .iter()
+            .all(|lent| lent.added.is_empty())
+        {
+            return Ok(added);
         }
-        // In the order of the archive, which is read through a pipe.
-        let is_wanted = |entry: &&TocEntry| wanted.contains(&entry.dump_id());
-        Ok(data.into_iter().filter(is_wanted).collect())
+        let tables = catalog::tables(client).await?;
+        for table in BaseTables::of(self.manifest).borrowed.into_values() {
+            if let Some(own) = tables.get(&table.name)
+                && !table.added.is_empty()
+            {
+                added.insert(table.name, Added::new(own, &table.added));
+            }
+        }
+        Ok(added)
+    }
+
+    async fn loans(&self, chosen: Option<&HashSet<Name>>) -> Result<Vec<Loan>, Error> {
+        plan::lent(self.store, self.plan.lineage, self.manifest, chosen).await
     }
 
     /// The entries that replay needs, and the others but event triggers and privileges.
@@ -248,23 +220,20 @@ impl Run<'_> {
     }
 
     fn changes(&self) -> replay::Source<'_> {
-        let tables = self.manifest.tables.iter();
-        let base: HashMap<(String, String), Oid> = tables
-            .map(|table| ((table.schema.clone(), table.name.clone()), table.oid))
-            .collect();
         replay::Source {
             plan: self.plan,
             store: self.store,
-            base: Arc::new(base),
+            base: Arc::new(BaseTables::of(self.manifest)),
             server_encoding: &self.manifest.encoding,
         }
     }
 
     /// Progress by the WAL that the changes are from.
     fn reports_of_wal(&self) -> impl Fn(Replayed) + Sync {
-        let start = self.plan.base.consistent_point;
+        let start = self.manifest.rows_from();
         let end = self.plan.stop.last_kept.as_ref().map(|kept| kept.end_lsn);
-        let total = end.map_or(0, |end| end.bytes_since(start));
+        let end = end.unwrap_or(self.manifest.consistent_point);
+        let total = end.bytes_since(start);
         move |replayed: Replayed| {
             self.tracker
                 .now(replayed.through.bytes_since(start), total, Some(replayed));
@@ -312,11 +281,6 @@ impl Run<'_> {
         self.notes.extend(notes.await?);
         Ok(())
     }
-}
-
-/// Neither a table's rows nor a sequence's state.
-fn is_other_data(entry: &TocEntry) -> bool {
-    entry.kind().starts_with("BLOB") || entry.kind() == "STATISTICS DATA"
 }
 
 /// Rows of an earlier attempt, of which nobody knows how many came. Large objects stay: their bytes

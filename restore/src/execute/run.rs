@@ -16,6 +16,7 @@ use crate::archive::Archives;
 use crate::destination::Destination;
 use crate::existing::Existing;
 use crate::merge::Waiting;
+use crate::net::Net;
 use crate::plan::Plan;
 use crate::progress_table::{self, Stage};
 use crate::report::{Phase, PhaseTime, Progress, Report};
@@ -127,14 +128,16 @@ impl Run<'_> {
         }
         let mut merged = None;
         if stage <= Stage::Data {
-            let mut waiting = None;
+            let added = self.added(client).await?;
+            let mut net = Net::default();
             if let Replay::Merged { bytes_max } = self.options.replay {
                 self.tracker.enter(Phase::Changes);
-                let (net, outcome) = self.gather(client, &head, bytes_max).await?;
-                (replayed, merged) = (net.replayed, outcome);
-                waiting =
-                    (replayed.transactions > 0).then(|| Waiting::new(net, head.encoding.clone()));
+                (net, merged) = self.gather(client, &head, bytes_max).await?;
+                replayed = net.replayed;
             }
+            let is_waiting = net.replayed.transactions > 0 || !added.is_empty();
+            let encoding = head.encoding.clone();
+            let waiting = is_waiting.then(|| Waiting::new(net, added, encoding));
             self.tracker.enter(Phase::Data);
             if stage == Stage::Data {
                 empty_tables(client).await?;
@@ -263,14 +266,17 @@ impl Run<'_> {
         if state.stage == Stage::Schema {
             return refused("it was interrupted before its tables were there".to_owned());
         }
-        let stop = self.plan.stop.last_kept.as_ref().map(|kept| kept.end_lsn);
-        let through = state.replayed.through;
-        if stop < Some(through).filter(|_| state.replayed.transactions > 0) {
+        // What is replayed below is part of the base: it belongs to rows that are borrowed.
+        let point = self.manifest.consistent_point;
+        let stop = self.plan.stop.last_kept.as_ref();
+        let stop = stop.map_or(point, |kept| kept.end_lsn);
+        let through = state.replayed.through.max(point);
+        if stop < through {
             return refused(format!(
                 "it has already gone on to {through}, past this target"
             ));
         }
-        if state.stage >= Stage::Finish && stop.unwrap_or_default() != through {
+        if state.stage >= Stage::Finish && stop != through {
             return refused(format!(
                 "its changes ended at {through}, this target is another"
             ));

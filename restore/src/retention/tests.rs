@@ -12,7 +12,7 @@ use crate::survey::tests::{base, lineage, segment, survey, time};
 const HOUR: i64 = 3_600_000_000;
 
 /// Lineages of hourly segments with bases here and there, some of them beyond a change of shape;
-/// clocks that step back; a hole.
+/// clocks that step back; a hole. Of the bases two in three borrow rows of the one before.
 fn history() -> impl Strategy<Value = Survey> {
     let step = (1_u32..50, -2_i64..40, 0_u8..8, 0_u8..20, 0_u8..12);
     prop::collection::vec(prop::collection::vec(step, 0..60), 1..4).prop_map(|lineages| {
@@ -37,14 +37,27 @@ fn history() -> impl Strategy<Value = Survey> {
                     changes.push(lsn);
                 }
             }
+            let mut before: Option<BaseInfo> = None;
             bases.extend(of_lineage.iter().map(|(lsn, clock)| {
+                let own = base(generation, *lsn);
+                let lender = before.take().filter(|_| lsn % 3 > 0);
+                let mut lenders: Vec<BaseId> = Vec::new();
+                let mut rows_from = own.rows_from;
+                for lender in lender.iter().filter(|lender| lender.id != own.id) {
+                    rows_from = rows_from.min(lender.rows_from);
+                    lenders.extend(&lender.lenders);
+                    lenders.push(lender.id);
+                }
                 let later = changes.iter().filter(|change| *change > lsn);
                 let reach = later.min().map(|change| Lsn::new(u64::from(*change)));
-                BaseInfo {
+                let info = BaseInfo {
                     snapshot_time: time(*clock),
                     reach: reach.unwrap_or(Lsn::MAX),
-                    ..base(generation, *lsn)
-                }
+                    rows_from,
+                    lenders,
+                    ..own
+                };
+                before.insert(info).clone()
             }));
             lsn += 10;
         }
@@ -87,7 +100,7 @@ proptest! {
         let choose = |survey: &Survey, cut| {
             let far = time(i64::MAX);
             choose(survey, cut, Only::default(), far).ok().map(|choice| {
-                (choice.lineage, choice.base.id, choice.needed, choice.following)
+                (choice.lineage, choice.base.id, choice.before, choice.needed, choice.following)
             })
         };
         prop_assert_eq!(choose(&survey, Cut::Latest), choose(&after, Cut::Latest));
@@ -102,8 +115,12 @@ proptest! {
                 }
             }
         }
-        // Each base that is left restores at least its own moment.
+        // Each base that is left restores at least its own moment; one that borrows, if it did before.
         for base in &after.bases {
+            let had = |reach: &Reach| reach.bases.contains(base);
+            if !base.lenders.is_empty() && !reaches(&survey).iter().any(had) {
+                continue;
+            }
             let cut = Cut::Lsn { lsn: base.id.consistent_point(), inclusive: false };
             let only = Only { lineage: Some(base.lineage), base: Some(base.id) };
             prop_assert!(super::super::choose::choose(&after, cut, only, time(i64::MAX)).is_ok());
@@ -241,8 +258,8 @@ fn an_old_lineage_goes_whole_and_the_newest_stays() {
     // Its base is the only one.
     assert_eq!(unneeded(&survey, &policy, now).unwrap(), Unneeded::new());
     let newer = BaseInfo { ..base(2, 35) };
-    survey.bases.push(newer);
     survey.listing.lineages[1].bases.push(newer.id);
+    survey.bases.push(newer);
     let given = GivenUp {
         bases: [base(1, 15).id].into(),
         before: Lsn::MAX,

@@ -131,6 +131,7 @@ mod tests {
                 stored_bytes,
                 sha256: Sha256::of(content).to_string(),
             }],
+            borrowed: Vec::new(),
             tables: Vec::new(),
             sequences: Vec::new(),
             large_objects: 0,
