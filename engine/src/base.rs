@@ -24,12 +24,12 @@ use std::time::Duration;
 
 use lastgood_pg::{Purpose, ReplicationConnection, SlotKind};
 use lastgood_proto::key::SourceObject;
-use lastgood_proto::listing::LineageListing;
-use lastgood_proto::manifest::{BaseManifest, LineageFile, TableEntry, Version1};
+use lastgood_proto::manifest::{BaseManifest, Borrowed, LineageFile, TableEntry, Version1};
 use lastgood_proto::{BaseId, LineageId};
 use lastgood_store::{SourceStore, failpoint};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use borrow::is_usable;
 pub(crate) use snapshot::{Prepared, Snapshot};
 
 use crate::error::Error;
@@ -257,7 +257,7 @@ pub(crate) async fn dump(
         }
     };
     failpoint!("base.archives");
-    still_open(store, lineage.id).await?;
+    still_open(store, lineage.id, &borrowed).await?;
     let manifest = BaseManifest {
         v: Version1,
         id: base,
@@ -289,12 +289,14 @@ pub(crate) async fn dump(
     Ok(manifest)
 }
 
-/// A base of a lineage that has ended meanwhile would never be reached by a segment.
-async fn still_open(store: &SourceStore, id: LineageId) -> Result<(), Error> {
+/// A base of a lineage that has ended meanwhile would never be reached by a segment; one whose lender has been
+/// given up meanwhile, for a newer base, is taken again.
+async fn still_open(store: &SourceStore, id: LineageId, lent: &[Borrowed]) -> Result<(), Error> {
     let listing = store.list().await?;
-    let open = |lineage: &LineageListing| !lineage.ended;
-    match listing.lineage(id).is_some_and(open) {
+    let lineage = listing.lineage(id).filter(|lineage| !lineage.ended);
+    let lineage = lineage.ok_or(Error::NoLineage)?;
+    match borrow::has_lenders(lent, lineage) {
         true => Ok(()),
-        false => Err(Error::NoLineage),
+        false => Err(Error::CatalogMoved),
     }
 }

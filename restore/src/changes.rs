@@ -380,9 +380,13 @@ fn widened(
                 type_modifier: own.type_modifier,
                 key: false,
             }),
+            // It may have got another name and room since; another type prints its values otherwise.
             Some(column) if is_new => {
                 column.name.clone_from(&own.name);
-                (column.type_oid, column.type_modifier) = (own.type_oid, own.type_modifier);
+                column.type_modifier = own.type_modifier;
+                if is_text(column.type_oid) && is_text(own.type_oid) {
+                    column.type_oid = own.type_oid;
+                }
             }
             Some(_) => {}
         }
@@ -394,6 +398,11 @@ fn widened(
             .unwrap_or_default()
             .to_vec(),
     ))
+}
+
+/// `text` and `varchar`, which become each other without a row being written.
+fn is_text(oid: Oid) -> bool {
+    matches!(oid.get(), 25 | 1043)
 }
 
 fn bound(

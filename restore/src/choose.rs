@@ -65,7 +65,7 @@ pub(crate) struct Choice {
     pub(crate) lineage: LineageId,
     pub(crate) base: BaseInfo,
     /// For the rows that the base borrows: from the segment that holds the oldest lender's consistent point to
-    /// the first of those that are needed anyway.
+    /// the base's own, as far as they are not needed anyway.
     pub(crate) before: Vec<SegmentKey>,
     /// Contiguous, from the segment that holds the consistent point to the one the cut falls into.
     pub(crate) needed: Vec<SegmentKey>,
@@ -159,13 +159,19 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
             Cut::Time { time, inclusive } => within(base.snapshot_time, time, inclusive),
             Cut::Lsn { lsn, .. } => base.id.consistent_point() <= lsn,
         })?;
-    let first_past = |point: Lsn| reach.run.partition_point(|segment| segment.end <= point);
-    let (first, from) = (
-        first_past(base.rows_from),
-        first_past(base.id.consistent_point()),
-    );
-    let before = reach.run.get(first..from).unwrap_or_default();
+    let point = base.id.consistent_point();
+    let from = reach.run.partition_point(|segment| segment.end <= point);
     let run = reach.run.get(from..).unwrap_or_default();
+    let lent = reach.lent.iter().filter(|segment| {
+        let is_needed_anyway = run
+            .first()
+            .is_some_and(|first| first.start <= segment.start);
+        segment.end > base.rows_from && segment.start < point && !is_needed_anyway
+    });
+    let before = match base.lenders.is_empty() {
+        true => Vec::new(),
+        false => lent.copied().collect(),
+    };
     let inside = run.iter().position(|segment| cut.falls_within(segment));
     let observed = run.iter().filter_map(|segment| segment.observed_through);
     let observed = observed.max();
@@ -180,7 +186,7 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
     reached.then(|| Choice {
         lineage: reach.window.lineage,
         base: base.clone(),
-        before: before.to_vec(),
+        before,
         needed: needed.to_vec(),
         following: following.to_vec(),
         observed,

@@ -48,6 +48,7 @@ pub(crate) async fn replay(
     replayed: Replayed,
     report: &(dyn Fn(Replayed) + Sync),
 ) -> Result<Outcome, Error> {
+    source.is_whole()?;
     let tables = Arc::new(catalog::tables(client).await?);
     let (sender, mut batches) = mpsc::channel(1);
     let range = source.range(replayed);
@@ -98,6 +99,7 @@ pub(crate) async fn gather(
     bytes_max: usize,
     report: &(dyn Fn(Replayed) + Sync),
 ) -> Result<(Net, Option<Outcome>), Error> {
+    source.is_whole()?;
     let tables = Arc::new(catalog::tables(client).await?);
     let mut range = source.range(Replayed::default());
     let end = range.last_kept;
@@ -158,6 +160,24 @@ pub(crate) async fn gather(
 }
 
 impl Source<'_> {
+    /// What is read must reach the base's own moment, if its rows are from before.
+    fn is_whole(&self) -> Result<(), Error> {
+        let point = self.plan.base.consistent_point;
+        let end = self
+            .plan
+            .segments
+            .last()
+            .map_or(Lsn::INVALID, |last| last.end);
+        match end < point && !self.base.borrowed.is_empty() {
+            true => Err(Error::SegmentsMissing {
+                lineage: self.plan.lineage,
+                from: end,
+                to: point,
+            }),
+            false => Ok(()),
+        }
+    }
+
     fn range(&self, replayed: Replayed) -> Range {
         let last = self.plan.stop.last_kept.as_ref();
         let from = self.plan.base.consistent_point;

@@ -43,7 +43,10 @@ pub(crate) fn unneeded(
     };
     let reaches = reaches(survey);
     let (cutoff, by_age) = (cutoff(&reaches, policy, now), by_age(survey));
-    let mut followed = followed(&reaches, newest_bases(&by_age, policy), cutoff);
+    let usable = usable(&by_age, &reaches);
+    let mut followed = followed(&reaches, newest_bases(&usable, policy), cutoff);
+    // It may become usable once what follows is durable.
+    followed.extend(by_age.last().map(|newest| newest.id));
     let alone = alone(&by_age, policy);
     let kept = by_age
         .iter()
@@ -109,6 +112,14 @@ fn followed(
         followed.extend(reaches.iter().flat_map(|reach| promised(reach, cutoff)));
     }
     followed
+}
+
+/// Those that can be restored: one that borrows rows may lack them.
+fn usable<'a>(by_age: &[&'a BaseInfo], reaches: &[Reach]) -> Vec<&'a BaseInfo> {
+    let reached = reaches.iter().flat_map(|reach| &reach.bases);
+    let reached: BTreeSet<BaseId> = reached.map(|base| base.id).collect();
+    let by_age = by_age.iter().copied();
+    by_age.filter(|base| reached.contains(&base.id)).collect()
 }
 
 /// The newest bases, as many as the policy promises and at least one.
@@ -190,7 +201,7 @@ fn check(
     let after = survey.without(unneeded);
     let left = reaches(&after);
     let cutoff = cutoff(held, policy, now);
-    let by_age = by_age(survey);
+    let by_age = usable(&by_age(survey), held);
     for Reach { window, bases, .. } in held {
         let days = cutoff.filter(|cutoff| window.to.time >= *cutoff);
         // A clock may have been set back: the earliest of a window need not be its oldest base's.

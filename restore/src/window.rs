@@ -48,6 +48,9 @@ pub(crate) struct Reach {
     pub(crate) bases: Vec<BaseInfo>,
     /// Contiguous; empty if the only base stands beyond every segment.
     pub(crate) run: Vec<SegmentKey>,
+    /// As much of it as borrowed rows need to become those of the newest base: where that reaches no further
+    /// than itself, the run ends before its consistent point.
+    pub(crate) lent: Vec<SegmentKey>,
 }
 
 /// The windows of all lineages, oldest first.
@@ -94,6 +97,7 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
                 },
                 bases: vec![base],
                 run: Vec::new(),
+                lent: Vec::new(),
             });
         }
     }
@@ -104,6 +108,16 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
 /// The window of bases that reach equally far, along a run.
 fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<Reach> {
     let oldest = bases.first()?;
+    let borrow = bases.iter().filter(|base| !base.lenders.is_empty());
+    let (first, last) = borrow.fold((Lsn::MAX, Lsn::INVALID), |(first, last), base| {
+        (
+            first.min(base.rows_from),
+            last.max(base.id.consistent_point()),
+        )
+    });
+    let lent = run.iter();
+    let lent = lent.filter(|segment| segment.end > first && segment.start < last);
+    let lent: Vec<SegmentKey> = lent.copied().collect();
     let within = run.iter().take_while(|segment| segment.end <= oldest.reach);
     let run: Vec<SegmentKey> = within.copied().collect();
     let observed = run.iter().filter_map(|segment| segment.observed_through);
@@ -126,6 +140,7 @@ fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<R
         window,
         bases: bases.to_vec(),
         run,
+        lent,
     })
 }
 
@@ -329,6 +344,32 @@ mod tests {
         // The lender is gone, or something between is missing.
         check(&all, &[borrows], &[]);
         check(&[(10, 20), (30, 45)], &both, &[(15, 20)]);
+    }
+
+    /// Another change in the segment that a base falls into: it has its own moment, and what makes the borrowed
+    /// rows those of that moment lies in that segment.
+    #[test]
+    fn the_way_from_a_lender_goes_on_to_the_very_moment() {
+        let at_once = BaseInfo {
+            reach: Lsn::new(30),
+            ..borrowing(1, 50, &[15])
+        };
+        let lender = BaseInfo {
+            reach: Lsn::new(20),
+            ..base(1, 15)
+        };
+        let segments = [(10, 20), (20, 30), (30, 45), (45, 60), (60, 70)];
+        let segments = segments.map(|(start, end)| segment(1, start, end));
+        let survey = survey(&segments, &[lender, at_once]);
+        let cut = Cut::Lsn {
+            lsn: Lsn::new(50),
+            inclusive: false,
+        };
+        let far = PgTimestamp::from_micros(i64::MAX);
+        let choice = choose(&survey, cut, Only::default(), far).unwrap();
+        let ends = choice.before.iter().chain(&choice.needed);
+        let ends: Vec<u64> = ends.map(|segment| segment.end.as_u64()).collect();
+        assert_eq!(ends, [20, 30, 45, 60]);
     }
 
     #[test]

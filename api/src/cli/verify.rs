@@ -147,7 +147,8 @@ async fn verify(
     let objects = store.objects().await?;
     tally.all = objects.len() as u64;
     let listing = Listing::from_objects(objects.iter().map(|entry| entry.object.clone()));
-    let chosen = chosen(store, choice, &objects, &listing);
+    let bases = newest_with_lenders(store, &listing).await;
+    let chosen = chosen(store, choice, &objects, &bases);
     let bar = output.is_watched().then(|| {
         indicatif::ProgressBar::new(chosen.len() as u64).with_style(
             indicatif::ProgressStyle::with_template(
@@ -216,12 +217,33 @@ async fn recheck(
     Ok(())
 }
 
-/// What is read: everything, or the share of the segments, the newest base, and all that is small.
+/// The newest base, and those that it borrows rows from, if it can be read.
+async fn newest_with_lenders(
+    store: &SourceStore,
+    listing: &Listing,
+) -> HashSet<(LineageId, BaseId)> {
+    let newest = listing
+        .lineages
+        .iter()
+        .rev()
+        .find_map(|lineage| Some((lineage.id, *lineage.bases.last()?)));
+    let mut bases: HashSet<(LineageId, BaseId)> = newest.into_iter().collect();
+    if let Some((lineage, base)) = newest {
+        let object = SourceObject::Manifest(lineage, base);
+        if let Ok(manifest) = store.get_json::<BaseManifest>(&object).await {
+            let lenders = manifest.borrowed.iter();
+            bases.extend(lenders.map(|lent| (lineage, lent.base)));
+        }
+    }
+    bases
+}
+
+/// What is read: everything, or the share of the segments, these bases, and all that is small.
 fn chosen<'a>(
     store: &SourceStore,
     choice: &Choice,
     objects: &'a [ObjectEntry],
-    listing: &Listing,
+    bases: &HashSet<(LineageId, BaseId)>,
 ) -> Vec<&'a ObjectEntry> {
     let Some(sample) = choice.sample else {
         return objects.iter().collect();
@@ -230,15 +252,10 @@ fn chosen<'a>(
         .choose(store, objects, choice.seed)
         .into_iter()
         .collect();
-    let newest: Option<(LineageId, BaseId)> = listing
-        .lineages
-        .iter()
-        .rev()
-        .find_map(|lineage| Some((lineage.id, *lineage.bases.last()?)));
     let wanted = |entry: &&ObjectEntry| match &entry.object {
         SourceObject::Segment(..) => segments.contains(&entry.object),
         SourceObject::Manifest(lineage, base) | SourceObject::Archive(lineage, base, _) => {
-            newest == Some((*lineage, *base))
+            bases.contains(&(*lineage, *base))
         }
         SourceObject::Source
         | SourceObject::Numbered(..)
@@ -257,8 +274,10 @@ fn check_chain(store: &SourceStore, survey: &Survey, lineage: &LineageListing, t
     // moment alone.
     let first = lineage.segments.first().map(|segment| segment.start);
     for base in &lineage.bases {
-        let needs = base.consistent_point();
-        if needs < lineage.given_up.before {
+        let mut known = survey.bases.iter();
+        let known = known.find(|known| known.id == *base);
+        let needs = known.map_or(base.consistent_point(), |known| known.rows_from);
+        if needs < lineage.given_up.before && known.is_none_or(|known| known.lenders.is_empty()) {
             continue;
         }
         if let Some(first) = first.filter(|first| *first > needs) {

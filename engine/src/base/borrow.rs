@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lastgood_proto::key::SourceObject;
+use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::{AddedColumns, BaseManifest, Borrowed, Protection, TableEntry};
 use lastgood_proto::{BaseId, LineageId, Oid, encoding};
 use lastgood_store::SourceStore;
@@ -22,21 +23,26 @@ use crate::error::{Error, chain};
 const BORROWED_MAX: usize = 5000;
 
 /// A digest for each published table, of all that its rows' text depends on beside the changes of the
-/// stream: storage, columns with what they were altered by (`xmin`), identity, checks (which rows have to
-/// satisfy when they are loaded), the publication and the table's place in it, and the definitions of
-/// types that are not PostgreSQL's own. Of some tables only the first columns count.
+/// stream: storage, columns, identity, checks (which rows have to satisfy when they are loaded), the
+/// publication and the table's place in it, and the definitions of types that are not PostgreSQL's own; each with
+/// its `xmin`, because what was changed there and back has left text in the stream that means something
+/// else. Of some tables only the first columns count. None for a table with values that are printed as names of other objects, which may be
+/// renamed.
 const UNALTERED: &str = r"
 WITH RECURSIVE wanted(rel, most) AS (
     SELECT r.prrelid, coalesce(first.most, 32767)
     FROM pg_publication_rel r LEFT JOIN unnest($2::oid[], $3::int4[]) first(rel, most) ON first.rel = r.prrelid
-    WHERE r.prpubid = $1),
+    WHERE r.prpubid = $1 AND (cardinality($2::oid[]) = 0 OR first.rel IS NOT NULL)),
+named(typ) AS (
+    SELECT t.oid FROM pg_type t
+    WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typname ~ '^_?(reg|aclitem$)'),
 used(rel, typ) AS (
     SELECT a.attrelid, a.atttypid
     FROM wanted JOIN pg_attribute a ON a.attrelid = wanted.rel AND a.attnum BETWEEN 1 AND wanted.most
-    WHERE NOT a.attisdropped AND a.atttypid >= 16384
+    WHERE NOT a.attisdropped AND (a.atttypid >= 16384 OR a.atttypid IN (SELECT typ FROM named))
     UNION
     SELECT used.rel, part.typ
-    FROM used JOIN pg_type t ON t.oid = used.typ
+    FROM used JOIN pg_type t ON t.oid = used.typ AND t.oid >= 16384
     CROSS JOIN LATERAL (
         SELECT t.typelem
         UNION ALL SELECT t.typbasetype
@@ -45,46 +51,58 @@ used(rel, typ) AS (
         UNION ALL SELECT a.atttypid FROM pg_attribute a
                   WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0
                     AND NOT a.attisdropped) part(typ)
-    WHERE part.typ >= 16384),
+    WHERE part.typ >= 16384 OR part.typ IN (SELECT typ FROM named)),
 types(typ, definition) AS (
-    SELECT t.oid, concat_ws(' ', t.oid, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull,
-        (SELECT string_agg(concat_ws(':', e.oid, e.enumlabel), ',' ORDER BY e.oid)
+    SELECT t.oid, concat_ws(' ', t.oid, t.xmin, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull,
+        (SELECT string_agg(concat_ws(':', e.oid, e.xmin, e.enumlabel), ',' ORDER BY e.oid)
          FROM pg_enum e WHERE e.enumtypid = t.oid),
-        (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
-                                     a.attisdropped, a.xmin), ',' ORDER BY a.attnum)
+        (SELECT string_agg(concat_ws(':', a.attnum, a.xmin, a.attname, a.atttypid, a.atttypmod,
+                                     a.attisdropped), ',' ORDER BY a.attnum)
          FROM pg_attribute a WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0),
-        (SELECT string_agg(pg_get_constraintdef(o.oid), ';' ORDER BY o.oid)
+        (SELECT string_agg(concat_ws(':', o.oid, o.xmin), ',' ORDER BY o.oid)
          FROM pg_constraint o WHERE o.contypid = t.oid),
         (SELECT string_agg(e.extversion, ',') FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
          WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid
            AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'))
-    FROM pg_type t WHERE t.oid IN (SELECT typ FROM used))
+    FROM pg_type t WHERE t.oid IN (SELECT typ FROM used)),
+own(rel, definitions, is_named) AS (
+    SELECT used.rel, string_agg(types.definition, ';' ORDER BY types.typ), bool_or(named.typ IS NOT NULL)
+    FROM used JOIN types ON types.typ = used.typ LEFT JOIN named ON named.typ = used.typ
+    GROUP BY used.rel)
 SELECT c.oid, md5(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, c.relreplident,
     p.oid, p.xmin, r.oid, r.xmin,
     (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
      WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisprimary OR x.indisreplident)),
-    (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
-                                 a.attisdropped, a.xmin), ',' ORDER BY a.attnum)
+    (SELECT string_agg(concat_ws(':', a.attnum, a.xmin, a.attname, a.atttypid, a.atttypmod,
+                                 a.attisdropped), ',' ORDER BY a.attnum)
      FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum BETWEEN 1 AND wanted.most),
-    (SELECT string_agg(pg_get_constraintdef(o.oid), ';' ORDER BY o.oid)
+    (SELECT string_agg(concat_ws(':', o.oid, o.xmin), ',' ORDER BY o.oid)
      FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c'),
-    (SELECT string_agg(types.definition, ';' ORDER BY types.typ)
-     FROM used JOIN types ON types.typ = used.typ WHERE used.rel = c.oid))), c.relnatts::int4
+    own.definitions)), c.relnatts::int4
 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
-JOIN wanted ON wanted.rel = c.oid
-WHERE p.oid = $1 AND c.relkind = 'r'";
+JOIN wanted ON wanted.rel = c.oid LEFT JOIN own ON own.rel = c.oid
+WHERE p.oid = $1 AND c.relkind = 'r' AND own.is_named IS NOT TRUE";
 
-/// Columns behind the first ones of some tables: whether they are still there, in the order in which they
-/// come in the stream, behind others; and what rows that were not written anew have there.
+/// Columns behind the first ones of some tables, and what rows that were not written anew have there. And whether
+/// that can be told: they are all there, in the order in which they come in the stream and in a dump,
+/// behind others; and they are of PostgreSQL's own types, whose text means the same always and is
+/// parted by commas.
 const ADDED: &str = r"
-SELECT a.attrelid, NOT a.attisdropped AND NOT EXISTS (
+SELECT a.attrelid,
+       NOT a.attisdropped AND a.atttypid < 16384 AND t.typdelim = ','
+       AND t.typname !~ '^_?(reg|aclitem$)'
+       AND NOT EXISTS (
            SELECT FROM pg_attribute g WHERE g.attrelid = a.attrelid AND g.attnum > 0 AND g.attgenerated <> '')
+       AND NOT EXISTS (
+           SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+            WHERE c.oid = a.attrelid AND NOT c.relispartition)
        AND EXISTS (
            SELECT FROM pg_attribute o WHERE o.attrelid = a.attrelid AND o.attnum BETWEEN 1 AND first.most
               AND NOT o.attisdropped),
        CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END
 FROM unnest($1::oid[], $2::int4[]) first(rel, most)
 JOIN pg_attribute a ON a.attrelid = first.rel AND a.attnum > first.most
+LEFT JOIN pg_type t ON t.oid = a.atttypid
 ORDER BY a.attrelid, a.attnum";
 
 /// What a table's rows depend on.
@@ -122,17 +140,20 @@ fn unzipped(first: &BTreeMap<Oid, u32>) -> (Vec<u32>, Vec<i32>) {
         .unzip()
 }
 
-/// The newest base of the lineage, to borrow from. None, if that cannot be read: then everything is
-/// dumped.
+/// The newest base of the lineage, to borrow from. None, if it cannot be read or is of no use itself: then
+/// everything is dumped, and what comes later stands on that.
 pub(super) async fn newest(store: &SourceStore, lineage: LineageId) -> Option<BaseManifest> {
     let read = async {
         let listing = store.list().await?;
-        let bases = listing.lineage(lineage).map(|lineage| &lineage.bases);
-        let Some(newest) = bases.and_then(|bases| bases.last()) else {
+        let Some(lineage) = listing.lineage(lineage) else {
             return Ok(None);
         };
-        let object = SourceObject::Manifest(lineage, *newest);
-        store.get_json(&object).await.map(Some)
+        let Some(newest) = lineage.bases.last() else {
+            return Ok(None);
+        };
+        let object = SourceObject::Manifest(lineage.id, *newest);
+        let newest: BaseManifest = store.get_json(&object).await?;
+        Ok(is_usable(&newest, lineage).then_some(newest))
     };
     match read.await {
         Ok(newest) => newest,
@@ -142,6 +163,20 @@ pub(super) async fn newest(store: &SourceStore, lineage: LineageId) -> Option<Ba
             None
         }
     }
+}
+
+/// Whether a base has its lenders, and the changes since.
+pub(crate) fn is_usable(base: &BaseManifest, lineage: &LineageListing) -> bool {
+    let starts = lineage.segments.first().map(|first| first.start);
+    has_lenders(&base.borrowed, lineage)
+        && lineage.orphans.is_empty()
+        && starts.is_none_or(|start| start <= base.rows_from())
+}
+
+/// Whether the lenders are all there, and nobody has given them up.
+pub(super) fn has_lenders(borrowed: &[Borrowed], lineage: &LineageListing) -> bool {
+    let mut lenders = borrowed.iter().map(|lent| lent.base);
+    lenders.all(|lender| lineage.bases.contains(&lender))
 }
 
 /// What a base of now is made with.
@@ -268,4 +303,199 @@ fn pairs<'a>(
         (before.schema == table.schema && before.name == table.name).then_some((before, table))
     });
     pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_integration::{TestDatabase, tools};
+
+    /// What becomes of the rows of a table.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Fate {
+        Borrowed,
+        /// With these in new columns.
+        Grown(Vec<Option<&'static str>>),
+        Dumped,
+    }
+    use Fate::{Borrowed, Dumped, Grown};
+
+    const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (x int, y int);
+        CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 100);
+        CREATE TABLE t (id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), gone int, m mood[], p pair, s small);
+        ALTER TABLE t DROP gone; INSERT INTO t VALUES (1, 2, '{sad}', '(1,2)', 3);
+        CREATE TABLE other (id int PRIMARY KEY);
+        CREATE PUBLICATION pub FOR TABLE t, other";
+
+    /// Each from a fresh start, on `t`.
+    fn changes() -> Vec<(&'static str, Fate)> {
+        vec![
+            ("INSERT INTO t VALUES (2, 2); UPDATE t SET a = 3; ANALYZE t; GRANT SELECT ON t TO public", Borrowed),
+            ("CREATE UNIQUE INDEX ON t (a); ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES other NOT VALID", Borrowed),
+            ("CREATE TABLE fresh (id int PRIMARY KEY); DROP TABLE other", Borrowed),
+            ("ALTER TABLE t RENAME TO u; ALTER TABLE u RENAME TO t", Borrowed),
+            ("TRUNCATE t", Dumped),
+            ("ALTER TABLE t ALTER a TYPE int USING a * 100", Dumped),
+            ("ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME id TO a; ALTER TABLE t RENAME x TO id", Dumped),
+            ("ALTER TABLE t DROP a", Dumped),
+            ("ALTER TABLE t RENAME TO old; CREATE TABLE t (id int PRIMARY KEY, a int)", Dumped),
+            ("ALTER TABLE t REPLICA IDENTITY FULL", Dumped),
+            ("ALTER TABLE t DROP CONSTRAINT positive", Dumped),
+            ("ALTER TABLE t DROP CONSTRAINT positive; ALTER TABLE t ADD CONSTRAINT positive CHECK (a > 0)", Dumped),
+            ("ALTER DOMAIN small DROP CONSTRAINT small; ALTER DOMAIN small ADD CONSTRAINT small CHECK (VALUE < 100)", Dumped),
+            // There and back: what came in between has other text.
+            (
+                "ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'ok' TO 'sad';
+                 ALTER TYPE mood RENAME VALUE 'x' TO 'ok'; ALTER TYPE mood RENAME VALUE 'sad' TO 'x';
+                 ALTER TYPE mood RENAME VALUE 'ok' TO 'sad'; ALTER TYPE mood RENAME VALUE 'x' TO 'ok'",
+                Dumped,
+            ),
+            ("ALTER TYPE pair ADD ATTRIBUTE z int; ALTER TYPE pair DROP ATTRIBUTE z", Dumped),
+            ("ALTER PUBLICATION pub DROP TABLE t; ALTER PUBLICATION pub ADD TABLE t", Dumped),
+            (
+                "ALTER PUBLICATION pub SET (publish = 'insert'); \
+                 ALTER PUBLICATION pub SET (publish = 'insert, update, delete, truncate')",
+                Dumped,
+            ),
+            ("ALTER TABLE t ADD b int", Grown(vec![None])),
+            (
+                "ALTER TABLE t ADD b int DEFAULT 7, ADD c text DEFAULT E'a,\"\t{}\\\\'; UPDATE t SET b = 1; ALTER TABLE t RENAME b TO d;
+                 ALTER TABLE t ADD e int[] DEFAULT '{1,NULL}', ALTER d DROP DEFAULT",
+                Grown(vec![Some("7"), Some("a,\"\t{}\\"), Some("{1,NULL}")]),
+            ),
+            ("ALTER TABLE t ADD b float8 DEFAULT random()", Dumped),
+            ("ALTER TABLE t ADD b int DEFAULT 1, ADD CHECK (b > 0)", Dumped),
+            ("ALTER TABLE t ADD b int; ALTER TABLE t DROP b; ALTER TABLE t ADD c int", Dumped),
+            ("ALTER TABLE t ADD b int GENERATED ALWAYS AS (id * 2) STORED", Dumped),
+            ("ALTER TABLE t ADD b int DEFAULT 1; ALTER TABLE t ALTER a SET NOT NULL", Dumped),
+            // What the new columns have may have been changed by their types meanwhile.
+            ("ALTER TABLE t ADD b mood DEFAULT 'ok'", Dumped),
+            ("ALTER TABLE t ADD b pair", Dumped),
+            ("ALTER TABLE t ADD b regclass", Dumped),
+            // Parted by semicolons.
+            ("ALTER TABLE t ADD b box DEFAULT '((1,1),(0,0))'", Dumped),
+        ]
+    }
+
+    async fn captured(client: &Client, publication: Oid) -> Vec<TableEntry> {
+        let marks = marks(client, publication, &BTreeMap::new()).await.unwrap();
+        let rows = client
+            .query("SELECT oid, relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace", &[])
+            .await
+            .unwrap();
+        let entry = |row: &Row| {
+            let oid = Oid::new(row.get(0));
+            let mark = marks.get(&oid);
+            TableEntry {
+                oid,
+                schema: "public".to_owned(),
+                name: row.get(1),
+                kind: 'r',
+                protection: Protection::Full,
+                identity_index: None,
+                rows_estimate: None,
+                bytes: 10,
+                unaltered: mark.map(|mark| mark.unaltered.clone()),
+                attributes: mark.map(|mark| mark.attributes),
+            }
+        };
+        rows.iter().map(entry).collect()
+    }
+
+    fn manifest(tables: Vec<TableEntry>) -> BaseManifest {
+        let text = format!(
+            r#"{{"v":1,"id":"{}","consistent_point":"0/10","fingerprint":"","snapshot_time":"2000-01-01T00:00:00Z",
+              "started":"2000-01-01T00:00:00Z","finished":"2000-01-01T00:00:00Z","server_version":1,"pg_dump_version":"",
+              "database":"d","encoding":"UTF8","archives":[],"tables":[],"sequences":[],"large_objects":0}}"#,
+            BaseId::new(lastgood_proto::Lsn::new(16), 1)
+        );
+        let empty: BaseManifest = serde_json::from_str(&text).unwrap();
+        BaseManifest { tables, ..empty }
+    }
+
+    /// What becomes of the table `name` when the database goes from `tables` to `change`.
+    async fn fate(major: u32, setup: &str, change: &str, name: &str) -> Fate {
+        let database = TestDatabase::new(major).await.unwrap();
+        let client = database.connect().await.unwrap();
+        for sql in setup.split(';') {
+            client.batch_execute(sql).await.unwrap();
+        }
+        let publication = "SELECT oid FROM pg_publication";
+        let publication = Oid::new(client.query_one(publication, &[]).await.unwrap().get(0));
+        let newest = manifest(captured(&client, publication).await);
+        for sql in change.split(';') {
+            let done = client.batch_execute(sql).await;
+            done.unwrap_or_else(|error| panic!("{major}: {sql}: {error:?}"));
+        }
+        let now = Now {
+            client: &client,
+            publication,
+            server_version: 1,
+            pg_dump_version: "",
+            encoding: "UTF8",
+        };
+        let tables = captured(&client, publication).await;
+        let borrows = now.borrows(&newest, &tables, 0).await.unwrap();
+        let after = manifest(tables);
+        let table = after.tables.iter().find(|table| table.name == name);
+        let oid = table.unwrap().oid;
+        let after = BaseManifest {
+            borrowed: borrows,
+            ..after.clone()
+        };
+        match (after.lender(oid), after.added(oid)) {
+            (None, _) => Dumped,
+            (Some(_), []) => Borrowed,
+            (Some(_), values) => {
+                let values = values.iter().cloned();
+                // As long as the test.
+                Grown(
+                    values
+                        .map(|value| value.map(|text| &*text.leak()))
+                        .collect(),
+                )
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_touches_rows_is_told_by_the_catalog() {
+        for major in [13, 15, 18] {
+            if tools::bin_dir(major).is_err() {
+                continue;
+            }
+            for (change, expect) in changes() {
+                assert_eq!(
+                    fate(major, TABLES, change, "t").await,
+                    expect,
+                    "{major}: {change}"
+                );
+            }
+        }
+    }
+
+    /// Names of other objects, and columns that a dump puts elsewhere.
+    #[tokio::test]
+    async fn tables_whose_text_depends_on_others() {
+        let named = "CREATE TABLE n (id int PRIMARY KEY, r regclass[]); CREATE TABLE o (id int PRIMARY KEY);
+            CREATE DOMAIN named AS regtype; CREATE TABLE d (id int PRIMARY KEY, r named);
+            CREATE PUBLICATION pub FOR TABLE n, d, o";
+        for (table, expect) in [("n", Dumped), ("d", Dumped), ("o", Borrowed)] {
+            assert_eq!(
+                fate(18, named, "CREATE TABLE x (id int)", table).await,
+                expect
+            );
+        }
+        let child = "CREATE TABLE par (a int PRIMARY KEY); CREATE TABLE chi (PRIMARY KEY (a)) INHERITS (par);
+            CREATE TABLE root (a int PRIMARY KEY) PARTITION BY RANGE (a);
+            CREATE TABLE leaf PARTITION OF root FOR VALUES FROM (0) TO (9); CREATE PUBLICATION pub FOR TABLE par, chi, leaf";
+        let change = "ALTER TABLE chi ADD x int DEFAULT 10; ALTER TABLE par ADD y int DEFAULT 20; ALTER TABLE root ADD z int DEFAULT 3";
+        for (table, expect) in [
+            ("chi", Dumped),
+            ("par", Grown(vec![Some("20")])),
+            ("leaf", Grown(vec![Some("3")])),
+        ] {
+            assert_eq!(fate(18, child, change, table).await, expect, "{table}");
+        }
+    }
 }

@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::first_base::Task;
 use super::{FirstBase, Opened, lineage, not_taken_over};
+use crate::base::is_usable;
 use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState};
 use crate::marks::SessionMarks;
@@ -238,7 +239,7 @@ impl Rebase {
     }
 }
 
-/// Whether the newest base was taken under `shape`, and no other has been seen since.
+/// Whether the newest base was taken under `shape`, no other has been seen since, and what it borrows is there.
 async fn newest_base_holds(
     store: &SourceStore,
     file: &LineageFile,
@@ -261,7 +262,7 @@ async fn newest_base_holds(
         }
     }
     let reach = reach(base.consistent_point, &base.fingerprint, &shapes);
-    Ok(base.fingerprint == shape && reach == Lsn::MAX)
+    Ok(base.fingerprint == shape && reach == Lsn::MAX && is_usable(&base, lineage))
 }
 
 /// What the end of a stream means.

@@ -54,7 +54,7 @@ const MIGRATIONS: &[(&str, usize)] = &[
         "ALTER TABLE big RENAME TO other; UPDATE other SET n = 5 WHERE id = 5; ALTER TABLE other RENAME TO big;
          CREATE INDEX ON big (n); CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (1);
          ALTER TABLE small ADD CONSTRAINT apart UNIQUE (v); TRUNCATE emptied RESTART IDENTITY;
-         INSERT INTO emptied (v) VALUES (1); ALTER TABLE big ADD z hstore DEFAULT 'a=>1'; UPDATE big SET z = NULL WHERE id < 9",
+         INSERT INTO emptied (v) VALUES (1); ALTER TABLE big ADD z text DEFAULT E'a\\\\\tb'; UPDATE big SET z = NULL WHERE id < 9",
         7,
     ),
     (
