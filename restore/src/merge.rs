@@ -83,7 +83,7 @@ impl Waiting {
 
     /// Whether the rows of such a table have changed.
     pub(crate) fn any(&self, is_one: impl Fn(&Name) -> bool) -> bool {
-        self.added.keys().any(&is_one) || self.net().tables.keys().any(is_one)
+        self.net().tables.keys().any(is_one)
     }
 
     /// Sets back the sequences of tables that were truncated so. While the tables are empty.

@@ -12,7 +12,7 @@ const SHOP: &str = "/api/v1/sources/shop";
 
 /// `big` has an archive of its own, the others share one. Rows of some are told apart by all they have.
 const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE EXTENSION hstore;
-    CREATE TABLE big (id int PRIMARY KEY, v text, n int);
+    CREATE TABLE big (id int PRIMARY KEY, v text, n int, s serial);
     INSERT INTO big SELECT n, repeat(md5(n::text), 8), 0 FROM generate_series(1, 12000) n;
     CREATE TABLE small (id serial PRIMARY KEY, v text, h hstore);
     INSERT INTO small (v, h) SELECT md5(n::text), hstore('n', n::text) FROM generate_series(1, 300) n;
@@ -36,7 +36,7 @@ const WRITES: &str = "UPDATE big SET n = n + $ WHERE id % 7 = $ % 7; DELETE FROM
     INSERT INTO \"Odd \"\"one\" VALUES ($, NULL); UPDATE \"Odd \"\"one\" SET b = '$' WHERE a = 2;
     UPDATE altered SET v = v + 1 WHERE id > $; INSERT INTO emptied (v) VALUES ($);
     UPDATE parts SET v = v + $; DELETE FROM parts WHERE id = $;
-    UPDATE feels SET f = 'ok' WHERE id = $";
+    UPDATE feels SET f = 'ok' WHERE id = $; SELECT nextval('big_s_seq') FROM generate_series(1, 100)";
 
 /// Migrations, one after the other, and how many tables' rows are borrowed after each: of those that are
 /// captured and not partitioned, the ones whose rows nothing touched. To leave its root touches a partition.

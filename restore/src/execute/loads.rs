@@ -21,6 +21,9 @@ pub(super) struct Giver<'a> {
     pub(super) manifest: &'a BaseManifest,
     /// Whose rows; if none are named, everything that its own archives have.
     pub(super) tables: Option<&'a HashSet<Name>>,
+    /// To another base: then only rows are wanted, also of a table's own archive, which has its sequences'
+    /// states as well.
+    pub(super) lends: bool,
 }
 
 /// What is loaded from one archive.
@@ -67,6 +70,7 @@ impl<'a> Giver<'a> {
         let needed = |archive: &&Archive| plan::is_needed(archive, self.manifest, self.tables);
         for archive in self.manifest.archives.iter().filter(needed) {
             let waiting = waiting.filter(|waiting| match &archive.table {
+                _ if self.lends => true,
                 Some(table) => waiting.any(|name| name == table),
                 None => waiting.any(is_in_main),
             });

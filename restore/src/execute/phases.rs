@@ -93,6 +93,7 @@ impl Run<'_> {
             head,
             manifest: self.manifest,
             tables: own.as_ref(),
+            lends: false,
         };
         let mut loads = own.loads(waiting)?;
         for (archives, head, loan) in &lenders {
@@ -101,6 +102,7 @@ impl Run<'_> {
                 head,
                 manifest: &loan.manifest,
                 tables: Some(&loan.tables),
+                lends: true,
             };
             loads.extend(lender.loads(waiting)?);
         }

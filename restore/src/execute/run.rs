@@ -135,7 +135,7 @@ impl Run<'_> {
                 (net, merged) = self.gather(client, &head, bytes_max).await?;
                 replayed = net.replayed;
             }
-            let is_waiting = net.replayed.transactions > 0 || !added.is_empty();
+            let is_waiting = net.replayed.transactions > 0 || !self.manifest.borrowed.is_empty();
             let encoding = head.encoding.clone();
             let waiting = is_waiting.then(|| Waiting::new(net, added, encoding));
             self.tracker.enter(Phase::Data);
