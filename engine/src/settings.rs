@@ -153,7 +153,7 @@ impl SourceSettings {
         let memory = self.logical_decoding_work_mem_kb.into();
         range("logical_decoding_work_mem_kb", memory, 64, 16 << 20)?;
         range("base_jobs", self.base_jobs.into(), 1, 32)?;
-        range("big_table_bytes", self.big_table_bytes, MIB, 1 << 50)?;
+        range("big_table_bytes", self.big_table_bytes, 8 << 10, 1 << 50)?;
         range("spool_bytes", self.spool_bytes, MIB, 1 << 50)?;
         for (field, patterns) in [("include", &self.include), ("exclude", &self.exclude)] {
             for pattern in patterns {

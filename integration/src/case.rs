@@ -56,6 +56,8 @@ pub enum Operation {
     Settle,
     /// A new base is asked for.
     Base,
+    /// What was changed of the tables is in a base.
+    Rebased,
     /// `kill -9` of the service, and a new one.
     Kill,
     Pause,
@@ -194,6 +196,7 @@ impl fmt::Display for Case {
                 Operation::Register => writeln!(f, "{MARK}register")?,
                 Operation::Settle => writeln!(f, "{MARK}settle")?,
                 Operation::Base => writeln!(f, "{MARK}base")?,
+                Operation::Rebased => writeln!(f, "{MARK}rebased")?,
                 Operation::Kill => writeln!(f, "{MARK}kill")?,
                 Operation::Pause => writeln!(f, "{MARK}pause")?,
                 Operation::Resume => writeln!(f, "{MARK}resume")?,
@@ -237,6 +240,7 @@ impl FromStr for Case {
                 "register" => Operation::Register,
                 "settle" => Operation::Settle,
                 "base" => Operation::Base,
+                "rebased" => Operation::Rebased,
                 "kill" => Operation::Kill,
                 "pause" => Operation::Pause,
                 "resume" => Operation::Resume,

@@ -5,6 +5,7 @@
 //! see to that.
 
 mod hard;
+mod migration;
 mod special;
 mod table;
 mod value;

@@ -27,7 +27,7 @@ use crate::worker::{self, Policy, Progress, Start, Stream};
 
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A migration comes in many steps; the base that follows waits until they are over.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(5);
 /// Between two looks at a shape that stays as it is: a base may be deleted by somebody, and the last change of
 /// shape that a killed service saw may be put on record late.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);

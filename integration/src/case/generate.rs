@@ -35,6 +35,12 @@ pub fn case(seed: u64) -> Case {
         }),
         fault: None,
     };
+    let mut migrations = seed::rng(seed, "migrations");
+    // Each waits for a change to settle: one seed in three does.
+    let migrates = seed.is_multiple_of(3);
+    if migrates && migrations.random_bool(0.7) {
+        setting.settings["big_table_bytes"] = json!(8192);
+    }
     if rng.random_bool(0.7) {
         setting.settings["no_identity"] = json!("full");
     }
@@ -42,6 +48,8 @@ pub fn case(seed: u64) -> Case {
         schema: Schema::random(seed, source),
         rng: seed::rng(seed, "operations"),
         restores: seed::rng(seed, "restores"),
+        migrations,
+        migrates: if migrates { 2 } else { 0 },
         open: Default::default(),
         prepared: Vec::new(),
         transactions: 0,
@@ -59,6 +67,9 @@ struct Writer {
     rng: ChaCha8Rng,
     /// Of its own: how a state is restored has nothing to do with what happens.
     restores: ChaCha8Rng,
+    migrations: ChaCha8Rng,
+    /// How many are to come.
+    migrates: u32,
     /// What each session has yet to say of its transaction, the last statement first.
     open: [Vec<String>; SESSIONS as usize],
     prepared: Vec<String>,
@@ -80,6 +91,9 @@ impl Writer {
         while moments > 0 {
             let statements = self.rng.random_range(10..40);
             self.work(statements);
+            if self.migrates > 0 && self.migrations.random_ratio(1, 2) {
+                self.migrate();
+            }
             match self.rng.random_range(0..9) {
                 0 if base => {
                     base = false;
@@ -108,6 +122,23 @@ impl Writer {
         self.work(20);
         self.settle();
         self.moment(Target::Latest);
+    }
+
+    /// Beside what else is written; then a base is waited for.
+    fn migrate(&mut self) {
+        self.settle();
+        // What lies before is looked at: the span that is uncertain begins there.
+        self.operations.push(Operation::Rebased);
+        let rng = &mut self.migrations;
+        for sql in self.schema.migration(self.migrates, rng) {
+            self.operations.push(Operation::Sql { session: 0, sql });
+            let session = self.migrations.random_range(0..SESSIONS);
+            self.step(session);
+        }
+        self.work(8);
+        self.settle();
+        self.operations.push(Operation::Rebased);
+        self.migrates -= 1;
     }
 
     fn moment(&mut self, target: Target) {

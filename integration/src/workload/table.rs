@@ -28,7 +28,7 @@ pub(super) enum Identity {
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     /// Quoted, with its schema.
-    name: String,
+    pub(super) name: String,
     identity: Identity,
     number: usize,
     /// Quoted name and type of the columns that are not in the key.
