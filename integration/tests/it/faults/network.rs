@@ -88,9 +88,9 @@ async fn a_dump_is_cut_in_the_middle() -> Result<()> {
     wait::until("another base", again).await?;
     service.wait_bases("shop", 2).await?;
     write(&database, "after").await?;
-    no_gap(&service, "shop").await?;
+    // Until all is durable, the base may be ahead of the segments.
     history::check_latest(&service, "shop", &database).await?;
-    Ok(())
+    no_gap(&service, "shop").await
 }
 
 /// Nothing comes, nothing is closed: for the time it lasts, and for good on the connections of before.
