@@ -109,6 +109,8 @@ pub struct Start {
     /// Up to here that shape was seen to hold.
     pub looked_at: Lsn,
     pub spool_folder: std::path::PathBuf,
+    /// Is to be durable soon, also if nothing is written: a base that borrows rows waits for its own moment.
+    pub wanted: watch::Receiver<Lsn>,
 }
 
 /// How far a worker is; only the latest value counts.
@@ -182,6 +184,7 @@ pub async fn run<S: Stream, M: Marks>(
         last_status: now,
         asked: None,
         retry: RETRY_FIRST,
+        wanted: start.wanted,
     };
     worker.run(cancel).await
 }
@@ -208,6 +211,7 @@ struct Worker<S, M> {
     asked: Option<(Instant, Lsn)>,
     /// Pause before the next attempt of a failed upload.
     retry: Duration,
+    wanted: watch::Receiver<Lsn>,
 }
 
 struct MarkTimer<M> {
@@ -332,7 +336,9 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             None => self.last_cut.elapsed() >= self.pause_before_empty(),
         };
         let hurried = stopping || self.asked.is_some();
-        if !(full || old || hurried || !self.look.changes.is_empty()) {
+        let wanted = *self.wanted.borrow();
+        let wanted = self.durable < wanted && wanted <= self.open.end();
+        if !(full || old || hurried || wanted || !self.look.changes.is_empty()) {
             return Ok(());
         }
         let seen = self.look.newest >= self.open.end();

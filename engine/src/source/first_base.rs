@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use lastgood_proto::LineageId;
 use lastgood_proto::manifest::LineageFile;
+use lastgood_proto::{LineageId, Lsn};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,8 @@ pub(super) struct Task {
     lineage: LineageId,
     handle: AbortOnDropHandle<()>,
     failure: watch::Receiver<Option<String>>,
+    /// Of the base, once there is one.
+    point: watch::Receiver<Lsn>,
 }
 
 impl Task {
@@ -37,6 +39,7 @@ impl Task {
         cancel: &CancellationToken,
     ) -> Self {
         let (failed, failure) = watch::channel(None);
+        let (taken, point) = watch::channel(Lsn::INVALID);
         let work = Work {
             source: source.clone(),
             store: store.clone(),
@@ -44,16 +47,23 @@ impl Task {
             events: events.clone(),
             cancel: cancel.clone(),
             failed,
+            taken,
         };
         Self {
             lineage: file.id,
             handle: AbortOnDropHandle::new(tokio::spawn(work.run(snapshot))),
             failure,
+            point,
         }
     }
 
     pub(super) fn lineage(&self) -> LineageId {
         self.lineage
+    }
+
+    /// The consistent point of the base that was taken; an invalid one if none was.
+    pub(super) fn point(&self) -> Lsn {
+        *self.point.borrow()
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -73,6 +83,7 @@ struct Work {
     events: Events,
     cancel: CancellationToken,
     failed: watch::Sender<Option<String>>,
+    taken: watch::Sender<Lsn>,
 }
 
 impl Work {
@@ -103,7 +114,11 @@ impl Work {
             let (events, cancel) = (self.events.clone(), self.cancel.clone());
             let (source, store) = (&self.source, &self.store);
             match base::take_rows(source, store, Rows::Altered, events, cancel).await {
-                Ok(_) | Err(Error::NoLineage | Error::Cancelled) => return,
+                Ok(base) => {
+                    self.taken.send_replace(base.consistent_point);
+                    return;
+                }
+                Err(Error::NoLineage | Error::Cancelled) => return,
                 Err(error) => self.note(&error),
             }
         }

@@ -75,6 +75,7 @@ pub(super) async fn run(
         reshaped: 0,
         trouble: None,
     });
+    let (want, wanted) = watch::channel(Lsn::INVALID);
     let worker = worker::run(
         Overlap::new(Walsender(stream), store.clone(), opened.stored),
         SessionMarks::new(
@@ -93,6 +94,7 @@ pub(super) async fn run(
             shape: opened.shape,
             looked_at: opened.looked_at,
             spool_folder,
+            wanted,
         },
         events.clone(),
         progress_in,
@@ -141,8 +143,8 @@ pub(super) async fn run(
             }
             _ = ticks.tick() => {
                 let progress = progress.borrow().clone();
-                if first_base.as_ref().is_some_and(Task::is_finished) {
-                    *first_base = None;
+                if let Some(task) = first_base.take_if(|task| task.is_finished()) {
+                    want.send_replace(task.point());
                     rebase = Rebase::new();
                 }
                 if first_base.is_none() && rebase.is_due(&progress, store, file).await {

@@ -269,6 +269,7 @@ async fn incarnation(
             shape,
             looked_at,
             spool_folder: spool.to_owned(),
+            wanted: tokio::sync::watch::channel(Lsn::INVALID).1,
         },
         Events::new(events),
         progress,

@@ -240,6 +240,29 @@ async fn a_base_after_a_migration_borrows_the_rows_that_nothing_touched() -> Res
     Ok(())
 }
 
+/// A base that borrows has its own moment once the segments reach it, which must not take as long as a source
+/// may be idle.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_source_is_restorable_soon_after_a_migration() -> Result<()> {
+    let storage = Storage::local()?;
+    let database = TestDatabase::new(18).await?;
+    database.execute(TABLES).await?;
+    let service = Service::start(&storage).await?;
+    let settings = json!({"big_table_bytes": 1 << 20, "segment_seconds": 1, "idle_seconds": 3600});
+    service
+        .add_source("shop", &database.url(), settings)
+        .await?;
+    service.wait_protected("shop").await?;
+    database
+        .execute("ALTER TABLE big ADD c int DEFAULT 7")
+        .await?;
+    let changed = truth::wal_position(&database.connect().await?).await?;
+    wait_beyond(&service, "shop", &changed).await?;
+    ensure!(borrowed_tables(&service, &storage).await? > 0);
+    history::check_latest(&service, "shop", &database).await?;
+    Ok(())
+}
+
 /// Tables of the newest base whose rows are borrowed, by its manifest.
 async fn borrowed_tables(service: &Service, storage: &Storage) -> Result<usize> {
     let mut manifests = storage.files(|path| path.contains("manifest.json"))?;
