@@ -153,7 +153,9 @@ pub(super) async fn newest(store: &SourceStore, lineage: LineageId) -> Option<Ba
         };
         let object = SourceObject::Manifest(lineage.id, *newest);
         let newest: BaseManifest = store.get_json(&object).await?;
-        Ok(is_usable(&newest, lineage).then_some(newest))
+        // Behind a hole nothing can be brought up to now.
+        let lends = is_usable(&newest, lineage) && lineage.orphans.is_empty();
+        Ok(lends.then_some(newest))
     };
     match read.await {
         Ok(newest) => newest,
@@ -165,12 +167,13 @@ pub(super) async fn newest(store: &SourceStore, lineage: LineageId) -> Option<Ba
     }
 }
 
-/// Whether a base has its lenders, and the changes since.
+/// Whether a base has everything itself, or its lenders and the changes since.
 pub(crate) fn is_usable(base: &BaseManifest, lineage: &LineageListing) -> bool {
     let starts = lineage.segments.first().map(|first| first.start);
-    has_lenders(&base.borrowed, lineage)
-        && lineage.orphans.is_empty()
-        && starts.is_none_or(|start| start <= base.rows_from())
+    base.borrowed.is_empty()
+        || has_lenders(&base.borrowed, lineage)
+            && lineage.orphans.is_empty()
+            && starts.is_none_or(|start| start <= base.rows_from())
 }
 
 /// Whether the lenders are all there, and nobody has given them up.
@@ -456,6 +459,56 @@ mod tests {
                 )
             }
         }
+    }
+
+    /// One that is not usable is followed by another base at once: a whole one must always be.
+    #[test]
+    fn a_base_that_borrows_needs_its_lender_and_the_way_from_it() {
+        use lastgood_proto::Lsn;
+        use lastgood_proto::key::{SegmentKey, SegmentKind};
+        use lastgood_proto::listing::Listing;
+
+        let id = LineageId::new(1, 0);
+        let lender = BaseId::new(Lsn::new(15), 1);
+        let listing = |segments: &[(u64, u64)], bases: &[BaseId]| {
+            let segments = segments.iter().map(|(start, end)| {
+                let key = SegmentKey {
+                    start: Lsn::new(*start),
+                    end: Lsn::new(*end),
+                    max_commit_time: None,
+                    observed_through: None,
+                    kind: SegmentKind::Captured,
+                };
+                SourceObject::Segment(id, key)
+            });
+            let bases = bases.iter().map(|base| SourceObject::Manifest(id, *base));
+            Listing::from_objects(segments.chain(bases))
+        };
+        let whole = manifest(Vec::new());
+        let borrows = BaseManifest {
+            consistent_point: Lsn::new(40),
+            borrowed: vec![lastgood_proto::manifest::Borrowed {
+                base: lender,
+                tables: vec![Oid::new(1)],
+                added: Vec::new(),
+            }],
+            ..whole.clone()
+        };
+        let check = |segments: &[(u64, u64)], bases: &[BaseId], expect: bool| {
+            let listing = listing(segments, bases);
+            let lineage = listing.lineage(id).unwrap();
+            assert!(is_usable(&whole, lineage));
+            assert_eq!(
+                is_usable(&borrows, lineage),
+                expect,
+                "{segments:?} {bases:?}"
+            );
+        };
+        check(&[(10, 20), (20, 50)], &[lender], true);
+        check(&[(10, 20)], &[lender], true);
+        check(&[(10, 20), (20, 50)], &[], false);
+        check(&[(10, 20), (30, 50)], &[lender], false);
+        check(&[(20, 50)], &[lender], false);
     }
 
     #[tokio::test]

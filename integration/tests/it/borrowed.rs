@@ -259,8 +259,14 @@ async fn an_idle_source_is_restorable_soon_after_a_migration() -> Result<()> {
     let changed = truth::wal_position(&database.connect().await?).await?;
     wait_beyond(&service, "shop", &changed).await?;
     ensure!(borrowed_tables(&service, &storage).await? > 0);
-    history::check_latest(&service, "shop", &database).await?;
-    Ok(())
+    let expected = digest::of(&mut database.connect().await?, None).await?;
+    let copy = format!("{}_copy", database.name);
+    let server = &database.server;
+    let into = json!({"connection": server.url("postgres"), "create_database": copy});
+    service.restore("shop", &json!("latest"), into).await?;
+    let restored = digest::of(&mut server.connect(&copy).await?, None).await?;
+    expected.assert_restored(&restored, "the latest");
+    history::drop_database(server, &copy).await
 }
 
 /// Tables of the newest base whose rows are borrowed, by its manifest.
