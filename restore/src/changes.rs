@@ -34,6 +34,8 @@ pub(crate) struct BaseTables {
     pub(crate) oids: HashMap<(String, String), Oid>,
     /// Those whose rows it borrows.
     pub(crate) borrowed: HashMap<Oid, BorrowedTable>,
+    /// Where the oldest of the rows are from.
+    pub(crate) rows_from: Lsn,
 }
 
 #[derive(Debug)]
@@ -48,7 +50,10 @@ pub(crate) struct BorrowedTable {
 
 impl BaseTables {
     pub(crate) fn of(manifest: &BaseManifest) -> Self {
-        let mut tables = Self::default();
+        let mut tables = Self {
+            rows_from: manifest.rows_from(),
+            ..Self::default()
+        };
         for table in &manifest.tables {
             let name = (table.schema.clone(), table.name.clone());
             if let Some(lender) = manifest.lender(table.oid) {
@@ -64,12 +69,6 @@ impl BaseTables {
             tables.oids.insert(name, table.oid);
         }
         tables
-    }
-
-    /// Where the oldest of the rows are from; the base itself is from `from`.
-    pub(crate) fn rows_from(&self, from: Lsn) -> Lsn {
-        let lenders = self.borrowed.values().map(|borrowed| borrowed.from);
-        lenders.fold(from, Lsn::min)
     }
 
     /// What the base calls the table of a description.

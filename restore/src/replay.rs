@@ -180,10 +180,9 @@ impl Source<'_> {
 
     fn range(&self, replayed: Replayed) -> Range {
         let last = self.plan.stop.last_kept.as_ref();
-        let from = self.plan.base.consistent_point;
         Range {
-            from,
-            rows_from: self.base.rows_from(from),
+            from: self.plan.base.consistent_point,
+            rows_from: self.base.rows_from,
             last_kept: last.map(|kept| kept.commit_lsn),
             replayed,
         }

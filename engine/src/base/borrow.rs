@@ -24,10 +24,10 @@ const BORROWED_MAX: usize = 5000;
 
 /// A digest for each published table, of all that its rows' text depends on beside the changes of the
 /// stream: storage, columns, identity, checks (which rows have to satisfy when they are loaded), the
-/// publication and the table's place in it, and the definitions of types that are not PostgreSQL's own; each with
-/// its `xmin`, because what was changed there and back has left text in the stream that means something
-/// else. Of some tables only the first columns count. None for a table with values that are printed as names of other objects, which may be
-/// renamed.
+/// publication and the table's place in it, and the definitions of types that are not PostgreSQL's own;
+/// each with its `xmin`, because what was changed there and back has left text in the stream that means
+/// something else. Of some tables only the first columns count. None for a table with values that are
+/// printed as names of other objects, which may be renamed.
 const UNALTERED: &str = r"
 WITH RECURSIVE wanted(rel, most) AS (
     SELECT r.prrelid, coalesce(first.most, 32767)
@@ -83,10 +83,10 @@ FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_cla
 JOIN wanted ON wanted.rel = c.oid LEFT JOIN own ON own.rel = c.oid
 WHERE p.oid = $1 AND c.relkind = 'r' AND own.is_named IS NOT TRUE";
 
-/// Columns behind the first ones of some tables, and what rows that were not written anew have there. And whether
-/// that can be told: they are all there, in the order in which they come in the stream and in a dump,
-/// behind others; and they are of PostgreSQL's own types, whose text means the same always and is
-/// parted by commas.
+/// Columns behind the first ones of some tables, and what rows that were not written anew have there.
+/// And whether that can be told: they are all there, in the order in which they come in the stream and
+/// in a dump, behind others; and they are of PostgreSQL's own types, whose text means the same always
+/// and is parted by commas.
 const ADDED: &str = r"
 SELECT a.attrelid,
        NOT a.attisdropped AND a.atttypid < 16384 AND t.typdelim = ','

@@ -153,18 +153,24 @@ impl Shop {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_base_after_a_migration_borrows_the_rows_that_nothing_touched() -> Result<()> {
+/// The tables as a protected source.
+async fn start(settings: Value) -> Result<(Storage, Service, TestDatabase)> {
     let storage = Storage::local()?;
     let database = TestDatabase::new(18).await?;
     database.execute(TABLES).await?;
     let service = Service::start(&storage).await?;
-    let mut settings = history::settings();
-    settings["big_table_bytes"] = json!(1 << 20);
     service
         .add_source("shop", &database.url(), settings)
         .await?;
     service.wait_protected("shop").await?;
+    Ok((storage, service, database))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_after_a_migration_borrows_the_rows_that_nothing_touched() -> Result<()> {
+    let mut settings = history::settings();
+    settings["big_table_bytes"] = json!(1 << 20);
+    let (storage, service, database) = start(settings).await?;
     let mut shop = Shop {
         service,
         database,
@@ -244,15 +250,8 @@ async fn a_base_after_a_migration_borrows_the_rows_that_nothing_touched() -> Res
 /// may be idle.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_source_is_restorable_soon_after_a_migration() -> Result<()> {
-    let storage = Storage::local()?;
-    let database = TestDatabase::new(18).await?;
-    database.execute(TABLES).await?;
-    let service = Service::start(&storage).await?;
     let settings = json!({"big_table_bytes": 1 << 20, "segment_seconds": 1, "idle_seconds": 3600});
-    service
-        .add_source("shop", &database.url(), settings)
-        .await?;
-    service.wait_protected("shop").await?;
+    let (storage, service, database) = start(settings).await?;
     database
         .execute("ALTER TABLE big ADD c int DEFAULT 7")
         .await?;

@@ -102,6 +102,7 @@ impl Pair {
                 .map(|row| ((row.get(0), row.get(1)), Oid::new(row.get(2))))
                 .collect(),
             borrowed: HashMap::new(),
+            rows_from: Lsn::INVALID,
         };
         let range = Range {
             from: Lsn::INVALID,

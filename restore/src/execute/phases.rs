@@ -20,7 +20,6 @@ use crate::existing::Existing;
 use crate::merge::{Added, Waiting};
 use crate::net::Net;
 use crate::partial::Partial;
-use crate::plan::Loan;
 use crate::relations::Name;
 use crate::replay::Outcome;
 use crate::report::Phase;
@@ -80,7 +79,9 @@ impl Run<'_> {
         }
         let chosen = self.plan.partial.as_ref().map(Partial::names);
         let mut lenders = Vec::new();
-        for loan in self.loans(chosen.as_ref()).await? {
+        let (store, lineage) = (self.store, self.plan.lineage);
+        let lent = plan::lent(store, lineage, self.manifest, chosen.as_ref());
+        for loan in lent.await? {
             let base = loan.manifest.id;
             let archives = Archives { base, ..*archives };
             lenders.push((archives, archives.head().await?, loan));
@@ -149,10 +150,6 @@ impl Run<'_> {
             }
         }
         Ok(added)
-    }
-
-    async fn loans(&self, chosen: Option<&HashSet<Name>>) -> Result<Vec<Loan>, Error> {
-        plan::lent(self.store, self.plan.lineage, self.manifest, chosen).await
     }
 
     /// The entries that replay needs, and the others but event triggers and privileges.
