@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use borrow::is_usable;
 pub(crate) use snapshot::{Prepared, Snapshot};
 
+use crate::ddl;
 use crate::error::Error;
 use crate::events::{Event, Events};
 use crate::marks::clock;
@@ -81,7 +82,7 @@ pub(crate) async fn take_rows(
 ) -> Result<BaseManifest, Error> {
     let result = tokio::select! {
         () = cancel.cancelled() => Err(Error::Cancelled),
-        result = take(source, store, rows, &events) => result,
+        result = Box::pin(take(source, store, rows, &events)) => result,
     };
     if let Err(error) = &result {
         events.send(Event::BaseFailed {
@@ -189,6 +190,7 @@ pub(crate) async fn dump(
     }
     let publication = publication::name(source.id);
     let shape = shape::read(keeper.client(), version, &publication, &source.settings).await?;
+    let fingerprints = shape.fingerprints();
     let newest = match rows {
         Rows::All => None,
         Rows::Altered => borrow::newest(store, lineage.id).await,
@@ -223,6 +225,7 @@ pub(crate) async fn dump(
         lineage: lineage.id,
         base,
         server_encoding: encoding.clone(),
+        exclude_schemas: ddl::schemas(fresh.client()).await?,
         dumped_bytes: Arc::new(AtomicU64::new(0)),
     };
     let is_borrowed = |entry: &&TableEntry| {
@@ -262,7 +265,8 @@ pub(crate) async fn dump(
         v: Version1,
         id: base,
         consistent_point: snapshot.consistent_point,
-        fingerprint: shape.fingerprint(),
+        fingerprint: fingerprints.shape,
+        definitions: fingerprints.definitions,
         snapshot_time: snapshot.taken,
         started,
         finished: clock(fresh.client()).await?,

@@ -2,16 +2,21 @@
 
 use lastgood_proto::LineageId;
 use lastgood_proto::key::{ShapeKey, SourceObject};
-use lastgood_proto::manifest::ShapeFile;
+use lastgood_proto::manifest::{DdlFile, ShapeFile};
 use lastgood_store::{SourceStore, failpoint};
 
-use crate::error::Error;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, chain};
 use crate::open_segment::SealedSegment;
 
 /// A sealed segment and the changes of shape that must be on record before it is.
 pub(crate) struct Cut {
     pub(crate) sealed: SealedSegment,
     pub(crate) changes: Vec<ShapeFile>,
+    /// Where exactly changes lie: what windows gain by it may come late, or never.
+    pub(crate) placed: Vec<DdlFile>,
 }
 
 /// Stores the changes of shape, and then the segment.
@@ -24,7 +29,9 @@ pub(crate) async fn store_cut(
     let sealed = &cut.sealed;
     let object = SourceObject::Segment(lineage, sealed.key);
     for change in &cut.changes {
-        store_change(store, lineage, change).await?;
+        let (from, to) = (change.from, change.to);
+        let object = SourceObject::Shape(lineage, ShapeKey { from, to });
+        store_once(store, &object, change).await?;
     }
     failpoint!("put.before");
     match store.put_sealed(&object, &sealed.body).await {
@@ -37,21 +44,26 @@ pub(crate) async fn store_cut(
         put => put?,
     };
     failpoint!("put.after");
+    for placed in &cut.placed {
+        let (from, to) = (placed.from, placed.to);
+        let object = SourceObject::Ddl(lineage, ShapeKey { from, to });
+        if let Err(error) = store_once(store, &object, placed).await {
+            let error = chain(&error);
+            tracing::warn!(error, "where a change of shape lies is not on record");
+        }
+    }
     Ok(())
 }
 
 /// Sealing draws a new salt each time, so an attempt that did arrive is told by its content.
-async fn store_change(
-    store: &SourceStore,
-    lineage: LineageId,
-    change: &ShapeFile,
-) -> Result<(), Error> {
-    let (from, to) = (change.from, change.to);
-    let object = SourceObject::Shape(lineage, ShapeKey { from, to });
-    match store.put_json(&object, change).await {
+async fn store_once<T>(store: &SourceStore, object: &SourceObject, file: &T) -> Result<(), Error>
+where
+    T: Serialize + DeserializeOwned + PartialEq,
+{
+    match store.put_json(object, file).await {
         Err(error @ lastgood_store::Error::Conflict { .. }) => {
-            let there: ShapeFile = store.get_json(&object).await?;
-            match there == *change {
+            let there: T = store.get_json(object).await?;
+            match there == *file {
                 true => Ok(()),
                 false => Err(error.into()),
             }

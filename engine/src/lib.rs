@@ -4,12 +4,15 @@
 
 mod base;
 mod cut;
+mod ddl;
+mod definitions;
 mod error;
 mod events;
 mod look;
 mod marks;
 mod open_segment;
 pub mod overlap;
+mod placing;
 mod point;
 pub mod probe;
 mod publication;
@@ -35,6 +38,6 @@ pub use point::create_point;
 pub use record::{record_settings, recorded_settings};
 pub use remove::{Left, Removal, remove};
 pub use settings::{NoIdentity, SettingsError, SourceSettings};
-pub use shape::Shape;
+pub use shape::{Fingerprints, Shape};
 pub use source::{Control, Source, Stopped, release_slot, run, watch_idle, watch_paused};
 pub use writer::{Memory, Writer};

@@ -1,18 +1,20 @@
 //! What a worker knows of the source's shape, and how far it has looked.
 
 use lastgood_proto::Lsn;
+use lastgood_proto::key::ShapeKey;
 use lastgood_proto::manifest::{ShapeFile, Version1};
 use tokio::time::Instant;
 
 use crate::marks::Mark;
-use crate::shape::Shape;
+use crate::placing::Placing;
+use crate::shape::{Fingerprints, Shape};
 
 /// A segment is cut only when somebody has looked past its end.
 pub(crate) struct Look {
     /// As this worker saw it last.
     shape: Option<Shape>,
-    /// Of the shape that was seen last; survives a restart as the newest shape file.
-    fingerprint: Option<String>,
+    /// Of what was seen last; survives a restart as the newest shape file.
+    fingerprints: Option<Fingerprints>,
     /// Up to here that shape, and no other, was seen; survives a restart as the start of the last
     /// segment, which may have been cut blind.
     pub(crate) holds_to: Lsn,
@@ -20,6 +22,7 @@ pub(crate) struct Look {
     pub(crate) newest: Lsn,
     /// Seen and not on record yet.
     pub(crate) changes: Vec<ShapeFile>,
+    pub(crate) placing: Placing,
     /// A cut is due and waits for a look.
     pub(crate) waited_for: Option<Instant>,
     /// The newest look failed.
@@ -27,10 +30,16 @@ pub(crate) struct Look {
 }
 
 impl Look {
-    pub(crate) fn new(fingerprint: Option<String>, holds_to: Lsn, durable: Lsn) -> Self {
+    pub(crate) fn new(
+        fingerprints: Option<Fingerprints>,
+        placing: Placing,
+        holds_to: Lsn,
+        durable: Lsn,
+    ) -> Self {
         Self {
             shape: None,
-            fingerprint,
+            fingerprints,
+            placing,
             holds_to,
             newest: durable,
             changes: Vec::new(),
@@ -40,30 +49,35 @@ impl Look {
     }
 
     /// Takes a look in. Another shape than before has to be on record before the segment it may
-    /// fall into; its fingerprint is returned.
-    pub(crate) fn take(&mut self, mark: &Mark) -> Option<String> {
-        let fingerprint = mark.shape.fingerprint();
-        let changed = self.fingerprint.as_ref() != Some(&fingerprint);
+    /// fall into; its fingerprints are returned.
+    pub(crate) fn take(&mut self, mark: &Mark) -> Option<Fingerprints> {
+        let fingerprints = mark.shape.fingerprints();
+        let changed = self.fingerprints.as_ref() != Some(&fingerprints);
+        self.placing.looked(mark.ddl_trigger.as_ref(), mark.lsn);
         if changed {
-            let detail = match (&self.shape, &self.fingerprint) {
+            let detail = match (&self.shape, &self.fingerprints) {
                 (Some(before), _) => mark.shape.difference(before),
                 (None, Some(_)) => "something changed while nobody looked".to_owned(),
                 (None, None) => "first seen".to_owned(),
             };
-            tracing::info!(detail, lsn = %mark.lsn, "the shape of the source is another");
+            tracing::info!(detail, lsn = %mark.seen_by, "the shape of the source is another");
+            let (from, to) = (self.holds_to, mark.seen_by);
             self.changes.push(ShapeFile {
                 v: Version1,
-                from: self.holds_to,
-                to: mark.lsn,
-                fingerprint: fingerprint.clone(),
+                from,
+                to,
+                fingerprint: fingerprints.shape.clone(),
+                definitions: fingerprints.definitions.clone(),
+                ddl_trigger: mark.ddl_trigger.clone(),
                 detail,
                 time: mark.clock,
             });
-            self.fingerprint = Some(fingerprint.clone());
+            self.placing.changed(ShapeKey { from, to });
+            self.fingerprints = Some(fingerprints.clone());
         }
         self.shape = Some(mark.shape.clone());
         self.newest = self.newest.max(mark.lsn);
         self.failed = false;
-        changed.then_some(fingerprint)
+        changed.then_some(fingerprints)
     }
 }

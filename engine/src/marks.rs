@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::segment::SequenceSample;
-use lastgood_proto::{Lsn, PgTimestamp};
+use lastgood_proto::{Lsn, PgTimestamp, SourceId};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use crate::ddl;
 use crate::error::Error;
 use crate::settings::SourceSettings;
 use crate::shape::{self, Shape};
@@ -30,6 +31,10 @@ pub struct Mark {
     pub sequences: Vec<SequenceSample>,
     /// As it was at `lsn` or later.
     pub shape: Shape,
+    /// The WAL position again, read after the shape was: what the shape shows had committed below it.
+    pub seen_by: Lsn,
+    /// One word for the event trigger that tells of DDL, if there is one.
+    pub ddl_trigger: Option<String>,
 }
 
 /// Where marks come from: a session, or a simulator.
@@ -70,6 +75,7 @@ const SEQUENCES: &str = "\
 /// Marks of a real server. The session is opened when it is needed and again after it broke.
 pub(crate) struct SessionMarks {
     config: ConnectionConfig,
+    source: SourceId,
     publication: String,
     settings: SourceSettings,
     session: Option<Session>,
@@ -78,11 +84,13 @@ pub(crate) struct SessionMarks {
 impl SessionMarks {
     pub(crate) fn new(
         config: ConnectionConfig,
+        source: SourceId,
         publication: String,
         settings: SourceSettings,
     ) -> Self {
         Self {
             config,
+            source,
             publication,
             settings,
             session: None,
@@ -101,6 +109,8 @@ impl SessionMarks {
         let sequences = sequences(client).await?;
         let version = session.server_version();
         let shape = shape::read(client, version, &self.publication, &self.settings).await?;
+        let ddl_trigger = ddl::trigger(client, self.source).await?;
+        let seen_by = wal_position(client).await?;
         if wake {
             let transaction = format!("BEGIN; {WAKE}; COMMIT");
             if let Err(error) = client.batch_execute(&transaction).await {
@@ -119,6 +129,8 @@ impl SessionMarks {
             until,
             sequences,
             shape,
+            seen_by,
+            ddl_trigger,
         })
     }
 }

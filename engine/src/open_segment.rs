@@ -20,6 +20,7 @@ use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp};
 use lastgood_store::{SealedBody, SealerBeside, SourceStore, Spool};
 use tokio::time::Instant;
 
+use crate::ddl::{self, Ddl};
 use crate::error::Error;
 use crate::marks::{CLOCK_SLACK_MICROS, Mark};
 
@@ -51,6 +52,10 @@ pub(crate) struct OpenSegment {
     held_sequences: VecDeque<(Lsn, Vec<SequenceSample>)>,
     relations: HashMap<Oid, Relation>,
     types: HashMap<Oid, String>,
+    /// What the open transaction has told of DDL.
+    altering: Vec<String>,
+    /// Transactions with DDL that have come and nobody has taken note of.
+    ddl: Vec<Ddl>,
 }
 
 /// What every segment of this lineage has in common.
@@ -112,6 +117,8 @@ impl OpenSegment {
             held_sequences: VecDeque::new(),
             relations: HashMap::new(),
             types: HashMap::new(),
+            altering: Vec::new(),
+            ddl: Vec::new(),
         }
     }
 
@@ -135,6 +142,11 @@ impl OpenSegment {
 
     pub(crate) fn in_transaction(&self) -> bool {
         self.in_transaction
+    }
+
+    /// The transactions with DDL that have come since this was asked last.
+    pub(crate) fn take_ddl(&mut self) -> impl Iterator<Item = Ddl> {
+        self.ddl.drain(..)
     }
 
     /// NDJSON so far.
@@ -207,6 +219,13 @@ impl OpenSegment {
                     let writing = self.writing()?;
                     writing.writer.commit(&commit).map_err(broken)?;
                 }
+                if !self.altering.is_empty() {
+                    self.ddl.push(Ddl {
+                        lsn: commit.commit_lsn,
+                        time: commit.commit_time,
+                        what: std::mem::take(&mut self.altering),
+                    });
+                }
                 self.end = self.end.max(commit.end_lsn);
                 self.sequences()
             }
@@ -263,6 +282,9 @@ impl OpenSegment {
             }
             Message::Message(message) => {
                 if message.transactional {
+                    if message.prefix == ddl::PREFIX {
+                        Ddl::note(&mut self.altering, message.content);
+                    }
                     return self.begun()?.writer.message(&message).map_err(broken);
                 }
                 // One that belongs to no transaction comes between two of them. Its LSN is its

@@ -1,4 +1,4 @@
-//! Leaving a source as it was found: slots and publication gone, replica identities given back.
+//! Leaving a source as it was found: slots, event trigger and publication gone, replica identities given back.
 
 use lastgood_pg::slot::{drop_slot, slots_with_prefix, terminate_reader};
 use lastgood_pg::{Purpose, Session};
@@ -6,6 +6,7 @@ use lastgood_proto::Oid;
 use serde::Serialize;
 use tokio_postgres::Client;
 
+use crate::ddl;
 use crate::error::{Error, chain};
 use crate::publication;
 use crate::source::Source;
@@ -34,13 +35,13 @@ pub async fn remove(source: &Source) -> Result<Removal, Error> {
     let session = Session::connect(&source.connection, Purpose::Capture).await?;
     let mut removal = Removal::default();
     drop_slots(&session, source, &mut removal).await?;
+    ddl::remove(session.client(), source.id, &mut removal).await?;
     let name = publication::name(source.id);
     if let Some(oid) = lastgood_pg::publication::oid(&session, &name).await? {
         give_identities_back(session.client(), oid, &mut removal).await?;
         let object = format!("publication {name}");
         let sql = format!("DROP PUBLICATION {name};");
-        let outcome = session.client().batch_execute(&sql).await;
-        removal.note(object, sql, outcome.map_err(|error| chain(&error)));
+        removal.try_sql(session.client(), object, sql).await;
     }
     Ok(removal)
 }
@@ -124,6 +125,11 @@ impl Removal {
                 left.object, left.error, left.sql
             ))),
         }
+    }
+
+    pub(crate) async fn try_sql(&mut self, client: &Client, object: String, sql: String) {
+        let outcome = client.batch_execute(&sql).await;
+        self.note(object, sql, outcome.map_err(|error| chain(&error)));
     }
 
     fn note(&mut self, object: String, sql: String, outcome: Result<(), String>) {

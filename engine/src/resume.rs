@@ -165,6 +165,7 @@ mod tests {
             retired: Vec::new(),
             given_up: GivenUp::default(),
             shapes: Vec::new(),
+            ddl: Vec::new(),
             segments: segments
                 .iter()
                 .map(|(start, end)| SegmentKey {

@@ -30,6 +30,8 @@ pub struct SourceSettings {
     pub restart_after_budget: bool,
     /// What to do with tables whose UPDATE and DELETE cannot be captured as they are.
     pub no_identity: NoIdentity,
+    /// Make an event trigger that tells where DDL lies among the changes, where that is allowed.
+    pub ddl_trigger: bool,
     /// Tables to protect, as `schema.table` with `*` for any run of characters; empty means all.
     pub include: Vec<String>,
     /// Tables to leave out of capture; wins over `include`.
@@ -77,6 +79,7 @@ impl Default for SourceSettings {
             wal_budget_bytes: 10 * GIB,
             restart_after_budget: false,
             no_identity: NoIdentity::BaseOnly,
+            ddl_trigger: true,
             include: Vec::new(),
             exclude: Vec::new(),
             logical_decoding_work_mem_kb: 256 << 10,

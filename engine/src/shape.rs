@@ -7,12 +7,14 @@
 //! segment it may fall into, and no restore replays across it.
 //!
 //! It may see a change where there is none that matters (a GRANT on a column): that costs a base.
+//! What rows do not depend on is looked at along with it (`definitions`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
+use crate::definitions;
 use crate::error::Error;
 use crate::settings::SourceSettings;
 
@@ -21,6 +23,16 @@ use crate::settings::SourceSettings;
 pub struct Shape {
     /// A digest for each object, by what the operator calls it.
     parts: BTreeMap<String, String>,
+    /// A digest for each kind of definition that rows do not depend on.
+    definitions: BTreeMap<String, String>,
+}
+
+/// What tells a shape from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprints {
+    pub shape: String,
+    /// Of what rows do not depend on. None if whoever saw it last did not look.
+    pub definitions: Option<String>,
 }
 
 /// Objects named at most in a difference.
@@ -127,42 +139,38 @@ pub(crate) async fn read(
         published.push_str(row.get(0));
     }
     parts.insert(format!("publication {publication}"), published);
-    Ok(Shape { parts })
+    let definitions = definitions::read(client).await?;
+    Ok(Shape { parts, definitions })
 }
 
 impl Shape {
-    /// Thirty-two hexadecimal digits.
     #[must_use]
-    pub fn fingerprint(&self) -> String {
-        let mut digest = Sha256::new();
-        for (name, part) in &self.parts {
-            digest.update(name.as_bytes());
-            digest.update([0]);
-            digest.update(part.as_bytes());
-            digest.update([0]);
+    pub fn fingerprints(&self) -> Fingerprints {
+        Fingerprints {
+            shape: fingerprint(&self.parts),
+            definitions: Some(fingerprint(&self.definitions)),
         }
-        let digest = digest.finalize();
-        digest
-            .iter()
-            .take(16)
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
     }
 
     /// What is not as it was `before`, in words.
     pub(crate) fn difference(&self, before: &Shape) -> String {
         let names: BTreeSet<&String> = self.parts.keys().chain(before.parts.keys()).collect();
-        let changed: Vec<String> = names
-            .into_iter()
-            .filter_map(
-                |name| match (before.parts.get(name), self.parts.get(name)) {
-                    (Some(old), Some(new)) if old == new => None,
-                    (Some(_), Some(_)) => Some(format!("{name} changed")),
-                    (None, _) => Some(format!("{name} is new")),
-                    (Some(_), None) => Some(format!("{name} is gone")),
-                },
-            )
-            .collect();
+        let parts = names.into_iter().filter_map(|name| {
+            match (before.parts.get(name), self.parts.get(name)) {
+                (Some(old), Some(new)) if old == new => None,
+                (Some(_), Some(_)) => Some(format!("{name} changed")),
+                (None, _) => Some(format!("{name} is new")),
+                (Some(_), None) => Some(format!("{name} is gone")),
+            }
+        });
+        let mut changed: Vec<String> = parts.collect();
+        if changed.is_empty() {
+            let (old, new) = (&before.definitions, &self.definitions);
+            let kinds: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            let others = kinds.into_iter();
+            let others = others.filter(|kind| old.get(*kind) != new.get(*kind));
+            changed.extend(others.map(|kind| format!("{kind} changed")));
+        }
         let more = changed.len().saturating_sub(NAMED_MAX);
         let mut text = changed
             .into_iter()
@@ -180,8 +188,26 @@ impl Shape {
     pub fn named(name: &str) -> Self {
         Self {
             parts: BTreeMap::from([(name.to_owned(), String::new())]),
+            definitions: BTreeMap::new(),
         }
     }
+}
+
+/// Thirty-two hexadecimal digits.
+fn fingerprint(parts: &BTreeMap<String, String>) -> String {
+    let mut digest = Sha256::new();
+    for (name, part) in parts {
+        digest.update(name.as_bytes());
+        digest.update([0]);
+        digest.update(part.as_bytes());
+        digest.update([0]);
+    }
+    let digest = digest.finalize();
+    digest
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -196,6 +222,7 @@ mod tests {
                 .iter()
                 .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
                 .collect(),
+            definitions: BTreeMap::new(),
         };
         let before = shape(&[("table a", "1"), ("table b", "1"), ("table c", "1")]);
         let after = shape(&[("table a", "1"), ("table b", "2"), ("table d", "1")]);
@@ -203,7 +230,7 @@ mod tests {
             after.difference(&before),
             "table b changed, table c is gone, table d is new"
         );
-        assert_ne!(after.fingerprint(), before.fingerprint());
+        assert_ne!(after.fingerprints(), before.fingerprints());
     }
 
     /// Every one of these made a restore quietly wrong before shapes were read.
@@ -238,8 +265,36 @@ mod tests {
     ];
 
     const NO_CHANGES: &str = "INSERT INTO t VALUES (1, 2, 3); REINDEX TABLE t; SELECT nextval('counter'); UPDATE t SET a = 5; TRUNCATE t; \
-        ANALYZE; CREATE INDEX ON t(a); CREATE TEMP TABLE x(id int); CREATE UNLOGGED TABLE y(id int); \
-        CREATE VIEW v AS SELECT 1; GRANT SELECT ON t TO public";
+        ANALYZE; CREATE TEMP TABLE x(id int PRIMARY KEY, v text DEFAULT 'x' CHECK (v > '')); CREATE INDEX ON x(v); \
+        CREATE TEMP VIEW w AS SELECT 1; REFRESH MATERIALIZED VIEW counted";
+
+    /// Rows do not depend on them.
+    const DEFINITIONS: &[&str] = &[
+        "CREATE INDEX ON t(a)",
+        "CREATE UNLOGGED TABLE y(id int)",
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE OR REPLACE VIEW shown AS SELECT id, up FROM child WHERE up > 2",
+        "ALTER VIEW shown RENAME up TO c",
+        "GRANT SELECT ON t TO public",
+        "GRANT SELECT (up) ON shown TO public",
+        "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'",
+        "ALTER FUNCTION f() STABLE",
+        "DROP FUNCTION f()",
+        "CREATE TRIGGER tr BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY p ON t USING (true)",
+        "CREATE RULE r AS ON INSERT TO t WHERE new.a > 5 DO ALSO NOTHING",
+        "COMMENT ON COLUMN t.a IS 'x'",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO public",
+        "CREATE SCHEMA s",
+        "CREATE STATISTICS st ON a, b FROM t",
+        "CREATE TYPE r AS RANGE (subtype = int4)",
+        "CREATE CAST (mood AS int) WITH INOUT",
+        "CREATE AGGREGATE total(int) (sfunc = int4pl, stype = int)",
+        "CREATE TEXT SEARCH CONFIGURATION c (COPY = simple)",
+        "CREATE EXTENSION pg_trgm",
+        "ALTER INDEX plain SET (fillfactor = 50)",
+    ];
 
     #[tokio::test]
     async fn changes_that_matter_are_seen_and_others_are_not() {
@@ -252,7 +307,9 @@ mod tests {
                 CREATE TABLE t(id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), b int); \
                 CREATE UNIQUE INDEX t_b ON t(b); CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 10); CREATE UNLOGGED TABLE u(id int); CREATE SEQUENCE counter; \
                 CREATE TABLE child(id int PRIMARY KEY, up int CONSTRAINT parent REFERENCES child); \
-                CREATE TABLE root(id int) PARTITION BY LIST (id); \
+                CREATE TABLE root(id int) PARTITION BY LIST (id); CREATE VIEW shown AS SELECT id, up FROM child; CREATE INDEX plain ON child(up); \
+                CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; \
+                CREATE MATERIALIZED VIEW counted AS SELECT count(*) AS n FROM child; \
                 CREATE TABLE p1 PARTITION OF root FOR VALUES IN (1); CREATE PUBLICATION pub FOR TABLE t";
             database.execute(setup).await.unwrap();
             let client = database.connect().await.unwrap();
@@ -261,6 +318,8 @@ mod tests {
             let before = read(&client, version, "pub", &settings).await.unwrap();
             client.batch_execute(NO_CHANGES).await.unwrap();
             client.batch_execute("VACUUM FULL t").await.unwrap();
+            let after = read(&client, version, "pub", &settings).await.unwrap();
+            assert_eq!(after.difference(&before), "", "{major}");
             // It demands nothing: what is left of it when it fails, and what REINDEX CONCURRENTLY is
             // building, is invalid.
             let doubled = "INSERT INTO t VALUES (1, 2, 3), (2, 2, 4)";
@@ -268,7 +327,7 @@ mod tests {
             let invalid = "CREATE UNIQUE INDEX CONCURRENTLY t_a ON t(a)";
             client.batch_execute(invalid).await.unwrap_err();
             let after = read(&client, version, "pub", &settings).await.unwrap();
-            assert_eq!(after.difference(&before), "", "{major}");
+            assert_eq!(after.parts, before.parts, "{major}");
             client
                 .batch_execute("DROP INDEX t_a; TRUNCATE t")
                 .await
@@ -280,12 +339,20 @@ mod tests {
                     panic!("{major}: {change}: {error:?}");
                 });
                 let after = read(&client, version, "pub", &settings).await.unwrap();
-                assert_ne!(after, before, "{major}: {change}");
-                assert_ne!(
-                    after.fingerprint(),
-                    before.fingerprint(),
-                    "{major}: {change}"
-                );
+                let prints = [&after, &before].map(|shape| shape.fingerprints().shape);
+                assert_ne!(prints[0], prints[1], "{major}: {change}");
+                client.batch_execute("ROLLBACK").await.unwrap();
+            }
+            for change in DEFINITIONS {
+                let before = read(&client, version, "pub", &settings).await.unwrap();
+                client.batch_execute("BEGIN").await.unwrap();
+                client.batch_execute(change).await.unwrap_or_else(|error| {
+                    panic!("{major}: {change}: {error:?}");
+                });
+                let after = read(&client, version, "pub", &settings).await.unwrap();
+                assert_ne!(after.definitions, before.definitions, "{major}: {change}");
+                assert_eq!(after.parts, before.parts, "{major}: {change}");
+                assert_ne!(after.difference(&before), "", "{major}: {change}");
                 client.batch_execute("ROLLBACK").await.unwrap();
             }
         }

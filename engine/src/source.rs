@@ -29,6 +29,7 @@ use crate::events::{Event, Events, SourceState, SourceStatus};
 use crate::overlap::Stored;
 use crate::remove::Removal;
 use crate::settings::SourceSettings;
+use crate::shape::Fingerprints;
 use crate::writer::Writer;
 
 pub(crate) use slot::make as make_slot;
@@ -73,8 +74,10 @@ pub(crate) struct Opened {
     /// Where the stream begins, and what is compared up to `durable`.
     pub(crate) stored: Stored,
     pub(crate) observed_through: Option<PgTimestamp>,
-    /// Fingerprint of the shape that was seen last.
-    pub(crate) shape: Option<String>,
+    /// Of the shape that was seen last.
+    pub(crate) shape: Option<Fingerprints>,
+    /// What tells of DDL in the stream, and did before it goes on.
+    pub(crate) ddl_trigger: Option<String>,
     /// Up to here it was seen to hold.
     pub(crate) looked_at: Lsn,
     pub(crate) connection: ReplicationConnection,

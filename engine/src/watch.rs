@@ -16,6 +16,7 @@ use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState, SourceStatus, Uncovered};
 use crate::marks::clock;
 use crate::publication;
+use crate::shape::Fingerprints;
 use crate::source::Source;
 use crate::worker::Progress;
 
@@ -51,7 +52,7 @@ pub(crate) struct Watch {
     uncovered: Option<Vec<Uncovered>>,
     lost_identity: Vec<(String, String)>,
     /// The shape that the publication was last compared under.
-    shape: Option<String>,
+    shape: Option<Fingerprints>,
     alerted: bool,
 }
 

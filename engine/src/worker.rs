@@ -34,7 +34,9 @@ use crate::events::{Event, Events};
 use crate::look::Look;
 use crate::marks::{Mark, Marks};
 use crate::open_segment::{OpenSegment, Place};
+use crate::placing::Placing;
 use crate::settings::SourceSettings;
+use crate::shape::Fingerprints;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -104,8 +106,10 @@ pub struct Start {
     /// End of the durable run: the stream shows nothing below it.
     pub durable: Lsn,
     pub observed_through: Option<PgTimestamp>,
-    /// Fingerprint of the shape that was seen last; none if the lineage has not been looked at.
-    pub shape: Option<String>,
+    /// Of the shape that was seen last; none if the lineage has not been looked at.
+    pub shape: Option<Fingerprints>,
+    /// What tells of DDL in the stream, and has done so at least since `durable`.
+    pub ddl_trigger: Option<String>,
     /// Up to here that shape was seen to hold.
     pub looked_at: Lsn,
     pub spool_folder: std::path::PathBuf,
@@ -120,8 +124,8 @@ pub struct Progress {
     /// Newest position received between transactions.
     pub received: Lsn,
     pub observed_through: Option<PgTimestamp>,
-    /// Fingerprint of the shape that was seen last.
-    pub shape: Option<String>,
+    /// Of the shape that was seen last.
+    pub shape: Option<Fingerprints>,
     /// Changes of it that this worker has put on record: one and back again in between two looks at
     /// this are two.
     pub reshaped: usize,
@@ -172,7 +176,12 @@ pub async fn run<S: Stream, M: Marks>(
             moved_to: start.durable,
             sequences: None,
         },
-        look: Look::new(start.shape, start.looked_at, start.durable),
+        look: Look::new(
+            start.shape,
+            Placing::new(start.ddl_trigger, start.durable),
+            start.looked_at,
+            start.durable,
+        ),
         store,
         lineage: start.lineage,
         policy,
@@ -354,7 +363,14 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         self.last_cut = Instant::now();
         self.retry = RETRY_FIRST;
         let changes = std::mem::take(&mut self.look.changes);
-        self.start_upload(Cut { sealed, changes }, Duration::ZERO);
+        let holds_to = self.look.holds_to;
+        let placed = self.look.placing.place(sealed.key.end, holds_to);
+        let cut = Cut {
+            sealed,
+            changes,
+            placed,
+        };
+        self.start_upload(cut, Duration::ZERO);
         Ok(())
     }
 
@@ -411,7 +427,9 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             self.retry = (self.retry * 2).min(RETRY_LONGEST);
             return Ok(());
         }
-        let Cut { sealed, changes } = cut;
+        let Cut {
+            sealed, changes, ..
+        } = cut;
         let changes = changes.len();
         let key: SegmentKey = sealed.key;
         self.durable = key.end;
@@ -502,6 +520,9 @@ impl<S: Stream, M: Marks> Worker<S, M> {
     async fn message(&mut self, message: &ReplicationMessage) -> Result<(), Error> {
         self.last_message = Instant::now();
         self.open.take(message)?;
+        for ddl in self.open.take_ddl() {
+            self.look.placing.committed(ddl);
+        }
         failpoint!("receive");
         if let ReplicationMessage::Keepalive {
             reply_requested: true,

@@ -194,6 +194,20 @@ pub struct ShapeKey {
     pub to: Lsn,
 }
 
+impl ShapeKey {
+    fn file_name(self) -> String {
+        format!("{}-{}.json", hex_lsn(self.from), hex_lsn(self.to))
+    }
+
+    fn of_file(name: &str) -> Option<Self> {
+        let (from, to) = name.strip_suffix(".json")?.split_once('-')?;
+        Some(Self {
+            from: parse_lsn(from)?,
+            to: parse_lsn(to)?,
+        })
+    }
+}
+
 /// One archive of a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ArchiveName {
@@ -286,6 +300,8 @@ pub enum SourceObject {
     LineageEnd(LineageId),
     Point(LineageId, PointKey),
     Shape(LineageId, ShapeKey),
+    /// Where exactly a change of shape lies.
+    Ddl(LineageId, ShapeKey),
     Archive(LineageId, BaseId, ArchiveName),
     Manifest(LineageId, BaseId),
     Segment(LineageId, SegmentKey),
@@ -311,12 +327,9 @@ impl SourceObject {
                 )
             }
             SourceObject::Shape(lineage, shape) => {
-                format!(
-                    "{lineage}/shapes/{}-{}.json",
-                    hex_lsn(shape.from),
-                    hex_lsn(shape.to)
-                )
+                format!("{lineage}/shapes/{}", shape.file_name())
             }
+            SourceObject::Ddl(lineage, shape) => format!("{lineage}/ddl/{}", shape.file_name()),
             SourceObject::Archive(lineage, base, name) => {
                 format!("{lineage}/bases/{base}/{name}.dump")
             }
@@ -358,6 +371,7 @@ impl SourceObject {
             | SourceObject::LineageEnd(_)
             | SourceObject::Point(..)
             | SourceObject::Shape(..)
+            | SourceObject::Ddl(..)
             | SourceObject::Archive(..)
             | SourceObject::Manifest(..)
             | SourceObject::Retired(..) => format!("sources/{source}/{}", self.stem()),
@@ -373,6 +387,7 @@ impl SourceObject {
             | SourceObject::LineageEnd(id)
             | SourceObject::Point(id, _)
             | SourceObject::Shape(id, _)
+            | SourceObject::Ddl(id, _)
             | SourceObject::Archive(id, ..)
             | SourceObject::Manifest(id, _)
             | SourceObject::Segment(id, _)
@@ -401,14 +416,8 @@ impl SourceObject {
                     PointKey::new(parse_lsn(lsn)?, name).ok()?,
                 ))
             }
-            Some(("shapes", name)) => {
-                let (from, to) = name.strip_suffix(".json")?.split_once('-')?;
-                let shape = ShapeKey {
-                    from: parse_lsn(from)?,
-                    to: parse_lsn(to)?,
-                };
-                Some(SourceObject::Shape(lineage, shape))
-            }
+            Some(("shapes", name)) => Some(SourceObject::Shape(lineage, ShapeKey::of_file(name)?)),
+            Some(("ddl", name)) => Some(SourceObject::Ddl(lineage, ShapeKey::of_file(name)?)),
             Some(("bases", name)) => {
                 let (base, name) = name.split_once('/')?;
                 let base: BaseId = base.parse().ok()?;
@@ -579,12 +588,15 @@ mod tests {
             (lineage(), any::<u64>(), "[A-Za-z0-9._-]{1,64}").prop_map(|(lineage, lsn, name)| {
                 SourceObject::Point(lineage, PointKey::new(Lsn::new(lsn), &name).unwrap())
             }),
-            (lineage(), any::<(u64, u64)>()).prop_map(|(lineage, (from, to))| {
+            (lineage(), any::<(u64, u64, bool)>()).prop_map(|(lineage, (from, to, placed))| {
                 let shape = ShapeKey {
                     from: Lsn::new(from),
                     to: Lsn::new(to),
                 };
-                SourceObject::Shape(lineage, shape)
+                match placed {
+                    true => SourceObject::Ddl(lineage, shape),
+                    false => SourceObject::Shape(lineage, shape),
+                }
             }),
             (lineage(), base(), archive)
                 .prop_map(|(lineage, base, name)| SourceObject::Archive(lineage, base, name)),

@@ -37,6 +37,8 @@ pub struct LineageListing {
     pub points: Vec<PointKey>,
     /// By LSN.
     pub shapes: Vec<ShapeKey>,
+    /// Of which of these it is known where exactly they lie.
+    pub ddl: Vec<ShapeKey>,
     /// When retention gave something up, oldest first.
     pub retired: Vec<PgTimestamp>,
     /// None of it is above or below.
@@ -103,6 +105,9 @@ impl Listing {
                 }
                 SourceObject::Shape(id, shape) => {
                     parts.entry(id).or_default().shapes.insert(shape);
+                }
+                SourceObject::Ddl(id, shape) => {
+                    parts.entry(id).or_default().ddl.insert(shape);
                 }
                 SourceObject::Manifest(id, base) => {
                     parts.entry(id).or_default().bases.insert(base);
@@ -226,6 +231,7 @@ struct Parts {
     bases: BTreeSet<BaseId>,
     points: BTreeSet<PointKey>,
     shapes: BTreeSet<ShapeKey>,
+    ddl: BTreeSet<ShapeKey>,
     retired: BTreeSet<PgTimestamp>,
     segments: BTreeSet<SegmentKey>,
 }
@@ -240,6 +246,7 @@ impl Parts {
             bases: self.bases.into_iter().collect(),
             points: self.points.into_iter().collect(),
             shapes: self.shapes.into_iter().collect(),
+            ddl: self.ddl.into_iter().collect(),
             retired: self.retired.into_iter().collect(),
             given_up: GivenUp::default(),
             segments: joined.chain,

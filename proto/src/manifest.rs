@@ -152,8 +152,8 @@ pub struct PointFile {
     pub time: PgTimestamp,
 }
 
-/// `shapes/….json`: what tables and publication look like. The stream does not carry it, so it is
-/// looked at before every segment is cut, and a change is written down before that segment is.
+/// `shapes/….json`: what the source looks like. The stream does not carry it, so it is looked at
+/// before every segment is cut, and a change is written down before that segment is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShapeFile {
@@ -162,25 +162,54 @@ pub struct ShapeFile {
     pub from: Lsn,
     /// The look that saw this one.
     pub to: Lsn,
-    /// Equal fingerprints, equal shapes.
+    /// Of what rows depend on: tables, their columns and demands, types, the publication. Equal fingerprints,
+    /// equal shapes.
     pub fingerprint: String,
+    /// Of all other definitions: functions, views, indexes, grants and so on. May be there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definitions: Option<String>,
+    /// One word for what tells of DDL in the stream, if anything did at `to`. May be there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ddl_trigger: Option<String>,
     /// What changed, in one sentence for the operator.
     pub detail: String,
     pub time: PgTimestamp,
 }
 
-/// How far changes can be replayed on a base: to the last look before another shape was seen.
-///
-/// A shape equal to the base's came before its snapshot, or changed back after it, and then the
-/// change away from it is the one that counts.
-#[must_use]
-pub fn reach(consistent_point: Lsn, fingerprint: &str, shapes: &[ShapeFile]) -> Lsn {
-    shapes
-        .iter()
-        .filter(|shape| shape.to > consistent_point && shape.fingerprint != fingerprint)
-        .map(|shape| shape.from)
-        .min()
-        .unwrap_or(Lsn::MAX)
+impl ShapeFile {
+    /// Whether changes cannot be replayed across this on a base with that consistent point and fingerprint.
+    ///
+    /// A shape equal to the base's came before its snapshot, or changed back after it, and then the
+    /// change away from it is the one that counts.
+    #[must_use]
+    pub fn ends(&self, consistent_point: Lsn, fingerprint: &str) -> bool {
+        self.to > consistent_point && self.fingerprint != fingerprint
+    }
+}
+
+/// `ddl/….json`: which transactions made the change between two looks that the file of the same name in
+/// `shapes/` is about. Only where every command that alters definitions leaves a message in the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DdlFile {
+    pub v: Version1,
+    pub from: Lsn,
+    pub to: Lsn,
+    /// Up to here, and without this transaction itself, everything is as it was.
+    pub first: DdlCommit,
+    /// From its end on, everything is as it was seen at `to`.
+    pub last: DdlCommit,
+    /// What they did, in one sentence for the operator.
+    pub detail: String,
+}
+
+/// A transaction that altered definitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DdlCommit {
+    /// Start of the commit record.
+    pub lsn: Lsn,
+    pub time: PgTimestamp,
 }
 
 /// `retired/….json`: what retention has given up in this lineage, written down before anything is deleted.
@@ -206,6 +235,9 @@ pub struct BaseManifest {
     pub consistent_point: Lsn,
     /// The shape under the snapshot. Changes are replayed on this base only while it stays so.
     pub fingerprint: String,
+    /// Of all other definitions, see [`ShapeFile`]. May be there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definitions: Option<String>,
     /// The server's clock right after the snapshot was taken: the base is never newer.
     pub snapshot_time: PgTimestamp,
     pub started: PgTimestamp,
@@ -412,6 +444,8 @@ mod tests {
             from: Lsn::new(from),
             to: Lsn::new(to),
             fingerprint: fingerprint.to_owned(),
+            definitions: None,
+            ddl_trigger: None,
             detail: String::new(),
             time: PgTimestamp::from_micros(0),
         }
@@ -421,11 +455,11 @@ mod tests {
     fn a_base_reaches_to_the_first_other_shape() {
         let shapes = [shape(10, 12, "a"), shape(40, 45, "b"), shape(70, 75, "a")];
         let check = |at: u64, fingerprint, expect: Lsn| {
-            assert_eq!(
-                reach(Lsn::new(at), fingerprint, &shapes),
-                expect,
-                "{at} {fingerprint}"
-            );
+            let ends = shapes
+                .iter()
+                .filter(|shape| shape.ends(Lsn::new(at), fingerprint));
+            let first = ends.map(|shape| shape.from).min();
+            assert_eq!(first.unwrap_or(Lsn::MAX), expect, "{at} {fingerprint}");
         };
         check(10, "a", Lsn::new(40));
         // Taken before the first look, and something changed between: only its own moment.

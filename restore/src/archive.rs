@@ -15,7 +15,7 @@ use lastgood_pg::dump::{RestoreInput, RestoreOptions, Section, TocEntry};
 use lastgood_pg::{ConnectionConfig, PgTools, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::Archive;
-use lastgood_proto::{BaseId, LineageId, Sha256, encoding};
+use lastgood_proto::{BaseId, LineageId, Sha256, SourceId, encoding};
 use lastgood_store::{ObjectReader, SourceStore, failpoint};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
@@ -73,9 +73,11 @@ impl Archives<'_> {
         file.flush().map_err(Error::Scratch)?;
         let contents = contents?;
         let encoding = self.encoding(file.path()).await?;
+        let mut entries = contents.entries(&encoding);
+        entries.retain(|entry| !is_of_capture(entry));
         Ok(Head {
             file,
-            entries: contents.entries(&encoding),
+            entries,
             encoding,
         })
     }
@@ -228,6 +230,13 @@ impl Archives<'_> {
         }
         Ok(output.stdout)
     }
+}
+
+/// The event triggers that capture has on the source. A base is without their function.
+fn is_of_capture(entry: &TocEntry) -> bool {
+    let name = entry.rest().strip_prefix("- lastgood_");
+    let source = name.and_then(|name| name.split_once('_'));
+    entry.kind() == "EVENT TRIGGER" && source.is_some_and(|(id, _)| id.parse::<SourceId>().is_ok())
 }
 
 pub(crate) fn list_file(entries: &[&TocEntry]) -> Result<NamedTempFile, Error> {

@@ -178,7 +178,10 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
     let reached = match cut {
         Cut::Latest => true,
         // Nothing is past the time yet: only the server's clock can say that nothing will be.
-        Cut::Time { time, .. } => inside.is_some() || observed >= Some(time),
+        Cut::Time { time, inclusive } => match reach.ends_before {
+            Some(change) => !within(change.time, time, inclusive),
+            None => inside.is_some() || observed >= Some(time),
+        },
         // The next commit record may start just at the end of the run.
         Cut::Lsn { lsn, inclusive } => within(lsn, reach.window.to.lsn, !inclusive),
     };
@@ -219,6 +222,7 @@ fn beyond_the_windows(survey: &Survey, choice: &Choice) -> Option<Error> {
     let newest = survey.listing.newest()?;
     let reached = choice.needed.last().map(|segment| segment.end);
     let at = reached
+        .map(|end| end.min(choice.base.reach))
         .max(Some(choice.base.id.consistent_point()))
         .unwrap_or_default();
     let why = match newest.id == choice.lineage {
@@ -259,7 +263,7 @@ pub(crate) fn outside(survey: &Survey, cut: Cut, now: PgTimestamp) -> Error {
         |window: &Window| matches!(cut, Cut::Lsn { lsn, inclusive: true } if lsn == window.to.lsn);
     let why = match (cut, earlier, later) {
         _ if is_future(cut, now) => Outside::Future,
-        _ if windows.iter().any(ends) => Outside::AtEnd,
+        _ if windows.iter().any(ends) && reason.is_none() => Outside::AtEnd,
         (_, None, _) => Outside::BeforeFirst,
         (_, Some(_), None) if reason.is_some() => Outside::NotYetBased,
         (_, Some(_), None) => Outside::NotYetDurable,

@@ -119,10 +119,13 @@ pub struct Stop {
     pub sequences_at: Lsn,
 }
 
+/// What [`NotCovered`] calls definitions that no rows depend on.
+pub(crate) const DEFINITIONS: &str = "definitions";
+
 /// Something that is as fresh as the base, whatever the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotCovered {
-    /// The table, or "large objects".
+    /// The table, or "large objects", or "definitions".
     pub object: String,
     /// One sentence.
     pub why: String,
@@ -209,6 +212,9 @@ pub async fn plan(
     let segments: Vec<PlannedSegment> = needed.map(|key| (*key).into()).collect();
     let following = choice.following.iter().take(FOLLOWING_MAX);
     let following: Vec<PlannedSegment> = following.map(|key| (*key).into()).collect();
+    let stop = stop(cut, &choice, boundary, not_before);
+    let mut not_covered = not_covered(&manifest, chosen.as_ref());
+    not_covered.extend(survey.redefined(&choice.base, stop.sequences_at));
     Ok(Plan {
         source: store.id(),
         source_name: source.name,
@@ -227,8 +233,8 @@ pub async fn plan(
         segments,
         following,
         stored_bytes: base_stored + stored,
-        stop: stop(cut, &choice, boundary, not_before),
-        not_covered: not_covered(&manifest, chosen.as_ref()),
+        stop,
+        not_covered,
         partial,
         expected_seconds: expected_seconds(bytes, stored),
     })
@@ -303,6 +309,9 @@ async fn find_xid(
             }
         }
     }
+    // One window may end in the segment in which the next begins.
+    found.sort();
+    found.dedup();
     match found.as_slice() {
         [] => Err(Error::UnknownTransaction { xid }),
         [(lineage, lsn, _)] => Ok((*lineage, *lsn)),
@@ -334,6 +343,8 @@ async fn find_point(
         }
     }
     found.retain(|(lineage, _)| only.lineage.is_none_or(|id| id == *lineage));
+    found.sort();
+    found.dedup();
     match found.as_slice() {
         [] => Err(Error::UnknownPoint {
             name: name.to_owned(),

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::Listing;
-use lastgood_proto::manifest::{BaseManifest, LineageEnd, ShapeFile, reach};
+use lastgood_proto::manifest::{BaseManifest, DdlFile, LineageEnd, ShapeFile};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 
 use crate::Error;
+use crate::plan::{DEFINITIONS, NotCovered};
 use crate::retention::Unneeded;
 
 /// A finished base and the server's clock right after its snapshot.
@@ -18,13 +19,43 @@ pub struct BaseInfo {
     pub lineage: LineageId,
     pub id: BaseId,
     pub snapshot_time: PgTimestamp,
-    /// Up to here the tables and the publication were seen to be as they were under its snapshot:
-    /// nothing past it is replayed on this base.
+    /// Up to here the tables and the publication were as they were under its snapshot: nothing at or past
+    /// it is replayed on this base.
     pub reach: Lsn,
+    /// When the transaction that begins there was committed, where it is known to have made the change.
+    pub reach_time: Option<PgTimestamp>,
+    /// Fingerprint of the definitions that rows do not depend on.
+    pub definitions: Option<String>,
     /// Where the oldest of its rows are from: its own consistent point, unless it borrows some.
     pub rows_from: Lsn,
     /// The bases that it borrows rows from.
     pub lenders: Vec<BaseId>,
+}
+
+/// A change of the source's shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub shape: ShapeFile,
+    /// Where exactly it lies, if that is known.
+    pub ddl: Option<DdlFile>,
+}
+
+impl Change {
+    /// What it consists of.
+    fn detail(&self) -> &str {
+        match &self.ddl {
+            Some(ddl) => &ddl.detail,
+            None => &self.shape.detail,
+        }
+    }
+
+    /// Everything before is as it was, and when the transaction that begins there was committed.
+    pub(crate) fn begin(&self) -> (Lsn, Option<PgTimestamp>) {
+        match &self.ddl {
+            Some(ddl) => (ddl.first.lsn, Some(ddl.first.time)),
+            None => (self.shape.from, None),
+        }
+    }
 }
 
 /// The input of every choice: pure data, read once.
@@ -33,7 +64,7 @@ pub struct Survey {
     pub listing: Listing,
     pub bases: Vec<BaseInfo>,
     pub ends: BTreeMap<LineageId, LineageEnd>,
-    pub shapes: BTreeMap<LineageId, Vec<ShapeFile>>,
+    pub changes: BTreeMap<LineageId, Vec<Change>>,
 }
 
 impl Survey {
@@ -49,21 +80,33 @@ impl Survey {
     pub(crate) async fn of(store: &SourceStore, listing: Listing) -> Result<Self, Error> {
         let mut bases = Vec::new();
         let mut ends = BTreeMap::new();
-        let mut shapes: BTreeMap<LineageId, Vec<ShapeFile>> = BTreeMap::new();
+        let mut changes: BTreeMap<LineageId, Vec<Change>> = BTreeMap::new();
         for lineage in &listing.lineages {
-            let seen = shapes.entry(lineage.id).or_default();
+            let seen = changes.entry(lineage.id).or_default();
             for key in &lineage.shapes {
                 let object = SourceObject::Shape(lineage.id, *key);
-                seen.push(store.get_json(&object).await?);
+                let shape = store.get_json(&object).await?;
+                let ddl = match lineage.ddl.contains(key) {
+                    true => Some(store.get_json(&SourceObject::Ddl(lineage.id, *key)).await?),
+                    false => None,
+                };
+                seen.push(Change { shape, ddl });
             }
             for id in &lineage.bases {
                 let object = SourceObject::Manifest(lineage.id, *id);
                 let manifest: BaseManifest = store.get_json(&object).await?;
+                let point = id.consistent_point();
+                let ends = seen.iter();
+                let ends = ends.filter(|change| change.shape.ends(point, &manifest.fingerprint));
+                let end = ends.map(Change::begin).min_by_key(|(lsn, _)| *lsn);
+                let (reach, reach_time) = end.unwrap_or((Lsn::MAX, None));
                 bases.push(BaseInfo {
                     lineage: lineage.id,
                     id: *id,
                     snapshot_time: manifest.snapshot_time,
-                    reach: reach(id.consistent_point(), &manifest.fingerprint, seen),
+                    reach,
+                    reach_time,
+                    definitions: manifest.definitions.clone(),
                     rows_from: manifest.rows_from(),
                     lenders: manifest.borrowed.iter().map(|one| one.base).collect(),
                 });
@@ -79,7 +122,31 @@ impl Survey {
             listing,
             bases,
             ends,
-            shapes,
+            changes,
+        })
+    }
+
+    /// Definitions that rows do not depend on come back as the base has them; whether they were others at
+    /// `lsn`, or may have been.
+    pub(crate) fn redefined(&self, base: &BaseInfo, lsn: Lsn) -> Option<NotCovered> {
+        let definitions = base.definitions.as_ref()?;
+        let point = base.id.consistent_point();
+        let changes = self.changes.get(&base.lineage)?.iter();
+        let since: Vec<&Change> = changes
+            .filter(|change| change.shape.to > point && change.begin().0 < lsn)
+            .filter(|change| change.shape.definitions.as_ref() != Some(definitions))
+            .collect();
+        let last = since.last()?;
+        let details: Vec<&str> = since.iter().map(|change| change.detail()).collect();
+        Some(NotCovered {
+            object: DEFINITIONS.to_owned(),
+            why: format!(
+                "what holds no rows (views, functions, grants, indexes and the like) is as it was at {}; until {} \
+                 something was altered: {}",
+                base.snapshot_time,
+                last.shape.time,
+                details.join("; ")
+            ),
         })
     }
 
@@ -115,6 +182,8 @@ pub(crate) mod tests {
             id: BaseId::new(Lsn::new(u64::from(lsn)), 7),
             snapshot_time: time(i64::from(lsn)),
             reach: Lsn::MAX,
+            reach_time: None,
+            definitions: None,
             rows_from: Lsn::new(u64::from(lsn)),
             lenders: Vec::new(),
         }
@@ -158,7 +227,7 @@ pub(crate) mod tests {
             listing: Listing::from_objects(objects.chain(manifests)),
             bases: bases.to_vec(),
             ends: BTreeMap::new(),
-            shapes: BTreeMap::new(),
+            changes: BTreeMap::new(),
         }
     }
 }

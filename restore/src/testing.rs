@@ -326,6 +326,7 @@ impl Fixture {
             id: base,
             consistent_point,
             fingerprint: String::new(),
+            definitions: None,
             snapshot_time: clock,
             started: clock,
             finished: clock,

@@ -46,8 +46,11 @@ pub(crate) struct Reach {
     pub(crate) window: Window,
     /// By consistent point; never empty.
     pub(crate) bases: Vec<BaseInfo>,
-    /// Contiguous; empty if the only base stands beyond every segment.
+    /// Contiguous; empty if the only base stands beyond every segment. The last one may go on past the window's
+    /// end.
     pub(crate) run: Vec<SegmentKey>,
+    /// What a transaction that would be in the window must not be past, if that is known: the one that changed the shape.
+    pub(crate) ends_before: Option<Moment>,
     /// As much of it as borrowed rows need to become those of the newest base: where that reaches no further
     /// than itself, the run ends before its consistent point.
     pub(crate) lent: Vec<SegmentKey>,
@@ -97,6 +100,7 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
                 },
                 bases: vec![base],
                 run: Vec::new(),
+                ends_before: None,
                 lent: Vec::new(),
             });
         }
@@ -118,20 +122,33 @@ fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<R
     let lent = run.iter();
     let lent = lent.filter(|segment| segment.end > first && segment.start < last);
     let lent: Vec<SegmentKey> = lent.copied().collect();
-    let within = run.iter().take_while(|segment| segment.end <= oldest.reach);
+    let within = run
+        .iter()
+        .take_while(|segment| segment.start < oldest.reach);
     let run: Vec<SegmentKey> = within.copied().collect();
-    let observed = run.iter().filter_map(|segment| segment.observed_through);
-    let newest_base = bases.iter().map(|base| base.snapshot_time);
     let end = run.last().map(|segment| segment.end);
+    // That transaction is durable, so whatever is earlier is as well.
+    let ends_before = oldest.reach_time.filter(|_| end > Some(oldest.reach));
+    let ends_before = ends_before.map(|time| Moment {
+        time,
+        lsn: oldest.reach,
+    });
+    let observed = run.iter().filter_map(|segment| segment.observed_through);
+    let observed = match ends_before {
+        Some(change) => Some(PgTimestamp::from_micros(change.time.as_micros() - 1)),
+        None => observed.max(),
+    };
+    let newest_base = bases.iter().map(|base| base.snapshot_time);
     let window = Window {
         lineage,
         from: moment(oldest),
         to: Moment {
-            time: observed
-                .chain(newest_base)
+            time: newest_base
+                .chain(observed)
                 .max()
                 .unwrap_or(oldest.snapshot_time),
             lsn: end
+                .map(|end| end.min(oldest.reach))
                 .max(Some(oldest.id.consistent_point()))
                 .unwrap_or_default(),
         },
@@ -140,6 +157,7 @@ fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<R
         window,
         bases: bases.to_vec(),
         run,
+        ends_before,
         lent,
     })
 }
@@ -195,12 +213,19 @@ impl Survey {
 
     /// What changed the shape of the source after `lsn`, if that is why no replay goes further.
     pub(crate) fn change_at(&self, lineage: LineageId, lsn: Lsn) -> Option<String> {
-        let shapes = self.shapes.get(&lineage)?;
-        let change = shapes.iter().find(|shape| shape.from == lsn)?;
-        Some(format!(
-            "{} between {} and {}",
-            change.detail, change.from, change.to
-        ))
+        let changes = self.changes.get(&lineage)?;
+        let change = changes.iter().find(|change| change.begin().0 == lsn)?;
+        let detail = &change.shape.detail;
+        Some(match &change.ddl {
+            Some(ddl) => format!(
+                "{detail} from {} on ({}, committed at {})",
+                ddl.first.time, ddl.detail, ddl.first.lsn
+            ),
+            None => format!(
+                "{detail} between {} and {}",
+                change.shape.from, change.shape.to
+            ),
+        })
     }
 
     /// Whether what followed a window is gone because nobody wanted it kept.
@@ -317,6 +342,66 @@ mod tests {
             .collect();
         assert_eq!(spans, [(15, 30), (50, 60)]);
         assert_eq!(survey.gaps().len(), 1);
+    }
+
+    /// Where it is known which transaction changed the shape, the window ends right before it, in the midst of a
+    /// segment.
+    #[test]
+    fn a_change_that_is_placed_ends_the_window_within_its_segment() {
+        let before = BaseInfo {
+            reach: Lsn::new(33),
+            reach_time: Some(time(36)),
+            ..base(1, 15)
+        };
+        let segments = [(10, 20), (20, 30), (30, 45), (45, 60)];
+        let segments = segments.map(|(start, end)| segment(1, start, end));
+        let all = survey(&segments, &[before.clone(), base(1, 50)]);
+        let far = PgTimestamp::from_micros(i64::MAX);
+        let windows = all.windows();
+        assert_eq!(
+            (windows[0].to.lsn, windows[0].to.time),
+            (Lsn::new(33), time(35))
+        );
+        let base_of = |cut| {
+            let choice = choose(&all, cut, Only::default(), far);
+            choice
+                .ok()
+                .map(|choice| choice.base.id.consistent_point().as_u64())
+        };
+        let at = |time| Cut::Time {
+            time,
+            inclusive: true,
+        };
+        assert_eq!(base_of(at(time(35))), Some(15));
+        assert_eq!(base_of(at(time(36))), None);
+        assert_eq!(
+            base_of(Cut::Time {
+                time: time(36),
+                inclusive: false
+            }),
+            Some(15)
+        );
+        assert_eq!(base_of(at(time(51))), Some(50));
+        let lsn = |lsn, inclusive| Cut::Lsn {
+            lsn: Lsn::new(lsn),
+            inclusive,
+        };
+        assert_eq!(base_of(lsn(32, true)), Some(15));
+        assert_eq!(base_of(lsn(33, true)), None);
+        assert_eq!(base_of(lsn(33, false)), Some(15));
+        assert_eq!(base_of(lsn(34, false)), None);
+        assert_eq!(base_of(Cut::Latest), Some(50));
+
+        // No base since: what was captured last is not quietly left out.
+        let alone = survey(&segments, std::slice::from_ref(&before));
+        let latest = choose(&alone, Cut::Latest, Only::default(), far);
+        assert!(
+            matches!(latest, Err(Error::LatestNotRecoverable { at, .. }) if at == Lsn::new(33))
+        );
+        // The run ends before: then it is the run that ends the window.
+        let short = survey(&segments[..2], &[before]);
+        assert_eq!(short.windows()[0].to.lsn, Lsn::new(30));
+        assert_eq!(short.windows()[0].to.time, time(30));
     }
 
     /// What it borrows comes with the changes since, or not at all.

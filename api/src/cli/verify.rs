@@ -262,6 +262,7 @@ fn chosen<'a>(
         | SourceObject::Lineage(_)
         | SourceObject::LineageEnd(_)
         | SourceObject::Shape(..)
+        | SourceObject::Ddl(..)
         | SourceObject::Retired(..)
         | SourceObject::Point(..) => true,
     };
@@ -385,6 +386,7 @@ async fn check(
         | SourceObject::Lineage(_)
         | SourceObject::LineageEnd(_)
         | SourceObject::Shape(..)
+        | SourceObject::Ddl(..)
         | SourceObject::Retired(..)
         | SourceObject::Point(..) => {
             let _: Value = store.get_json(object).await.map_err(text)?;

@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     /// What becomes of tables whose UPDATE and DELETE cannot be captured as they are.
     #[schema(inline)]
     no_identity: NoIdentityView,
+    /// Make an event trigger on the source that tells where DDL lies among the changes, where that is allowed.
+    ddl_trigger: bool,
     /// Tables to protect, `schema.table` with `*`; empty: all.
     include: Vec<String>,
     /// Tables to leave out of capture; wins over `include`.
@@ -78,6 +80,7 @@ impl From<SourceSettings> for Settings {
                 NoIdentity::BaseOnly => NoIdentityView::BaseOnly,
                 NoIdentity::Full => NoIdentityView::Full,
             },
+            ddl_trigger: settings.ddl_trigger,
             include: settings.include,
             exclude: settings.exclude,
             logical_decoding_work_mem_kb: settings.logical_decoding_work_mem_kb,
@@ -112,6 +115,7 @@ macro_rules! with_settings {
             restart_after_budget: Option<bool>,
             #[schema(inline)]
             no_identity: Option<NoIdentityView>,
+            ddl_trigger: Option<bool>,
             include: Option<Vec<String>>,
             exclude: Option<Vec<String>>,
             logical_decoding_work_mem_kb: Option<u32>,
@@ -138,6 +142,7 @@ macro_rules! with_settings {
                     "wal_budget_bytes": self.wal_budget_bytes,
                     "restart_after_budget": self.restart_after_budget,
                     "no_identity": self.no_identity,
+                    "ddl_trigger": self.ddl_trigger,
                     "include": self.include,
                     "exclude": self.exclude,
                     "logical_decoding_work_mem_kb": self.logical_decoding_work_mem_kb,

@@ -53,6 +53,7 @@ pub(crate) async fn rebuild(catalog: &Catalog, store: &SourceStore) -> Result<()
             | SourceObject::Lineage(_)
             | SourceObject::LineageEnd(_)
             | SourceObject::Shape(..)
+            | SourceObject::Ddl(..)
             | SourceObject::Retired(..)
             | SourceObject::Archive(..) => {}
         }

@@ -34,6 +34,8 @@ pub(super) struct Place {
     pub(super) lineage: LineageId,
     pub(super) base: BaseId,
     pub(super) server_encoding: String,
+    /// What is of use on the source only.
+    pub(super) exclude_schemas: Vec<String>,
     pub(super) dumped_bytes: Arc<AtomicU64>,
 }
 
@@ -74,6 +76,7 @@ pub(super) async fn all(
         name: ArchiveName::Main,
         table: None,
         options: DumpOptions {
+            exclude_schemas: place.exclude_schemas.clone(),
             exclude_table_data: big.iter().chain(elsewhere).map(name).collect(),
             ..common.clone()
         },

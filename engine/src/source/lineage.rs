@@ -22,7 +22,8 @@ use crate::overlap::Stored;
 use crate::record::record_settings;
 use crate::remove::{Removal, drop_slots};
 use crate::resume::{Decision, ServerState, SlotState, decide, durable_end};
-use crate::{publication, random};
+use crate::shape::Fingerprints;
+use crate::{ddl, publication, random};
 
 /// How long a slot is waited for that somebody still reads from.
 const SLOT_PATIENCE: Duration = Duration::from_secs(5);
@@ -75,9 +76,12 @@ pub(super) async fn open(
         )
         .await;
     }
+    // One that is made only now is noticed by the first look.
+    ddl::ensure(&session, source.id, source.settings.ddl_trigger).await?;
     let server = server_state(&session, &mut connection, &file).await?;
     let (listing, decision) = decided(store, &file, &server, events).await?;
     let newest = still_open(&listing, &file)?;
+    let (shape, ddl_trigger) = newest_shape(store, newest).await?;
     match decision {
         Decision::Resume { from, durable } => Ok(Opened {
             source,
@@ -94,7 +98,8 @@ pub(super) async fn open(
                     .collect(),
             },
             observed_through: newest.observed_through(),
-            shape: newest_shape(store, newest).await?,
+            shape,
+            ddl_trigger,
             // The last segment may have been cut without a look, at a shutdown.
             looked_at: newest.segments.last().map_or(file.start, |last| last.start),
             connection,
@@ -244,6 +249,7 @@ async fn begin(
     }
     drop_stale_slots(session, source).await?;
     let published = publication::ensure(session, source.id, &source.settings).await?;
+    let ddl_trigger = ddl::ensure(session, source.id, source.settings.ddl_trigger).await?;
     for table in &published.busy {
         tracing::warn!(
             table,
@@ -319,6 +325,7 @@ async fn begin(
         },
         observed_through: None,
         shape: None,
+        ddl_trigger,
         looked_at: file.start,
         connection,
         base,
@@ -326,17 +333,21 @@ async fn begin(
     })
 }
 
-/// Fingerprint of the shape that was put on record last.
+/// Of the shape that was put on record last, and the event trigger that was there.
 async fn newest_shape(
     store: &SourceStore,
     lineage: &LineageListing,
-) -> Result<Option<String>, Error> {
+) -> Result<(Option<Fingerprints>, Option<String>), Error> {
     let Some(key) = lineage.shapes.iter().max_by_key(|key| key.to) else {
-        return Ok(None);
+        return Ok((None, None));
     };
     let object = SourceObject::Shape(lineage.id, *key);
     let file: ShapeFile = store.get_json(&object).await?;
-    Ok(Some(file.fingerprint))
+    let fingerprints = Fingerprints {
+        shape: file.fingerprint,
+        definitions: file.definitions,
+    };
+    Ok((Some(fingerprints), file.ddl_trigger))
 }
 
 /// Slots of lineages that ended, or were never begun: a start that died between making its slot

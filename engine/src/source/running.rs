@@ -7,7 +7,7 @@ use std::time::Duration;
 use lastgood_pg::{Condition, ReplicationStream};
 use lastgood_proto::copy_both::{ReplicationMessage, StandbyStatus};
 use lastgood_proto::key::SourceObject;
-use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile, ShapeFile, reach};
+use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile, ShapeFile};
 use lastgood_proto::{Lsn, PgTimestamp, encoding};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
@@ -22,12 +22,16 @@ use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState};
 use crate::marks::SessionMarks;
 use crate::overlap::Overlap;
+use crate::shape::Fingerprints;
 use crate::watch::{Verdict, Watch};
 use crate::worker::{self, Policy, Progress, Start, Stream};
 
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A migration comes in many steps; the base that follows waits until they are over.
 const SETTLED: Duration = Duration::from_secs(5);
+/// A change of definitions that rows do not depend on makes no moment unrecoverable, so bases that follow such
+/// changes keep a distance.
+const BETWEEN_REDEFINED: Duration = Duration::from_secs(600);
 /// Between two looks at a shape that stays as it is: a base may be deleted by somebody, and the last change of
 /// shape that a killed service saw may be put on record late.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
@@ -80,6 +84,7 @@ pub(super) async fn run(
         Overlap::new(Walsender(stream), store.clone(), opened.stored),
         SessionMarks::new(
             source.connection.clone(),
+            source.id,
             file.publication.clone(),
             source.settings.clone(),
         ),
@@ -92,6 +97,7 @@ pub(super) async fn run(
             durable,
             observed_through: opened.observed_through,
             shape: opened.shape,
+            ddl_trigger: opened.ddl_trigger,
             looked_at: opened.looked_at,
             spool_folder,
             wanted,
@@ -145,7 +151,7 @@ pub(super) async fn run(
                 let progress = progress.borrow().clone();
                 if let Some(task) = first_base.take_if(|task| task.is_finished()) {
                     want.send_replace(task.point());
-                    rebase = Rebase::new();
+                    rebase = rebase.again();
                 }
                 if first_base.is_none() && rebase.is_due(&progress, store, file).await {
                     *first_base = Some(Task::begin(source, store, file, None, events, cancel));
@@ -192,9 +198,11 @@ struct Rebase {
     /// Since when the shape is as it is.
     since: Instant,
     /// The shape, and how many changes are on record: what came and went again is one, too.
-    seen: (Option<String>, usize),
+    seen: (Option<Fingerprints>, usize),
     /// When the newest base was found to go on as the shape does, or one that is wanted was begun.
     compared: Option<Instant>,
+    /// When a base was begun for definitions' sake alone.
+    redefined: Option<Instant>,
 }
 
 impl Rebase {
@@ -203,6 +211,15 @@ impl Rebase {
             since: Instant::now(),
             seen: (None, 0),
             compared: None,
+            redefined: None,
+        }
+    }
+
+    /// A base was taken, or another shape was seen.
+    fn again(&self) -> Self {
+        Self {
+            redefined: self.redefined,
+            ..Self::new()
         }
     }
 
@@ -217,7 +234,7 @@ impl Rebase {
         if seen != self.seen {
             *self = Self {
                 seen,
-                ..Self::new()
+                ..self.again()
             };
         }
         let Some(shape) = &self.seen.0 else {
@@ -228,9 +245,20 @@ impl Rebase {
             return false;
         }
         match newest_base_holds(store, file, shape).await {
+            Ok(Holds::Rows)
+                if self
+                    .redefined
+                    .is_some_and(|at| at.elapsed() < BETWEEN_REDEFINED) =>
+            {
+                self.since = Instant::now();
+                false
+            }
             Ok(holds) => {
                 self.compared = Some(Instant::now());
-                !holds
+                if holds == Holds::Rows {
+                    self.redefined = self.compared;
+                }
+                holds != Holds::All
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the newest base cannot be read");
@@ -241,18 +269,27 @@ impl Rebase {
     }
 }
 
+/// What of the newest base goes on as the source does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    All,
+    /// Definitions that rows do not depend on are others.
+    Rows,
+    Nothing,
+}
+
 /// Whether the newest base was taken under `shape`, no other has been seen since, and what it borrows is there.
 async fn newest_base_holds(
     store: &SourceStore,
     file: &LineageFile,
-    shape: &str,
-) -> Result<bool, Error> {
+    shape: &Fingerprints,
+) -> Result<Holds, Error> {
     let listing = store.list().await?;
     let Some(lineage) = listing.lineage(file.id) else {
-        return Ok(false);
+        return Ok(Holds::Nothing);
     };
     let Some(newest) = lineage.bases.last() else {
-        return Ok(false);
+        return Ok(Holds::Nothing);
     };
     let object = SourceObject::Manifest(file.id, *newest);
     let base: BaseManifest = store.get_json(&object).await?;
@@ -263,8 +300,15 @@ async fn newest_base_holds(
             shapes.push(store.get_json(&object).await?);
         }
     }
-    let reach = reach(base.consistent_point, &base.fingerprint, &shapes);
-    Ok(base.fingerprint == shape && reach == Lsn::MAX && is_usable(&base, lineage))
+    let mut shapes = shapes.iter();
+    let is_over = shapes.any(|shape| shape.ends(base.consistent_point, &base.fingerprint));
+    Ok(
+        match base.fingerprint == shape.shape && !is_over && is_usable(&base, lineage) {
+            false => Holds::Nothing,
+            true if base.definitions == shape.definitions => Holds::All,
+            true => Holds::Rows,
+        },
+    )
 }
 
 /// What the end of a stream means.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use lastgood_engine::overlap::{Overlap, Stored};
 use lastgood_engine::worker::{self, Policy, Progress, Start};
-use lastgood_engine::{Error, Events};
+use lastgood_engine::{Error, Events, Fingerprints};
 use lastgood_proto::key::{ShapeKey, SourceObject};
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::ShapeFile;
@@ -230,7 +230,10 @@ async fn incarnation(
     let shape = match newest {
         Some(key) => {
             let file: ShapeFile = store.get_json(&SourceObject::Shape(LINEAGE, *key)).await?;
-            Some(file.fingerprint)
+            Some(Fingerprints {
+                shape: file.fingerprint,
+                definitions: file.definitions,
+            })
         }
         None => None,
     };
@@ -267,6 +270,7 @@ async fn incarnation(
             durable,
             observed_through,
             shape,
+            ddl_trigger: None,
             looked_at,
             spool_folder: spool.to_owned(),
             wanted: tokio::sync::watch::channel(Lsn::INVALID).1,

@@ -468,6 +468,8 @@ impl Marks for SimMarks {
                 is_called: true,
             }],
             shape: Shape::named(&state.shape),
+            seen_by: state.wal_end,
+            ddl_trigger: None,
         };
         if wake && !state.silent {
             state.commit();

@@ -9,6 +9,7 @@ mod collations;
 mod command_line;
 mod compaction;
 mod crash;
+mod ddl;
 mod empty_folder;
 mod encodings;
 mod extremes;

@@ -487,6 +487,7 @@ async fn source(backend: Backend) -> SourceStore {
         id: base,
         consistent_point: Lsn::new(100),
         fingerprint: String::new(),
+        definitions: None,
         snapshot_time: time(0),
         started: time(0),
         finished: time(0),

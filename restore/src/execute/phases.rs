@@ -249,7 +249,9 @@ impl Run<'_> {
         head: &Head,
         rest: Vec<&TocEntry>,
     ) -> Result<(), Error> {
-        let apart = !self.plan.not_covered.is_empty() || self.plan.partial.is_some();
+        let not_covered = self.plan.not_covered.iter();
+        let mut tables = not_covered.filter(|entry| entry.object != plan::DEFINITIONS);
+        let apart = tables.next().is_some() || self.plan.partial.is_some();
         let is_apart = |entry: &&TocEntry| apart && entry.kind() == "FK CONSTRAINT";
         let (keys, rest): (Vec<&TocEntry>, Vec<&TocEntry>) = rest.into_iter().partition(is_apart);
         // Enabled at the very end: where it is forced on the restoring role, neither a foreign key

@@ -80,6 +80,7 @@ async fn receiving(base_time: i64, segments: &[(u64, i64, Vec<Commit>)]) -> Sour
         id: base,
         consistent_point: lsn(15),
         fingerprint: String::new(),
+        definitions: None,
         snapshot_time: time(base_time),
         started: time(base_time),
         finished: time(base_time),

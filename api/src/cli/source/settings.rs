@@ -40,6 +40,9 @@ pub(super) struct Settings {
     /// FULL [default: base-only]
     #[arg(long, value_enum)]
     no_identity: Option<NoIdentity>,
+    /// An event trigger on the source that tells where DDL lies, where that is allowed [default: true]
+    #[arg(long, value_name = "BOOL")]
+    ddl_trigger: Option<bool>,
     /// Tables to protect, schema.table with *; may be repeated; '' is all of them again [default: all]
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
@@ -98,6 +101,7 @@ impl Settings {
                 self.restart_after_budget.map(Value::from),
             ),
             ("no_identity", no_identity.map(Value::from)),
+            ("ddl_trigger", self.ddl_trigger.map(Value::from)),
             ("include", patterns(&self.include)),
             ("exclude", patterns(&self.exclude)),
             (

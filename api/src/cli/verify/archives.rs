@@ -116,6 +116,7 @@ mod tests {
             id,
             consistent_point: Lsn::new(1),
             fingerprint: String::new(),
+            definitions: None,
             snapshot_time: PgTimestamp::from_micros(0),
             started: PgTimestamp::from_micros(0),
             finished: PgTimestamp::from_micros(0),

@@ -1,0 +1,180 @@
+//! Where a change lies that two looks saw the ends of: at the transactions in between that told of DDL.
+//!
+//! It is known only if the event trigger was there, the same one, from the first look to the second.
+
+use std::collections::VecDeque;
+
+use lastgood_proto::Lsn;
+use lastgood_proto::key::ShapeKey;
+use lastgood_proto::manifest::{DdlCommit, DdlFile, Version1};
+
+use crate::ddl::Ddl;
+
+/// Transactions remembered between two cuts; of more than that nothing is placed.
+const DDL_MAX: usize = 10_000;
+/// Transactions named in a change.
+const NAMED_MAX: usize = 5;
+
+/// What may still be placed.
+#[derive(Default)]
+pub(crate) struct Placing {
+    /// The trigger, and from where on it has been the same and everything it told has been heard.
+    trigger: Option<(String, Lsn)>,
+    /// In the order of their commits.
+    commits: VecDeque<Ddl>,
+    /// Changes whose end the durable run has not passed.
+    open: Vec<ShapeKey>,
+}
+
+impl Placing {
+    /// The stream begins at `start`, and `trigger` was there before.
+    pub(crate) fn new(trigger: Option<String>, start: Lsn) -> Self {
+        Self {
+            trigger: trigger.map(|trigger| (trigger, start)),
+            ..Self::default()
+        }
+    }
+
+    /// A transaction with DDL has come.
+    pub(crate) fn committed(&mut self, ddl: Ddl) {
+        if self.commits.len() >= DDL_MAX {
+            *self = Self::default();
+        }
+        self.commits.push_back(ddl);
+    }
+
+    /// The trigger as a look at `lsn` saw it.
+    pub(crate) fn looked(&mut self, trigger: Option<&String>, lsn: Lsn) {
+        self.trigger = trigger.map(|trigger| match self.trigger.take() {
+            Some((before, since)) if before == *trigger => (before, since),
+            _ => (trigger.clone(), lsn),
+        });
+    }
+
+    /// A look saw a change.
+    pub(crate) fn changed(&mut self, key: ShapeKey) {
+        let since = self.trigger.as_ref().map(|(_, since)| *since);
+        if since.is_some_and(|since| since <= key.from) {
+            self.open.push(key);
+        }
+    }
+
+    /// Everything up to `end` has come and is being stored; no change that is seen later on begins before `holds_to`.
+    pub(crate) fn place(&mut self, end: Lsn, holds_to: Lsn) -> Vec<DdlFile> {
+        let passed = self.open.extract_if(.., |key| key.to <= end);
+        let placed = passed.filter_map(|key| {
+            let within = |ddl: &&Ddl| (key.from..key.to).contains(&ddl.lsn);
+            let mut commits = self.commits.iter().filter(within);
+            let first = commits.next()?;
+            let last = commits.clone().next_back().unwrap_or(first);
+            let all = std::iter::once(first).chain(commits);
+            let told: Vec<&str> = all.flat_map(|ddl| &ddl.what).map(String::as_str).collect();
+            let mut detail = told
+                .iter()
+                .take(NAMED_MAX)
+                .copied()
+                .collect::<Vec<_>>()
+                .join("; ");
+            if told.len() > NAMED_MAX {
+                detail.push_str(&format!(" and {} more", told.len() - NAMED_MAX));
+            }
+            Some(DdlFile {
+                v: Version1,
+                from: key.from,
+                to: key.to,
+                first: commit(first),
+                last: commit(last),
+                detail,
+            })
+        });
+        let placed = placed.collect();
+        let open = self.open.iter().map(|key| key.from).min();
+        let needed = open.unwrap_or(Lsn::MAX).min(holds_to);
+        while self.commits.pop_front_if(|ddl| ddl.lsn < needed).is_some() {}
+        placed
+    }
+}
+
+const fn commit(ddl: &Ddl) -> DdlCommit {
+    DdlCommit {
+        lsn: ddl.lsn,
+        time: ddl.time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_proto::PgTimestamp;
+
+    fn ddl(lsn: u64) -> Ddl {
+        Ddl {
+            lsn: Lsn::new(lsn),
+            time: PgTimestamp::from_micros(0),
+            what: vec![format!("DDL {lsn}")],
+        }
+    }
+
+    fn key(from: u64, to: u64) -> ShapeKey {
+        ShapeKey {
+            from: Lsn::new(from),
+            to: Lsn::new(to),
+        }
+    }
+
+    fn spans(placed: &[DdlFile]) -> Vec<(u64, u64)> {
+        let spans = placed.iter();
+        spans
+            .map(|file| (file.first.lsn.as_u64(), file.last.lsn.as_u64()))
+            .collect()
+    }
+
+    #[test]
+    fn a_change_lies_at_the_transactions_between_the_looks() {
+        let trigger = "x".to_owned();
+        let mut placing = Placing::new(Some(trigger.clone()), Lsn::new(5));
+        for lsn in [8, 12, 17, 30] {
+            placing.committed(ddl(lsn));
+        }
+        placing.looked(Some(&trigger), Lsn::new(25));
+        placing.changed(key(10, 25));
+        assert_eq!(placing.place(Lsn::new(24), Lsn::new(10)), []);
+        let placed = placing.place(Lsn::new(25), Lsn::new(25));
+        assert_eq!(spans(&placed), [(12, 17)]);
+        assert_eq!(placed[0].detail, "DDL 12; DDL 17");
+        // The next one, of which one transaction had come already.
+        placing.committed(ddl(40));
+        placing.changed(key(25, 50));
+        assert_eq!(
+            spans(&placing.place(Lsn::new(60), Lsn::new(60))),
+            [(30, 40)]
+        );
+    }
+
+    #[test]
+    fn nothing_is_placed_without_the_same_trigger_all_along() {
+        let (one, other) = ("x".to_owned(), "y".to_owned());
+        let check = |before: Option<(&String, u64)>, seen: Option<&String>| {
+            let since = before.map_or(0, |(_, since)| since);
+            let before = before.map(|(word, _)| word.clone());
+            let mut placing = Placing::new(before, Lsn::new(since));
+            placing.committed(ddl(12));
+            placing.looked(seen, Lsn::new(25));
+            placing.changed(key(10, 25));
+            spans(&placing.place(Lsn::new(30), Lsn::new(30)))
+        };
+        assert_eq!(check(Some((&one, 10)), Some(&one)), [(12, 12)]);
+        assert_eq!(check(Some((&one, 11)), Some(&one)), []);
+        assert_eq!(check(Some((&one, 10)), Some(&other)), []);
+        assert_eq!(check(Some((&one, 10)), None), []);
+        assert_eq!(check(None, Some(&one)), []);
+    }
+
+    /// What nobody told of lies anywhere between the looks.
+    #[test]
+    fn a_change_without_ddl_is_not_placed() {
+        let mut placing = Placing::new(Some("x".to_owned()), Lsn::new(5));
+        placing.changed(key(10, 25));
+        assert_eq!(placing.place(Lsn::new(30), Lsn::new(30)), []);
+    }
+}
