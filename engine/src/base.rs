@@ -198,6 +198,7 @@ pub(crate) async fn dump(
     let mut borrowed = Vec::new();
     if let Some(newest) = newest {
         let now = borrow::Now {
+            point: snapshot.consistent_point,
             client: keeper.client(),
             publication: lineage.publication_oid,
             server_version: version,

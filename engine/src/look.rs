@@ -23,6 +23,8 @@ pub(crate) struct Look {
     /// Seen and not on record yet.
     pub(crate) changes: Vec<ShapeFile>,
     pub(crate) placing: Placing,
+    /// Where the last change was seen.
+    last_change: Lsn,
     /// A cut is due and waits for a look.
     pub(crate) waited_for: Option<Instant>,
     /// The newest look failed.
@@ -40,6 +42,7 @@ impl Look {
             shape: None,
             fingerprints,
             placing,
+            last_change: Lsn::INVALID,
             holds_to,
             newest: durable,
             changes: Vec::new(),
@@ -61,7 +64,10 @@ impl Look {
                 (None, None) => "first seen".to_owned(),
             };
             tracing::info!(detail, lsn = %mark.seen_by, "the shape of the source is another");
-            let (from, to) = (self.holds_to, mark.seen_by);
+            // A commit that is in the WAL already shows a moment later: two looks at one position may see two changes.
+            let next = Lsn::new(self.last_change.as_u64().saturating_add(1));
+            let (from, to) = (self.holds_to, mark.seen_by.max(next));
+            self.last_change = to;
             self.changes.push(ShapeFile {
                 v: Version1,
                 from,
@@ -79,5 +85,35 @@ impl Look {
         self.newest = self.newest.max(mark.lsn);
         self.failed = false;
         changed.then_some(fingerprints)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_proto::PgTimestamp;
+
+    #[test]
+    fn two_changes_at_one_position_are_two() {
+        let at = Lsn::new(20);
+        let mark = |shape: &str| Mark {
+            lsn: at,
+            clock: PgTimestamp::from_micros(0),
+            until: PgTimestamp::from_micros(0),
+            sequences: Vec::new(),
+            shape: Shape::named(shape),
+            seen_by: at,
+            ddl_trigger: None,
+        };
+        let mut look = Look::new(None, Placing::default(), Lsn::new(10), Lsn::new(10));
+        for shape in ["a", "b", "b"] {
+            look.take(&mark(shape));
+        }
+        let ends: Vec<u64> = look
+            .changes
+            .iter()
+            .map(|change| change.to.as_u64())
+            .collect();
+        assert_eq!(ends, [20, 21]);
     }
 }

@@ -46,6 +46,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const ASKED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a server that ends, or a stop, waits for the look that a cut needs.
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+/// Looks at DDL, one after the other, take one part of so many of the time.
+const LOOK_SHARE: u32 = 10;
 /// How long reading pauses for a look at the most.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stop waits for the last upload.
@@ -126,6 +128,8 @@ pub struct Progress {
     pub observed_through: Option<PgTimestamp>,
     /// Of the shape that was seen last.
     pub shape: Option<Fingerprints>,
+    /// DDL is told of in the stream.
+    pub told: bool,
     /// Changes of it that this worker has put on record: one and back again in between two looks at
     /// this are two.
     pub reshaped: usize,
@@ -173,6 +177,8 @@ pub async fn run<S: Stream, M: Marks>(
             running: None,
             due: now,
             last: now,
+            took: Duration::ZERO,
+            told: false,
             moved_to: start.durable,
             sequences: None,
         },
@@ -228,6 +234,10 @@ struct MarkTimer<M> {
     running: Option<Boxed<(M, Result<Mark, Error>)>>,
     due: Instant,
     last: Instant,
+    /// What the last one took.
+    took: Duration,
+    /// The stream has told of DDL since the last one was begun.
+    told: bool,
     /// Position received when the last mark was taken.
     moved_to: Lsn,
     /// The samples written last: the same ones are not written again.
@@ -522,6 +532,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         self.open.take(message)?;
         for ddl in self.open.take_ddl() {
             self.look.placing.committed(ddl);
+            self.marks.told = true;
         }
         failpoint!("receive");
         if let ReplicationMessage::Keepalive {
@@ -545,7 +556,10 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         let moved = position > self.marks.moved_to;
         let since = now - self.marks.last;
         let idle = since >= self.policy.idle_interval;
-        let due = now >= self.marks.due && (idle || (moved && since >= self.policy.segment_age));
+        // DDL is looked at soon, but not all the time.
+        let told = self.marks.told && since >= self.marks.took * LOOK_SHARE;
+        let aged = moved && since >= self.policy.segment_age;
+        let due = now >= self.marks.due && (idle || told || aged);
         if due {
             let wake = idle && !moved && position == self.durable;
             self.take_mark(now, wake);
@@ -558,6 +572,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             return;
         };
         self.marks.last = now;
+        self.marks.told = false;
         self.marks.moved_to = self.open.end();
         self.marks.running = Some(Box::pin(async move {
             let result = marks.take(wake).await;
@@ -567,11 +582,15 @@ impl<S: Stream, M: Marks> Worker<S, M> {
 
     fn marked(&mut self, result: Result<Mark, Error>) -> Result<(), Error> {
         self.marks.running = None;
+        self.marks.took = self.marks.last.elapsed();
         match result {
             Ok(mark) => {
+                let told = mark.ddl_trigger.is_some();
                 if let Some(shape) = self.look.take(&mark) {
-                    self.progress
-                        .send_modify(|progress| progress.shape = Some(shape));
+                    self.progress.send_modify(|progress| {
+                        progress.shape = Some(shape);
+                        progress.told = told;
+                    });
                 }
                 let changed = self.marks.sequences.as_ref() != Some(&mark.sequences);
                 if changed {

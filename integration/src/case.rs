@@ -79,6 +79,8 @@ pub struct Restore {
     pub replay: Replay,
     /// At once, while what follows in the case happens; else when all is over.
     pub meanwhile: bool,
+    /// A change of definitions may make it unrecoverable; the refusal has to say so.
+    pub perhaps: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,10 +106,12 @@ impl fmt::Display for Restore {
             Replay::Memory(bytes) => write!(f, "; memory {bytes}")?,
             Replay::Ordered => f.write_str("; ordered")?,
         }
-        match self.meanwhile {
-            true => f.write_str("; meanwhile"),
-            false => Ok(()),
+        for (is_so, word) in [(self.meanwhile, "; meanwhile"), (self.perhaps, "; perhaps")] {
+            if is_so {
+                f.write_str(word)?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -124,6 +128,7 @@ impl FromStr for Restore {
             beside: false,
             replay: Replay::Merged,
             meanwhile: false,
+            perhaps: false,
         };
         for word in words {
             match word.split_once(' ').unwrap_or((word, "")) {
@@ -131,6 +136,7 @@ impl FromStr for Restore {
                 ("memory", bytes) => restore.replay = Replay::Memory(bytes.parse()?),
                 ("ordered", "") => restore.replay = Replay::Ordered,
                 ("meanwhile", "") => restore.meanwhile = true,
+                ("perhaps", "") => restore.perhaps = true,
                 ("beside", "") => restore.beside = true,
                 _ => bail!("{word}: no way to restore"),
             }

@@ -290,22 +290,37 @@ pub async fn drop_database(server: &Postgres, name: &str) -> Result<()> {
 /// # Errors
 /// Says what differs in the definitions of two databases of one server.
 pub fn compare_schemas(server: &Postgres, source: &str, restored: &str) -> Result<()> {
-    let (source, restored) = (schema(server, source)?, schema(server, restored)?);
+    compare_schema(&schema(server, source)?, server, restored)
+}
+
+/// # Errors
+/// As [`compare_schemas`], with what [`schema`] said of the source.
+pub fn compare_schema(source: &[String], server: &Postgres, restored: &str) -> Result<()> {
+    let restored = schema(server, restored)?;
     ensure!(
         source == restored,
         "the schemas differ:\n{}",
-        lines_of_one(&source, &restored)
+        lines_of_one(source, &restored)
     );
     Ok(())
 }
 
 /// `pg_dump --schema-only` without what is ours or differs from run to run.
-fn schema(server: &Postgres, database: &str) -> Result<Vec<String>> {
+///
+/// # Errors
+/// If it cannot be made.
+pub fn schema(server: &Postgres, database: &str) -> Result<Vec<String>> {
     let mut dump = server.program("pg_dump");
     let output = dump
         .args(["--schema-only", "--no-publications"])
-        .args(["--exclude-schema", "lastgood_*", database])
+        .args(["--exclude-schema", "lastgood_*"])
+        .args(["--lock-wait-timeout", "2000", database])
         .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout).context("a dump in UTF-8")?;
     let ours = [
         "CREATE EVENT TRIGGER lastgood_",

@@ -131,7 +131,7 @@ pub(crate) async fn find(
     cut: Cut,
 ) -> Result<Boundary, Error> {
     let mut boundary = Boundary::default();
-    let splitter = Splitter::new(choice.base.id.consistent_point(), cut);
+    let splitter = Splitter::new(choice.base.point, cut);
     let lineage = choice.lineage;
     // Backwards to the last transaction kept; the first discarded is in the last of these or later.
     for key in choice.needed.iter().rev().filter(|key| !key.is_empty()) {

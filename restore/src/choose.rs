@@ -157,9 +157,9 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
             Cut::Latest => true,
             // Every commit below the consistent point has a time at or before the snapshot's.
             Cut::Time { time, inclusive } => within(base.snapshot_time, time, inclusive),
-            Cut::Lsn { lsn, .. } => base.id.consistent_point() <= lsn,
+            Cut::Lsn { lsn, .. } => base.point <= lsn,
         })?;
-    let point = base.id.consistent_point();
+    let point = base.point;
     let from = reach.run.partition_point(|segment| segment.end <= point);
     let run = reach.run.get(from..).unwrap_or_default();
     let lent = reach.lent.iter().filter(|segment| {
@@ -207,7 +207,7 @@ fn beyond_a_hole(survey: &Survey, choice: &Choice) -> Option<Error> {
     let end = run
         .map(|segment| segment.end)
         .next_back()
-        .unwrap_or(choice.base.id.consistent_point());
+        .unwrap_or(choice.base.point);
     let lineage = survey.listing.lineage(choice.lineage)?;
     let beyond = lineage.orphans.iter().find(|orphan| orphan.start > end)?;
     Some(Error::SegmentsMissing {
@@ -223,7 +223,7 @@ fn beyond_the_windows(survey: &Survey, choice: &Choice) -> Option<Error> {
     let reached = choice.needed.last().map(|segment| segment.end);
     let at = reached
         .map(|end| end.min(choice.base.reach))
-        .max(Some(choice.base.id.consistent_point()))
+        .max(Some(choice.base.point))
         .unwrap_or_default();
     let why = match newest.id == choice.lineage {
         true => {

@@ -110,7 +110,8 @@ pub async fn execute(
 ) -> Result<Report, Error> {
     let interrupt = interrupt.into();
     let manifest = SourceObject::Manifest(plan.lineage, plan.base.id);
-    let manifest: BaseManifest = store.get_json(&manifest).await?;
+    let mut manifest: BaseManifest = store.get_json(&manifest).await?;
+    manifest.consistent_point = plan.base.consistent_point;
     let lineage: LineageFile = store.get_json(&SourceObject::Lineage(plan.lineage)).await?;
     let tracker = Tracker {
         report: &progress,

@@ -82,6 +82,8 @@ impl Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedBase {
     pub id: BaseId,
+    /// What committed below is not replayed, but on rows that it borrows. A base without rows of its own may serve from
+    /// before its own consistent point.
     pub consistent_point: Lsn,
     pub snapshot_time: PgTimestamp,
     pub server_version: u32,
@@ -223,8 +225,8 @@ pub async fn plan(
         lineage: choice.lineage,
         base: PlannedBase {
             id: choice.base.id,
-            consistent_point: manifest.consistent_point,
-            snapshot_time: manifest.snapshot_time,
+            consistent_point: choice.base.point,
+            snapshot_time: choice.base.snapshot_time,
             server_version: manifest.server_version,
             bytes,
             stored_bytes: base_stored,
@@ -386,7 +388,7 @@ fn not_before(
 fn stop(cut: Cut, choice: &Choice, boundary: Boundary, not_before: Option<PgTimestamp>) -> Stop {
     let unsure = boundary.unsure.map(|unsure| unsure.first);
     let first_discarded = unsure.or(boundary.first_discarded);
-    let point = choice.base.id.consistent_point();
+    let point = choice.base.point;
     let end = choice.needed.last().map_or(point, |last| last.end);
     // The target is never later than the first discarded commit.
     let sequences_at = match (cut, &first_discarded) {

@@ -208,7 +208,7 @@ fn check(
         let from_time = days.map(|cutoff| earliest(bases).max(Some(cutoff)));
         let newest = newest_bases(&by_age, policy).iter();
         let newest = newest.filter(|base| bases.contains(base));
-        let from_lsn = newest.map(|base| base.id.consistent_point()).min();
+        let from_lsn = newest.map(|base| base.point).min();
         let promised = from_time.is_some() || from_lsn.is_some();
         let holds = left.iter().any(|left| {
             left.window.lineage == window.lineage

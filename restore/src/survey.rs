@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::Listing;
-use lastgood_proto::manifest::{BaseManifest, DdlFile, LineageEnd, ShapeFile};
+use lastgood_proto::manifest::{BaseManifest, DdlFile, LineageEnd, Protection, ShapeFile};
 use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp};
 use lastgood_store::SourceStore;
 
@@ -18,6 +18,9 @@ use crate::retention::Unneeded;
 pub struct BaseInfo {
     pub lineage: LineageId,
     pub id: BaseId,
+    /// What committed below is in the base. Its consistent point, or an earlier position: see [`reaches_back`].
+    pub point: Lsn,
+    /// Nothing that committed below `point` has a later commit time.
     pub snapshot_time: PgTimestamp,
     /// Up to here the tables and the publication were as they were under its snapshot: nothing at or past
     /// it is replayed on this base.
@@ -40,7 +43,28 @@ pub struct Change {
     pub ddl: Option<DdlFile>,
 }
 
+/// A transaction reads its commit time a moment before its commit record is in the WAL: that of an earlier
+/// record may be later by so much.
+const COMMIT_SLACK_MICROS: i64 = 100_000;
+
 impl Change {
+    /// From here on everything is as it was seen at its end. And a moment by which whatever lies below had been
+    /// committed, if that is known.
+    fn end(&self) -> (Lsn, Option<PgTimestamp>) {
+        match &self.ddl {
+            Some(ddl) => {
+                let behind = Lsn::new(ddl.last.lsn.as_u64().saturating_add(1));
+                let by = ddl
+                    .last
+                    .time
+                    .as_micros()
+                    .saturating_add(COMMIT_SLACK_MICROS);
+                (behind, Some(PgTimestamp::from_micros(by)))
+            }
+            None => (self.shape.to, None),
+        }
+    }
+
     /// What it consists of.
     fn detail(&self) -> &str {
         match &self.ddl {
@@ -100,10 +124,17 @@ impl Survey {
                 let ends = ends.filter(|change| change.shape.ends(point, &manifest.fingerprint));
                 let end = ends.map(Change::begin).min_by_key(|(lsn, _)| *lsn);
                 let (reach, reach_time) = end.unwrap_or((Lsn::MAX, None));
+                let is_looked_at = lineage.durable_lsn() >= Some(point);
+                let back = match is_looked_at && borrows_all(&manifest) {
+                    true => reaches_back(&manifest, seen, &bases),
+                    false => None,
+                };
+                let (point, snapshot_time) = back.unwrap_or((point, manifest.snapshot_time));
                 bases.push(BaseInfo {
                     lineage: lineage.id,
                     id: *id,
-                    snapshot_time: manifest.snapshot_time,
+                    point,
+                    snapshot_time,
                     reach,
                     reach_time,
                     definitions: manifest.definitions.clone(),
@@ -130,7 +161,7 @@ impl Survey {
     /// `lsn`, or may have been.
     pub(crate) fn redefined(&self, base: &BaseInfo, lsn: Lsn) -> Option<NotCovered> {
         let definitions = base.definitions.as_ref()?;
-        let point = base.id.consistent_point();
+        let point = base.point;
         let changes = self.changes.get(&base.lineage)?.iter();
         let since: Vec<&Change> = changes
             .filter(|change| change.shape.to > point && change.begin().0 < lsn)
@@ -162,6 +193,41 @@ impl Survey {
     }
 }
 
+/// Whether no captured row is in its own archives.
+fn borrows_all(manifest: &BaseManifest) -> bool {
+    let captured = manifest.tables.iter();
+    let mut captured = captured
+        .filter(|table| table.kind == 'r' && table.protection == Protection::Full)
+        .peekable();
+    captured.peek().is_some() && captured.all(|table| manifest.lender(table.oid).is_some())
+}
+
+/// A base that has no captured rows itself, only definitions, serves from where on these have held: from behind
+/// the last DDL before it. Only if everything between has been looked at.
+fn reaches_back(
+    manifest: &BaseManifest,
+    changes: &[Change],
+    bases: &[BaseInfo],
+) -> Option<(Lsn, PgTimestamp)> {
+    let point = manifest.consistent_point;
+    let before = || changes.iter().filter(|change| change.begin().0 < point);
+    let last = before().max_by_key(|change| change.shape.to)?;
+    let is_last = last.shape.fingerprint == manifest.fingerprint
+        && last.shape.definitions == manifest.definitions;
+    let (from, time) = before().map(Change::end).max_by_key(|(lsn, _)| *lsn)?;
+    let lenders = manifest.borrowed.iter().map(|borrowed| {
+        let mut bases = bases.iter();
+        let lender = bases.find(|base| base.id == borrowed.base)?;
+        Some((borrowed.base.consistent_point(), lender.snapshot_time))
+    });
+    let moments = lenders.chain([Some((from, time?))]);
+    let (from, time) = moments.collect::<Option<Vec<_>>>()?.into_iter().fold(
+        (Lsn::INVALID, PgTimestamp::MIN),
+        |(from, time), (lsn, by)| (from.max(lsn), time.max(by)),
+    );
+    (is_last && from < point).then_some((from, time))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -180,6 +246,7 @@ pub(crate) mod tests {
         BaseInfo {
             lineage: lineage(generation),
             id: BaseId::new(Lsn::new(u64::from(lsn)), 7),
+            point: Lsn::new(u64::from(lsn)),
             snapshot_time: time(i64::from(lsn)),
             reach: Lsn::MAX,
             reach_time: None,
@@ -229,5 +296,123 @@ pub(crate) mod tests {
             ends: BTreeMap::new(),
             changes: BTreeMap::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod placed {
+    use super::tests::{base, borrowing, time};
+    use super::*;
+    use lastgood_proto::manifest::{DdlCommit, Version1};
+
+    fn change(from: u64, to: u64, fingerprint: &str, ddl: Option<(u64, u64)>) -> Change {
+        let commit = |lsn| DdlCommit {
+            lsn: Lsn::new(lsn),
+            time: time(i64::try_from(lsn).unwrap()),
+        };
+        let (from, to) = (Lsn::new(from), Lsn::new(to));
+        Change {
+            shape: ShapeFile {
+                v: Version1,
+                from,
+                to,
+                fingerprint: fingerprint.to_owned(),
+                definitions: None,
+                ddl_trigger: None,
+                detail: String::new(),
+                time: time(0),
+            },
+            ddl: ddl.map(|(first, last)| DdlFile {
+                v: Version1,
+                from,
+                to,
+                first: commit(first),
+                last: commit(last),
+                detail: String::new(),
+            }),
+        }
+    }
+
+    /// Taken at 50, with rows of a base of 10.
+    fn manifest() -> BaseManifest {
+        let (id, lender) = (BaseId::new(Lsn::new(50), 7), BaseId::new(Lsn::new(10), 7));
+        let json = serde_json::json!({
+            "v": 1, "id": id, "consistent_point": Lsn::new(50), "fingerprint": "b",
+            "snapshot_time": time(50), "started": time(50), "finished": time(50), "server_version": 180_000,
+            "pg_dump_version": "18", "database": "d", "encoding": "UTF8", "archives": [],
+            "borrowed": [{"base": lender, "tables": [1]}], "tables": [table(1)], "sequences": [],
+            "large_objects": 0,
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn table(oid: u32) -> serde_json::Value {
+        let name = format!("t{oid}");
+        serde_json::json!({
+            "oid": oid, "schema": "public", "name": name, "kind": "r", "protection": "full", "bytes": 8192,
+        })
+    }
+
+    #[test]
+    fn a_base_without_rows_serves_from_the_last_ddl_on() {
+        let first = change(0, 12, "a", None);
+        let lender = base(1, 10);
+        let from = |changes: &[Change], bases: &[BaseInfo]| {
+            let back = reaches_back(&manifest(), changes, bases);
+            back.map(|(lsn, time)| (lsn.as_u64(), time.as_micros()))
+        };
+        let bases = std::slice::from_ref(&lender);
+        let placed = change(20, 40, "b", Some((25, 30)));
+        let by = 30 + COMMIT_SLACK_MICROS;
+        assert_eq!(
+            from(&[first.clone(), placed.clone()], bases),
+            Some((31, by))
+        );
+        // Nobody knows where it was, or what the last one was is something else.
+        assert_eq!(
+            from(&[first.clone(), change(20, 40, "b", None)], bases),
+            None
+        );
+        assert_eq!(
+            from(&[first.clone(), change(20, 40, "c", Some((25, 30)))], bases),
+            None
+        );
+        // One before it was not placed, and may have gone on for longer.
+        let overlaps = change(20, 35, "c", None);
+        assert_eq!(
+            from(&[first.clone(), overlaps, placed.clone()], bases),
+            None
+        );
+        // Something may have been altered after the look and before the base.
+        let later = change(40, 60, "b", None);
+        assert_eq!(from(&[first.clone(), placed.clone(), later], bases), None);
+        let later = change(40, 60, "b", Some((45, 55)));
+        assert_eq!(from(&[first.clone(), placed.clone(), later], bases), None);
+        let behind = change(55, 60, "c", Some((57, 58)));
+        assert_eq!(
+            from(&[first.clone(), placed.clone(), behind], bases),
+            Some((31, by))
+        );
+        // Rows are there from the lender on; one that is gone lends nothing.
+        let late = BaseInfo {
+            id: BaseId::new(Lsn::new(10), 7),
+            ..borrowing(1, 36, &[])
+        };
+        assert!(from(&[first.clone(), placed.clone()], &[late]).is_some());
+        assert_eq!(from(&[first, placed], &[]), None);
+    }
+
+    #[test]
+    fn rows_of_its_own_are_of_its_own_moment() {
+        let mut manifest = manifest();
+        assert!(borrows_all(&manifest));
+        manifest
+            .tables
+            .push(serde_json::from_value(table(2)).unwrap());
+        assert!(!borrows_all(&manifest));
+        manifest.tables[1].protection = Protection::NoIdentity;
+        assert!(borrows_all(&manifest));
+        manifest.tables.remove(0);
+        assert!(!borrows_all(&manifest));
     }
 }

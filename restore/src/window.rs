@@ -112,6 +112,7 @@ pub(crate) fn reaches(survey: &Survey) -> Vec<Reach> {
 /// The window of bases that reach equally far, along a run.
 fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<Reach> {
     let oldest = bases.first()?;
+    let earliest = bases.iter().min_by_key(|base| base.point)?;
     let borrow = bases.iter().filter(|base| !base.lenders.is_empty());
     let (first, last) = borrow.fold((Lsn::MAX, Lsn::INVALID), |(first, last), base| {
         (
@@ -122,9 +123,11 @@ fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<R
     let lent = run.iter();
     let lent = lent.filter(|segment| segment.end > first && segment.start < last);
     let lent: Vec<SegmentKey> = lent.copied().collect();
-    let within = run
-        .iter()
-        .take_while(|segment| segment.start < oldest.reach);
+    // Up to the very transaction if that is known, else up to what was cut before it.
+    let within = run.iter().take_while(|segment| match oldest.reach_time {
+        Some(_) => segment.start < oldest.reach,
+        None => segment.end <= oldest.reach,
+    });
     let run: Vec<SegmentKey> = within.copied().collect();
     let end = run.last().map(|segment| segment.end);
     // That transaction is durable, so whatever is earlier is as well.
@@ -141,7 +144,7 @@ fn reach(lineage: LineageId, bases: &[BaseInfo], run: &[SegmentKey]) -> Option<R
     let newest_base = bases.iter().map(|base| base.snapshot_time);
     let window = Window {
         lineage,
-        from: moment(oldest),
+        from: moment(earliest),
         to: Moment {
             time: newest_base
                 .chain(observed)
@@ -179,7 +182,7 @@ fn runs(lineage: &LineageListing) -> Vec<Vec<SegmentKey>> {
 const fn moment(base: &BaseInfo) -> Moment {
     Moment {
         time: base.snapshot_time,
-        lsn: base.id.consistent_point(),
+        lsn: base.point,
     }
 }
 
@@ -393,10 +396,13 @@ mod tests {
         assert_eq!(base_of(Cut::Latest), Some(50));
 
         // No base since: what was captured last is not quietly left out.
-        let alone = survey(&segments, std::slice::from_ref(&before));
+        let mut alone = survey(&segments, std::slice::from_ref(&before));
+        alone.listing.lineages[0].described = true;
         let latest = choose(&alone, Cut::Latest, Only::default(), far);
+        let latest = latest.unwrap_err();
         assert!(
-            matches!(latest, Err(Error::LatestNotRecoverable { at, .. }) if at == Lsn::new(33))
+            matches!(latest, Error::LatestNotRecoverable { at, .. } if at == Lsn::new(33)),
+            "{latest:?}"
         );
         // The run ends before: then it is the run that ends the window.
         let short = survey(&segments[..2], &[before]);

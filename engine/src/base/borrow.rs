@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::{AddedColumns, BaseManifest, Borrowed, Protection, TableEntry};
-use lastgood_proto::{BaseId, LineageId, Oid, encoding};
+use lastgood_proto::{BaseId, LineageId, Lsn, Oid, encoding};
 use lastgood_store::SourceStore;
 use tokio_postgres::{Client, Row};
 
@@ -184,6 +184,8 @@ pub(super) fn has_lenders(borrowed: &[Borrowed], lineage: &LineageListing) -> bo
 
 /// What a base of now is made with.
 pub(super) struct Now<'a> {
+    /// The base's consistent point.
+    pub(super) point: Lsn,
     /// Under the base's snapshot.
     pub(super) client: &'a Client,
     pub(super) publication: Oid,
@@ -193,8 +195,8 @@ pub(super) struct Now<'a> {
 }
 
 impl Now<'_> {
-    /// Which of `tables` need not be dumped. All that can be borrowed is, unless it comes to less than
-    /// `worth_bytes`: one archive with everything is simpler.
+    /// Which of `tables` need not be dumped. All that can be borrowed is, unless it comes to less than the WAL
+    /// since, which a restore would go through instead, and than `worth_bytes`.
     pub(super) async fn borrows(
         &self,
         newest: &BaseManifest,
@@ -221,9 +223,6 @@ impl Now<'_> {
         untouched.sort_by_key(|(table, _)| std::cmp::Reverse(table.bytes));
         untouched.truncate(BORROWED_MAX);
         let bytes: u64 = untouched.iter().map(|(table, _)| table.bytes).sum();
-        if bytes < worth_bytes {
-            return Ok(Vec::new());
-        }
         let mut lenders: BTreeMap<BaseId, Borrowed> = BTreeMap::new();
         for (table, more) in untouched {
             let base = newest.lender(table.oid).unwrap_or(newest.id);
@@ -240,6 +239,14 @@ impl Now<'_> {
             }
         }
         let mut lenders: Vec<Borrowed> = lenders.into_values().collect();
+        let since = lenders
+            .iter()
+            .map(|lent| lent.base.consistent_point())
+            .min();
+        let since = since.map_or(0, |since| self.point.bytes_since(since));
+        if bytes < since.min(worth_bytes) {
+            return Ok(Vec::new());
+        }
         for lent in &mut lenders {
             lent.tables.sort();
         }
@@ -431,6 +438,7 @@ mod tests {
             done.unwrap_or_else(|error| panic!("{major}: {sql}: {error:?}"));
         }
         let now = Now {
+            point: Lsn::INVALID,
             client: &client,
             publication,
             server_version: 1,

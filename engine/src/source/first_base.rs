@@ -7,6 +7,7 @@ use lastgood_proto::manifest::LineageFile;
 use lastgood_proto::{LineageId, Lsn};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -24,8 +25,15 @@ pub(super) struct Task {
     lineage: LineageId,
     handle: AbortOnDropHandle<()>,
     failure: watch::Receiver<Option<String>>,
-    /// Of the base, once there is one.
-    point: watch::Receiver<Lsn>,
+    taken: watch::Receiver<Taken>,
+}
+
+/// A base that follows others.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Taken {
+    /// Its consistent point; an invalid one if there is none.
+    pub(super) point: Lsn,
+    pub(super) took: Duration,
 }
 
 impl Task {
@@ -39,7 +47,7 @@ impl Task {
         cancel: &CancellationToken,
     ) -> Self {
         let (failed, failure) = watch::channel(None);
-        let (taken, point) = watch::channel(Lsn::INVALID);
+        let (taken, seen) = watch::channel(Taken::default());
         let work = Work {
             source: source.clone(),
             store: store.clone(),
@@ -53,7 +61,7 @@ impl Task {
             lineage: file.id,
             handle: AbortOnDropHandle::new(tokio::spawn(work.run(snapshot))),
             failure,
-            point,
+            taken: seen,
         }
     }
 
@@ -61,9 +69,9 @@ impl Task {
         self.lineage
     }
 
-    /// The consistent point of the base that was taken; an invalid one if none was.
-    pub(super) fn point(&self) -> Lsn {
-        *self.point.borrow()
+    /// What was taken, if it was not the first base.
+    pub(super) fn taken(&self) -> Taken {
+        *self.taken.borrow()
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -83,12 +91,12 @@ struct Work {
     events: Events,
     cancel: CancellationToken,
     failed: watch::Sender<Option<String>>,
-    taken: watch::Sender<Lsn>,
+    taken: watch::Sender<Taken>,
 }
 
 impl Work {
     async fn run(self, snapshot: Option<Snapshot>) {
-        let mut pause = RETRY_FIRST;
+        let mut pause = Duration::ZERO;
         if let Some(snapshot) = snapshot {
             let dumped = tokio::select! {
                 () = self.cancel.cancelled() => return,
@@ -103,7 +111,6 @@ impl Work {
                 error: chain(&error),
             });
             self.note(&error);
-            pause = Duration::ZERO;
         }
         loop {
             tokio::select! {
@@ -113,9 +120,13 @@ impl Work {
             pause = (pause * 2).clamp(RETRY_FIRST, RETRY_LONGEST);
             let (events, cancel) = (self.events.clone(), self.cancel.clone());
             let (source, store) = (&self.source, &self.store);
+            let begun = Instant::now();
             match base::take_rows(source, store, Rows::Altered, events, cancel).await {
                 Ok(base) => {
-                    self.taken.send_replace(base.consistent_point);
+                    self.taken.send_replace(Taken {
+                        point: base.consistent_point,
+                        took: begun.elapsed(),
+                    });
                     return;
                 }
                 Err(Error::NoLineage | Error::Cancelled) => return,

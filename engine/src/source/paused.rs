@@ -37,6 +37,7 @@ pub(super) async fn run(
         received: durable,
         shape: None,
         observed_through: newest.observed_through(),
+        told: false,
         reshaped: 0,
         trouble: None,
     };

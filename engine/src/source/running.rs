@@ -29,6 +29,12 @@ use crate::worker::{self, Policy, Progress, Start, Stream};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A migration comes in many steps; the base that follows waits until they are over.
 const SETTLED: Duration = Duration::from_secs(5);
+/// The same where each step is seen as soon as it is made.
+const SETTLED_TOLD: Duration = Duration::from_secs(1);
+/// Where steps are further apart than that, bases take one part of so many of the time.
+const BASE_SHARE: u32 = 5;
+/// But none waits longer than this for the one before.
+const BASE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A change of definitions that rows do not depend on makes no moment unrecoverable, so bases that follow such
 /// changes keep a distance.
 const BETWEEN_REDEFINED: Duration = Duration::from_secs(600);
@@ -76,6 +82,7 @@ pub(super) async fn run(
         received: durable,
         observed_through: opened.observed_through,
         shape: opened.shape.clone(),
+        told: false,
         reshaped: 0,
         trouble: None,
     });
@@ -150,8 +157,10 @@ pub(super) async fn run(
             _ = ticks.tick() => {
                 let progress = progress.borrow().clone();
                 if let Some(task) = first_base.take_if(|task| task.is_finished()) {
-                    want.send_replace(task.point());
+                    let taken = task.taken();
+                    want.send_replace(taken.point);
                     rebase = rebase.again();
+                    rebase.pause(taken.took);
                 }
                 if first_base.is_none() && rebase.is_due(&progress, store, file).await {
                     *first_base = Some(Task::begin(source, store, file, None, events, cancel));
@@ -203,6 +212,8 @@ struct Rebase {
     compared: Option<Instant>,
     /// When a base was begun for definitions' sake alone.
     redefined: Option<Instant>,
+    /// No base before that.
+    not_before: Instant,
 }
 
 impl Rebase {
@@ -212,6 +223,7 @@ impl Rebase {
             seen: (None, 0),
             compared: None,
             redefined: None,
+            not_before: Instant::now(),
         }
     }
 
@@ -219,8 +231,14 @@ impl Rebase {
     fn again(&self) -> Self {
         Self {
             redefined: self.redefined,
+            not_before: self.not_before,
             ..Self::new()
         }
+    }
+
+    /// One was taken, and took so long.
+    fn pause(&mut self, took: Duration) {
+        self.not_before = Instant::now() + (took * BASE_SHARE).min(BASE_PAUSE_MAX);
     }
 
     /// Once the shape has settled, looks whether the newest base reaches what comes now.
@@ -241,7 +259,14 @@ impl Rebase {
             return false;
         };
         let is_recent = |at: Instant| at.elapsed() < LOOK_AGAIN;
-        if self.since.elapsed() < SETTLED || self.compared.is_some_and(is_recent) {
+        let settled = match progress.told {
+            true => SETTLED_TOLD,
+            false => SETTLED,
+        };
+        if self.since.elapsed() < settled || Instant::now() < self.not_before {
+            return false;
+        }
+        if self.compared.is_some_and(is_recent) {
             return false;
         }
         match newest_base_holds(store, file, shape).await {

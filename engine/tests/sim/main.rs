@@ -243,6 +243,7 @@ async fn incarnation(
         received: durable,
         observed_through,
         shape: shape.clone(),
+        told: false,
         reshaped: 0,
         trouble: None,
     });

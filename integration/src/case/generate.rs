@@ -50,6 +50,7 @@ pub fn case(seed: u64) -> Case {
         restores: seed::rng(seed, "restores"),
         migrations,
         migrates: if migrates { 2 } else { 0 },
+        is_told: source >= 14,
         open: Default::default(),
         prepared: Vec::new(),
         transactions: 0,
@@ -70,6 +71,8 @@ struct Writer {
     migrations: ChaCha8Rng,
     /// How many are to come.
     migrates: u32,
+    /// The source tells of DDL.
+    is_told: bool,
     /// What each session has yet to say of its transaction, the last statement first.
     open: [Vec<String>; SESSIONS as usize],
     prepared: Vec<String>,
@@ -129,13 +132,19 @@ impl Writer {
         self.settle();
         // What lies before is looked at: the span that is uncertain begins there.
         self.operations.push(Operation::Rebased);
+        self.work(4);
+        // 13 sends no messages: there the span begins with a look.
+        self.beside_migration(self.is_told);
         let rng = &mut self.migrations;
         for sql in self.schema.migration(self.migrates, rng) {
             self.operations.push(Operation::Sql { session: 0, sql });
+            self.beside_migration(false);
             let session = self.migrations.random_range(0..SESSIONS);
             self.step(session);
         }
-        self.work(8);
+        self.work(4);
+        self.beside_migration(false);
+        self.work(4);
         self.settle();
         self.operations.push(Operation::Rebased);
         self.migrates -= 1;
@@ -157,6 +166,24 @@ impl Writer {
             beside,
             replay,
             meanwhile,
+            perhaps: false,
+        }));
+    }
+
+    /// A state right before a migration, in its midst, or right after it.
+    fn beside_migration(&mut self, is_sure: bool) {
+        let targets = [Target::LsnExclusive, Target::Time];
+        let replay = match self.migrations.random_ratio(1, 4) {
+            true => Replay::Ordered,
+            false => Replay::Merged,
+        };
+        self.operations.push(Operation::Moment(Restore {
+            target: targets[self.migrations.random_range(0..targets.len())],
+            part: None,
+            beside: false,
+            replay,
+            meanwhile: false,
+            perhaps: !is_sure,
         }));
     }
 

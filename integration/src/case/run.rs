@@ -64,6 +64,10 @@ struct Moment {
     /// Under the schema [`BESIDE`] of a database that exists.
     beside: bool,
     replay: Replay,
+    /// It may be refused, for a change of definitions.
+    perhaps: bool,
+    /// The definitions, where they change.
+    schema: Option<Vec<String>>,
     /// The id of the restore that has begun.
     begun: Option<String>,
 }
@@ -290,6 +294,7 @@ impl Player<'_> {
             Err(error) => return Err(Err(error)),
         };
         moment.replay = restore.replay;
+        moment.perhaps = restore.perhaps;
         if let Some(part) = restore.part {
             moment.tables = some(&moment.content, part);
             moment.beside = restore.beside;
@@ -357,6 +362,14 @@ impl Player<'_> {
         if self.case.setting.settings["no_identity"] != "full" {
             content.tables.retain(|name, _| !name.starts_with(KEYLESS));
         }
+        let server = &self.database.server;
+        let schema = match self.case.operations.contains(&Operation::Rebased) {
+            true if server.major() == self.case.setting.target => {
+                // Not where somebody has an open transaction that has truncated a table.
+                history::schema(server, &self.database.name).ok()
+            }
+            _ => None,
+        };
         Ok(Moment {
             number,
             target,
@@ -364,6 +377,8 @@ impl Player<'_> {
             tables: Vec::new(),
             beside: false,
             replay: Replay::Merged,
+            perhaps: false,
+            schema,
             begun: None,
         })
     }
@@ -396,6 +411,21 @@ impl Player<'_> {
             Some(line) => Err(capture(anyhow::anyhow!("{line}"))),
             None => Ok(()),
         }
+    }
+
+    /// Whether the moment lies where definitions were altered and no base has them yet.
+    async fn is_refused(&self, moment: &Moment) -> Played<bool> {
+        let path = format!("/api/v1/sources/{}/plan", self.database.name);
+        let body = json!({"target": moment.target});
+        let planned = self
+            .service
+            .request(reqwest::Method::POST, &path, Some(&body));
+        let planned = planned.await.map_err(capture)?;
+        let why = planned.body["detail"].as_str().unwrap_or_default();
+        Ok(
+            planned.code() == "target_outside_windows"
+                && why.contains("the target lies in a gap ("),
+        )
     }
 
     fn copy(&self, moment: &Moment) -> String {
@@ -448,6 +478,7 @@ impl Player<'_> {
         let (copy, source) = (self.copy(moment), &self.database.name);
         let id = match &moment.begun {
             Some(id) => id.clone(),
+            None if moment.perhaps && self.is_refused(moment).await? => return Ok(()),
             None => self.begin(moment).await?,
         };
         let ended = async {
@@ -475,6 +506,18 @@ impl Player<'_> {
             let expected = moment.expected(&ended, &restored)?;
             let mut differences = expected.differences(&restored);
             differences.extend(digest::collisions(&client).await?);
+            let named = ended["plan"]["not_covered"]
+                .as_array()
+                .into_iter()
+                .flatten();
+            let mut named = named.map(|entry| &entry["object"]);
+            if let Some(schema) = &moment.schema
+                && moment.tables.is_empty()
+                && named.all(|object| *object != "definitions")
+            {
+                let compared = history::compare_schema(schema, &server, &copy);
+                differences.extend(compared.err().map(|error| error.to_string()));
+            }
             let is_comparable = moment.target == json!("latest") && moment.tables.is_empty();
             if is_comparable && server.major() == self.database.server.major() {
                 let schemas = history::compare_schemas(&server, source, &copy);

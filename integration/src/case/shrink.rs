@@ -95,6 +95,7 @@ mod tests {
             beside: false,
             replay: Replay::Merged,
             meanwhile: false,
+            perhaps: false,
         }));
         Case {
             setting: Setting {

@@ -365,3 +365,96 @@ fn split(command: &str) -> Vec<String> {
         false => command.split("; ").map(ToOwned::to_owned).collect(),
     }
 }
+
+/// A migration that leaves the rows as they are costs no moment but its own: the base after it has definitions only, and
+/// serves from the last statement on, also where it was taken later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_migration_at_once_can_be_restored() -> Result<()> {
+    let service = Service::start(&Storage::local()?).await?;
+    let runs = [14, 15, 17, 18].map(|major| {
+        let run = after_a_migration(&service, major);
+        async move { run.await.with_context(|| format!("PostgreSQL {major}")) }
+    });
+    futures::future::try_join_all(runs).await?;
+    ensure!(service.terminate().await?.success());
+    Ok(())
+}
+
+const MIGRATION: &[&str] = &[
+    "ALTER TABLE t ADD c timestamptz DEFAULT now()",
+    "CREATE INDEX ON t (c)",
+    "CREATE VIEW v AS SELECT id, c FROM t",
+    "ALTER TABLE other ADD n int; UPDATE t SET c = NULL WHERE id = 7",
+];
+
+async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
+    let database = TestDatabase::new(major).await?;
+    database.execute(TABLES).await?;
+    // More than the WAL of what follows.
+    database
+        .execute("INSERT INTO t SELECT i, i, repeat(md5(i::text), 4) FROM generate_series(1001, 21000) i")
+        .await?;
+    let name = format!("after{major}");
+    service
+        .add_source(&name, &database.url(), history::settings())
+        .await?;
+    service.wait_protected(&name).await?;
+    let mut client = database.connect().await?;
+    client
+        .batch_execute("INSERT INTO other (v) VALUES ('first')")
+        .await?;
+    service
+        .wait_durable(&name, &truth::wal_position(&client).await?)
+        .await?;
+    for statement in MIGRATION {
+        client.batch_execute(statement).await?;
+        client
+            .batch_execute("UPDATE t SET a = a + 1 WHERE id < 10")
+            .await?;
+    }
+    let mut moments = Vec::new();
+    for round in 0..3 {
+        let content = digest::of(&mut client, None).await?;
+        moments.push((truth::wal_position(&client).await?, content));
+        let write = format!(
+            "INSERT INTO t VALUES ({0}, 1, 'after'); DELETE FROM t WHERE id = {0} - 25000; UPDATE t SET b = 'x' WHERE id = {round} + 20",
+            30000 + round
+        );
+        client.batch_execute(&write).await?;
+    }
+    // A base of that moment on is there once there are two windows and nothing between.
+    let path = format!("/api/v1/sources/{name}/window");
+    let based = |window: &Value| {
+        let windows = window["windows"].as_array();
+        windows.is_some_and(|windows| windows.len() > 1) && window["latest_refused"].is_null()
+    };
+    wait::until_value("a base after the migration", || service.get(&path), based).await?;
+    let (last, _) = moments.last().context("a moment")?;
+    service.wait_durable(&name, last).await?;
+    for (at, (lsn, content)) in moments.iter().enumerate() {
+        let target = json!({"lsn": lsn, "inclusive": false});
+        let plan = service
+            .post(
+                &format!("/api/v1/sources/{name}/plan"),
+                json!({"target": target}),
+            )
+            .await
+            .with_context(|| format!("moment {at}"))?;
+        // Its id has the position at which it was taken.
+        let base = plan["base"]["id"].as_str().context("an id")?;
+        let taken = base.split('-').next().context("a position")?;
+        ensure!(
+            u64::from_str_radix(taken, 16)? > parse_lsn(lsn)?,
+            "{plan:#}"
+        );
+        ensure!(plan["not_covered"] == json!([]), "{plan:#}");
+        let copy = format!("{}_{at}", database.name);
+        let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
+        service.restore(&name, &target, into).await?;
+        let restored = digest::of(&mut database.server.connect(&copy).await?, None).await?;
+        content.assert_restored(&restored, &format!("moment {at}"));
+        history::compare_schemas(&database.server, &database.name, &copy)?;
+        history::drop_database(&database.server, &copy).await?;
+    }
+    Ok(())
+}
