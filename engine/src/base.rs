@@ -33,6 +33,7 @@ pub(crate) use borrow::is_usable;
 pub(crate) use snapshot::{Prepared, Snapshot};
 
 use crate::ddl;
+use crate::definitions;
 use crate::error::Error;
 use crate::events::{Event, Events};
 use crate::marks::clock;
@@ -190,7 +191,8 @@ pub(crate) async fn dump(
     }
     let publication = publication::name(source.id);
     let shape = shape::read(keeper.client(), version, &publication, &source.settings).await?;
-    let fingerprints = shape.fingerprints();
+    let definitions = definitions::under_snapshot(keeper.client()).await?;
+    let fingerprints = shape.with(definitions).fingerprints();
     let newest = match rows {
         Rows::All => None,
         Rows::Altered => borrow::newest(store, lineage.id).await,

@@ -15,7 +15,7 @@ use crate::open_segment::SealedSegment;
 pub(crate) struct Cut {
     pub(crate) sealed: SealedSegment,
     pub(crate) changes: Vec<ShapeFile>,
-    /// Where exactly changes lie: what windows gain by it may come late, or never.
+    /// Where exactly changes lie that end within the segment. Windows gain by it; nothing depends on it.
     pub(crate) placed: Vec<DdlFile>,
 }
 
@@ -33,6 +33,14 @@ pub(crate) async fn store_cut(
         let object = SourceObject::Shape(lineage, ShapeKey { from, to });
         store_once(store, &object, change).await?;
     }
+    for placed in &cut.placed {
+        let (from, to) = (placed.from, placed.to);
+        let object = SourceObject::Ddl(lineage, ShapeKey { from, to });
+        if let Err(error) = store_once(store, &object, placed).await {
+            let error = chain(&error);
+            tracing::warn!(error, "where a change of shape lies is not on record");
+        }
+    }
     failpoint!("put.before");
     match store.put_sealed(&object, &sealed.body).await {
         // The last put of whoever was here before, which has just arrived: it says the same in other
@@ -44,14 +52,6 @@ pub(crate) async fn store_cut(
         put => put?,
     };
     failpoint!("put.after");
-    for placed in &cut.placed {
-        let (from, to) = (placed.from, placed.to);
-        let object = SourceObject::Ddl(lineage, ShapeKey { from, to });
-        if let Err(error) = store_once(store, &object, placed).await {
-            let error = chain(&error);
-            tracing::warn!(error, "where a change of shape lies is not on record");
-        }
-    }
     Ok(())
 }
 

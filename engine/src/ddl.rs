@@ -9,8 +9,10 @@
 //! The trigger needs a right that few roles have, and PostgreSQL 14, since 13 sends no messages. Without it changes are
 //! seen by looking (`shape`), and lie between two looks.
 
+use std::collections::BTreeSet;
+
 use lastgood_pg::Session;
-use lastgood_proto::{Lsn, PgTimestamp, SourceId};
+use lastgood_proto::{Lsn, PgTimestamp, SourceId, Xid};
 use serde::Deserialize;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -24,13 +26,17 @@ pub(crate) const PREFIX: &[u8] = b"lastgood.ddl";
 /// The first version that sends messages.
 const MESSAGES_SINCE: u32 = 140_000;
 
-/// Fires at the end of each command, and for what it drops. Whether something is temporary is told by its schema, or by
-/// `is_temporary`; only sessions that have anything temporary are asked. 3577 is
-/// `pg_logical_emit_message(boolean, text, text)` in `pg_proc.dat`. Materialized views are filled again
-/// without being altered.
+/// Fires at the end of each command, and for what it drops. Materialized views are filled again without being
+/// altered, and what IF NOT EXISTS passes over names no object. 3577 is
+/// `pg_logical_emit_message(boolean, text, text)` in `pg_proc.dat`.
+///
+/// `touched` are OIDs of relations, types, publications: what the command names, and what the shape has of others
+/// because of it: the table of an index or a constraint, the children and parents of a table, its
+/// sequences, tables with a foreign key to it, all in a schema. Of an index that was dropped nobody knows the table.
 const BODY: &str = r"
 DECLARE
     names text;
+    touched oid[];
     is_temporary boolean;
 BEGIN
     IF tg_tag = 'REFRESH MATERIALIZED VIEW' OR tg_event = 'ddl_command_end' AND tg_tag LIKE 'DROP %' THEN
@@ -39,18 +45,60 @@ BEGIN
     BEGIN
         IF tg_event = 'sql_drop' THEN
             SELECT string_agg(object_identity, ', ') FILTER (WHERE original),
-                   bool_and(d.is_temporary) FILTER (WHERE original)
-              INTO names, is_temporary FROM pg_event_trigger_dropped_objects() d;
+                   bool_and(d.is_temporary OR schema_name IS NULL OR schema_name ~ '^pg_(toast_)?temp'),
+                   array_agg(objid) || array_agg(CASE object_type
+                       WHEN 'table constraint' THEN
+                           to_regclass(format('%I.%I', address_names[1], address_names[2]))::oid
+                       WHEN 'publication relation' THEN
+                           (SELECT p.oid FROM pg_publication p WHERE p.pubname = address_args[1]) END)
+              INTO names, is_temporary, touched FROM pg_event_trigger_dropped_objects() d;
         ELSE
             SELECT string_agg(DISTINCT object_identity, ', '), bool_and(schema_name = 'pg_temp')
               INTO names, is_temporary FROM pg_event_trigger_ddl_commands();
+            IF names IS NULL AND tg_tag ~ '^(CREATE|SELECT)' THEN
+                RETURN;
+            END IF;
+            WITH RECURSIVE named AS MATERIALIZED (
+                SELECT classid, objid FROM pg_event_trigger_ddl_commands()),
+            relations(rel) AS (
+                SELECT objid FROM named WHERE classid = 'pg_class'::regclass
+                UNION SELECT indrelid FROM named JOIN pg_index ON indexrelid = objid
+                UNION SELECT conrelid FROM named JOIN pg_constraint c ON c.oid = objid
+                       WHERE classid = 'pg_constraint'::regclass
+                UNION SELECT c.oid FROM named JOIN pg_class c ON c.relnamespace = objid
+                       WHERE classid = 'pg_namespace'::regclass),
+            below(rel) AS (
+                SELECT rel FROM relations UNION SELECT inhrelid FROM below JOIN pg_inherits ON inhparent = rel),
+            family(rel) AS (
+                SELECT rel FROM below UNION SELECT inhparent FROM family JOIN pg_inherits ON inhrelid = rel)
+            SELECT array_agg(o) INTO touched FROM (
+                SELECT rel FROM family
+                UNION SELECT c.reltype FROM family JOIN pg_class c ON c.oid = rel WHERE c.relkind = 'c'
+                UNION SELECT d.objid FROM family JOIN pg_depend d ON d.refobjid = rel
+                       WHERE d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass
+                         AND d.deptype IN ('a', 'i')
+                UNION SELECT conrelid FROM family JOIN pg_constraint ON confrelid = rel
+                UNION SELECT confrelid FROM family JOIN pg_constraint ON conrelid = rel AND contype = 'f'
+                UNION SELECT objid FROM named WHERE classid IN ('pg_type'::regclass, 'pg_publication'::regclass)
+                UNION SELECT contypid FROM named JOIN pg_constraint c ON c.oid = objid
+                       WHERE classid = 'pg_constraint'::regclass
+                UNION SELECT prpubid FROM named JOIN pg_publication_rel r ON r.oid = objid
+                       WHERE classid = 'pg_publication_rel'::regclass
+                UNION SELECT t.oid FROM named JOIN pg_type t ON t.typnamespace = objid
+                       WHERE classid = 'pg_namespace'::regclass) touching(o)
+            WHERE o <> 0;
+        END IF;
+        IF cardinality(touched) > 10000 THEN
+            touched := NULL;
         END IF;
     EXCEPTION WHEN OTHERS THEN
         is_temporary := false;
+        touched := NULL;
     END;
     IF is_temporary IS NOT TRUE AND has_function_privilege(3577, 'EXECUTE') THEN
         PERFORM pg_logical_emit_message(true, 'lastgood.ddl', json_build_object(
-            'tag', tg_tag, 'names', left(names, 1000), 'role', session_user)::text);
+            'tag', tg_tag, 'names', left(names, 1000), 'role', session_user,
+            'touched', array_remove(touched, NULL)::int8[])::text);
     END IF;
 END";
 
@@ -90,6 +138,58 @@ pub(crate) async fn trigger(client: &Client, source: SourceId) -> Result<Option<
     Ok(row.and_then(|row| row.get(0)))
 }
 
+/// Since when the triggers can be trusted: what was under way when they were made fires none.
+pub(crate) struct Trust {
+    /// Trusted before.
+    word: Option<String>,
+    /// Was under way when they were first seen, and has not ended.
+    before: Option<(String, BTreeSet<String>)>,
+}
+
+/// Whatever is under way in the database, with or without a transaction id. Everybody sees all locks; of
+/// other roles' sessions at least which database they are in. The transaction of the look itself is left out.
+const UNDER_WAY: &str = r"
+SELECT 'virtual ' || l.virtualxid FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid()
+  AND (a.datid IS NULL OR a.datid = (SELECT oid FROM pg_database WHERE datname = current_database()))
+UNION ALL
+SELECT 'prepared ' || transaction FROM pg_prepared_xacts WHERE database = current_database()";
+
+impl Trust {
+    /// `word` was trusted when it was seen last.
+    pub(crate) fn new(word: Option<String>) -> Self {
+        Self { word, before: None }
+    }
+
+    /// The word for the triggers, once nothing is left that fires none.
+    pub(crate) async fn look(
+        &mut self,
+        client: &Client,
+        source: SourceId,
+    ) -> Result<Option<String>, Error> {
+        let word = trigger(client, source).await?;
+        if word.is_none() || word == self.word {
+            self.before = None;
+            self.word.clone_from(&word);
+            return Ok(word);
+        }
+        let rows = client.query(UNDER_WAY, &[]).await;
+        let rows = rows.map_err(Error::sql("looking at what is under way"))?;
+        let now: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        let before = match self.before.take() {
+            Some((seen, before)) if Some(&seen) == word.as_ref() => &before & &now,
+            _ => now,
+        };
+        self.word = None;
+        match word {
+            Some(word) if before.is_empty() => self.word = Some(word),
+            Some(word) => self.before = Some((word, before)),
+            None => {}
+        }
+        Ok(self.word.clone())
+    }
+}
+
 /// Makes the triggers if that is wanted and allowed, and takes them away if it is not wanted.
 ///
 /// # Errors
@@ -98,18 +198,16 @@ pub(crate) async fn ensure(
     session: &Session,
     source: SourceId,
     is_wanted: bool,
-) -> Result<Option<String>, Error> {
+) -> Result<(), Error> {
     let client = session.client();
     if session.server_version() < MESSAGES_SINCE {
-        return Ok(None);
+        return Ok(());
     }
-    let there = trigger(client, source).await?;
     if !is_wanted {
-        remove(client, source, &mut Removal::default()).await?;
-        return Ok(None);
+        return remove(client, source, &mut Removal::default()).await;
     }
-    if there.is_some() {
-        return Ok(there);
+    if trigger(client, source).await?.is_some() {
+        return Ok(());
     }
     let Names { schema, triggers } = Names::new(source);
     let [ended, dropped] = triggers;
@@ -128,7 +226,7 @@ pub(crate) async fn ensure(
     }
     sql.push_str("COMMIT");
     let Err(error) = client.batch_execute(&sql).await else {
-        return trigger(client, source).await;
+        return Ok(());
     };
     let ended = client.batch_execute("ROLLBACK").await;
     ended.map_err(Error::sql("making the event trigger"))?;
@@ -140,7 +238,7 @@ pub(crate) async fn ensure(
         error,
         "no event trigger tells of DDL; changes of definitions are seen by looking"
     );
-    Ok(None)
+    Ok(())
 }
 
 /// Schemas of event triggers, whoever's they are: they are of use on the source only.
@@ -190,37 +288,75 @@ pub(crate) async fn remove(
 /// A transaction that altered something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ddl {
+    pub(crate) xid: Xid,
     /// Start of its commit record.
     pub(crate) lsn: Lsn,
     pub(crate) time: PgTimestamp,
-    /// What it did, for the operator.
-    pub(crate) what: Vec<String>,
+    pub(crate) what: What,
+}
+
+/// What a transaction did to definitions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct What {
+    /// It told of it; else its rows have another form than before.
+    pub(crate) told: bool,
+    /// For the operator.
+    pub(crate) commands: Vec<String>,
+    /// OIDs of relations, types and publications that may look otherwise because of it, as far as they are known.
+    pub(crate) touched: BTreeSet<u32>,
 }
 
 /// Commands named at most of one transaction.
 const NAMED_MAX: usize = 5;
 
-impl Ddl {
+impl What {
     /// Takes in what one message says. Whatever stands in it, there was DDL.
-    pub(crate) fn note(what: &mut Vec<String>, content: &[u8]) {
+    pub(crate) fn note(&mut self, content: &[u8]) {
         #[derive(Deserialize)]
         struct Told {
             tag: String,
             names: Option<String>,
             role: String,
+            touched: Option<Vec<u32>>,
         }
-        if what.len() >= NAMED_MAX {
-            return;
-        }
+        self.told = true;
         let text = String::from_utf8_lossy(content);
-        what.push(match serde_json::from_str(&text) {
-            Ok(Told {
+        let told: Option<Told> = serde_json::from_str(&text).ok();
+        let command = match &told {
+            Some(Told {
                 tag,
                 names: Some(names),
                 role,
+                ..
             }) => format!("{tag} {names} by {role}"),
-            Ok(Told { tag, role, .. }) => format!("{tag} by {role}"),
-            Err(_) => "DDL".to_owned(),
-        });
+            Some(Told { tag, role, .. }) => format!("{tag} by {role}"),
+            None => "DDL".to_owned(),
+        };
+        if self.commands.len() < NAMED_MAX {
+            self.commands.push(command);
+        }
+        let touched = told.and_then(|told| told.touched);
+        self.touched.extend(touched.into_iter().flatten());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_cannot_be_read_tells_of_ddl_all_the_same() {
+        let mut what = What::default();
+        what.note(br#"{"tag":"ALTER TABLE","names":"public.t","role":"app","touched":[3,5]}"#);
+        assert_eq!(what.commands, ["ALTER TABLE public.t by app"]);
+        assert_eq!(what.touched, BTreeSet::from([3, 5]));
+        assert!(what.told);
+        what.note(br#"{"tag":"GRANT","names":null,"role":"app","touched":null}"#);
+        assert_eq!(what.commands[1], "GRANT by app");
+        for content in [&b""[..], b"\xff", b"{}"] {
+            let mut what = What::default();
+            what.note(content);
+            assert!(what.told && what.touched.is_empty() && what.commands == ["DDL"]);
+        }
     }
 }

@@ -90,3 +90,21 @@ pub(crate) async fn read(client: &Client) -> Result<BTreeMap<String, String>, Er
     let rows = rows.map_err(Error::sql("reading what is defined"))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
+
+/// As the client's open transaction has them; none if they cannot be read, and the transaction goes on.
+pub(crate) async fn under_snapshot(
+    client: &Client,
+) -> Result<Option<BTreeMap<String, String>>, Error> {
+    let command = |sql: &'static str| async move {
+        let done = client.batch_execute(sql).await;
+        done.map_err(Error::sql("reading what is defined"))
+    };
+    command("SAVEPOINT definitions").await?;
+    let read = read(client).await;
+    command(match read {
+        Ok(_) => "RELEASE SAVEPOINT definitions",
+        Err(_) => "ROLLBACK TO SAVEPOINT definitions; RELEASE SAVEPOINT definitions",
+    })
+    .await?;
+    Ok(read.ok())
+}

@@ -33,7 +33,7 @@ pub use base::take_base;
 pub use error::{Error, chain};
 pub use events::{Event, Events, SourceState, SourceStatus, Uncovered, Why};
 pub use lastgood_proto::Class;
-pub use marks::{Mark, Marks};
+pub use marks::{Mark, Marks, Running};
 pub use point::create_point;
 pub use record::{record_settings, recorded_settings};
 pub use remove::{Left, Removal, remove};

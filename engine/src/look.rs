@@ -1,10 +1,14 @@
 //! What a worker knows of the source's shape, and how far it has looked.
 
-use lastgood_proto::Lsn;
 use lastgood_proto::key::ShapeKey;
 use lastgood_proto::manifest::{ShapeFile, Version1};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use lastgood_proto::{Lsn, Xid};
 use tokio::time::Instant;
 
+use crate::ddl::Ddl;
 use crate::marks::Mark;
 use crate::placing::Placing;
 use crate::shape::{Fingerprints, Shape};
@@ -23,6 +27,10 @@ pub(crate) struct Look {
     /// Seen and not on record yet.
     pub(crate) changes: Vec<ShapeFile>,
     pub(crate) placing: Placing,
+    /// Of definitions alone.
+    notes: Notes,
+    /// Transactions with DDL that have come and that no look has seen.
+    unseen: Vec<(Xid, Lsn)>,
     /// Where the last change was seen.
     last_change: Lsn,
     /// A cut is due and waits for a look.
@@ -42,6 +50,8 @@ impl Look {
             shape: None,
             fingerprints,
             placing,
+            notes: Notes::default(),
+            unseen: Vec::new(),
             last_change: Lsn::INVALID,
             holds_to,
             newest: durable,
@@ -51,12 +61,31 @@ impl Look {
         }
     }
 
+    /// A transaction with DDL has come.
+    pub(crate) fn committed(&mut self, ddl: Ddl) {
+        self.unseen.push((ddl.xid, ddl.lsn));
+        if ddl.what.told {
+            self.placing.committed(ddl);
+        }
+    }
+
+    /// Whether somebody has looked past `end`, and at all that had come up to there.
+    pub(crate) fn has_seen(&self, end: Lsn) -> bool {
+        self.newest >= end && self.unseen.iter().all(|(_, lsn)| *lsn >= end)
+    }
+
     /// Takes a look in. Another shape than before has to be on record before the segment it may
     /// fall into; its fingerprints are returned.
     pub(crate) fn take(&mut self, mark: &Mark) -> Option<Fingerprints> {
         let fingerprints = mark.shape.fingerprints();
-        let changed = self.fingerprints.as_ref() != Some(&fingerprints);
-        self.placing.looked(mark.ddl_trigger.as_ref(), mark.lsn);
+        let changed = match &self.fingerprints {
+            Some(before) if before.shape == fingerprints.shape => {
+                before.is_redefined(&fingerprints) && self.notes.may()
+            }
+            Some(_) | None => true,
+        };
+        self.placing.looked(mark.ddl_trigger.as_ref(), mark.seen_by);
+        self.unseen.retain(|(xid, _)| mark.running.has(*xid));
         if changed {
             let detail = match (&self.shape, &self.fingerprints) {
                 (Some(before), _) => mark.shape.difference(before),
@@ -78,19 +107,54 @@ impl Look {
                 detail,
                 time: mark.clock,
             });
-            self.placing.changed(ShapeKey { from, to });
+            if let Some(before) = &self.shape {
+                let differing = mark.shape.differing(before);
+                self.placing.changed(ShapeKey { from, to }, differing);
+            }
             self.fingerprints = Some(fingerprints.clone());
         }
-        self.shape = Some(mark.shape.clone());
+        if changed || self.shape.is_none() {
+            self.shape = Some(mark.shape.clone());
+        }
         self.newest = self.newest.max(mark.lsn);
         self.failed = false;
         changed.then_some(fingerprints)
     }
 }
 
+/// Changes that rows do not depend on are put on record, but not without end: there are jobs that repeat their
+/// GRANTs every few seconds.
+#[derive(Default)]
+struct Notes {
+    at: VecDeque<Instant>,
+}
+
+impl Notes {
+    /// So many in a row, and then one after another.
+    const BURST: usize = 10;
+    const BETWEEN: Duration = Duration::from_secs(60);
+    const AFTER: Duration = Duration::from_secs(600);
+
+    fn may(&mut self) -> bool {
+        let now = Instant::now();
+        while self
+            .at
+            .pop_front_if(|at| now - *at >= Self::AFTER)
+            .is_some()
+        {}
+        let is_due = self.at.back().is_none_or(|at| now - *at >= Self::BETWEEN);
+        let may = self.at.len() < Self::BURST || is_due;
+        if may {
+            self.at.push_back(now);
+        }
+        may
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::marks::Running;
     use lastgood_proto::PgTimestamp;
 
     #[test]
@@ -103,6 +167,7 @@ mod tests {
             sequences: Vec::new(),
             shape: Shape::named(shape),
             seen_by: at,
+            running: Running::default(),
             ddl_trigger: None,
         };
         let mut look = Look::new(None, Placing::default(), Lsn::new(10), Lsn::new(10));

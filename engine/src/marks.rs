@@ -6,17 +6,20 @@
 //! clock cannot: a walsender that lags sends a fresh clock with an old position), and it carries
 //! the sequences, which the stream never does.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::segment::SequenceSample;
-use lastgood_proto::{Lsn, PgTimestamp, SourceId};
+use lastgood_proto::{Lsn, PgTimestamp, SourceId, Xid};
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::ddl;
-use crate::error::Error;
+use crate::ddl::Trust;
+use crate::definitions;
+use crate::error::{Error, chain};
 use crate::settings::SourceSettings;
 use crate::shape::{self, Shape};
 
@@ -33,15 +36,59 @@ pub struct Mark {
     pub shape: Shape,
     /// The WAL position again, read after the shape was: what the shape shows had committed below it.
     pub seen_by: Lsn,
+    /// Which transactions the shape may not show yet, though they are in the WAL.
+    pub running: Running,
     /// One word for the event trigger that tells of DDL, if there is one.
     pub ddl_trigger: Option<String>,
+}
+
+/// Transactions under way, as of before the shape was read. A commit is in the WAL, and decoded, before it
+/// shows to anybody: until it is flushed, and while it waits for a synchronous standby.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Running {
+    /// Those that begin later have the numbers from here on. Full numbers, with the epoch.
+    next: Option<u64>,
+    numbers: BTreeSet<u64>,
+}
+
+impl Running {
+    /// As `pg_current_snapshot()` prints it.
+    fn parse(snapshot: &str) -> Option<Self> {
+        let mut fields = snapshot.split(':');
+        let (_, next) = (fields.next()?, fields.next()?.parse().ok()?);
+        let numbers = fields
+            .next()?
+            .split(',')
+            .filter(|number| !number.is_empty());
+        let numbers = numbers.map(|number| number.parse().ok());
+        Some(Self {
+            next: Some(next),
+            numbers: numbers.collect::<Option<_>>()?,
+        })
+    }
+
+    /// Whether one that the stream has sent is among them.
+    pub(crate) fn has(&self, xid: Xid) -> bool {
+        let Some(next) = self.next else {
+            return false;
+        };
+        // The stream's numbers are without the epoch; they wrap around.
+        let short = |number: u64| u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+        let is_later = xid.get().wrapping_sub(short(next)) < 1 << 31;
+        is_later
+            || self
+                .numbers
+                .iter()
+                .any(|number| short(*number) == xid.get())
+    }
 }
 
 /// Where marks come from: a session, or a simulator.
 pub trait Marks: Send + 'static {
     /// Takes a mark. With `wake`, also commits an empty message, so that a server on which nothing
     /// happens moves its WAL and with it the recoverable time.
-    fn take(&mut self, wake: bool) -> impl Future<Output = Result<Mark, Error>> + Send;
+    /// With `told`, all definitions are looked at, as the stream has told of DDL.
+    fn take(&mut self, wake: bool, told: bool) -> impl Future<Output = Result<Mark, Error>> + Send;
 }
 
 /// Taken off the clock: a transaction reads its commit time a moment before its commit record is in
@@ -79,6 +126,53 @@ pub(crate) struct SessionMarks {
     publication: String,
     settings: SourceSettings,
     session: Option<Session>,
+    trust: Trust,
+    definitions: Definitions,
+}
+
+/// Definitions that rows do not depend on need not be looked at each time.
+#[derive(Default)]
+struct Definitions {
+    /// None if they could not be read.
+    seen: Option<BTreeMap<String, String>>,
+    read: Option<Instant>,
+    took: Duration,
+    /// The shape that was seen then: a migration alters both.
+    beside: Option<String>,
+}
+
+/// To read them takes one part of so many of the time.
+const DEFINITIONS_SHARE: u32 = 30;
+/// Unless it takes less than this.
+const CHEAP: Duration = Duration::from_millis(50);
+
+impl Definitions {
+    /// What keeps them from being read is no reason to capture nothing.
+    async fn look(
+        &mut self,
+        client: &Client,
+        shape: &Shape,
+        told: bool,
+    ) -> Option<BTreeMap<String, String>> {
+        let pause = match self.took < CHEAP {
+            true => Duration::ZERO,
+            false => self.took * DEFINITIONS_SHARE,
+        };
+        let is_fresh = |at: Instant| at.elapsed() < pause;
+        let fingerprint = Some(shape.fingerprints().shape);
+        if told || fingerprint != self.beside || !self.read.is_some_and(is_fresh) {
+            self.beside = fingerprint;
+            let begun = Instant::now();
+            let seen = definitions::read(client).await;
+            if let Err(error) = &seen {
+                tracing::warn!(error = chain(error), "not all definitions can be looked at");
+            }
+            self.seen = seen.ok();
+            self.took = begun.elapsed();
+            self.read = Some(Instant::now());
+        }
+        self.seen.clone()
+    }
 }
 
 impl SessionMarks {
@@ -87,6 +181,7 @@ impl SessionMarks {
         source: SourceId,
         publication: String,
         settings: SourceSettings,
+        ddl_trigger: Option<String>,
     ) -> Self {
         Self {
             config,
@@ -94,10 +189,12 @@ impl SessionMarks {
             publication,
             settings,
             session: None,
+            trust: Trust::new(ddl_trigger),
+            definitions: Definitions::default(),
         }
     }
 
-    async fn sample(&mut self, wake: bool) -> Result<Mark, Error> {
+    async fn sample(&mut self, wake: bool, told: bool) -> Result<Mark, Error> {
         let session = match self.session.take() {
             Some(session) => session,
             None => Session::connect(&self.config, Purpose::Capture).await?,
@@ -108,8 +205,13 @@ impl SessionMarks {
         let until = clock(client).await?;
         let sequences = sequences(client).await?;
         let version = session.server_version();
+        let running = running(client).await?;
         let shape = shape::read(client, version, &self.publication, &self.settings).await?;
-        let ddl_trigger = ddl::trigger(client, self.source).await?;
+        let shape = {
+            let definitions = self.definitions.look(client, &shape, told).await;
+            shape.with(definitions)
+        };
+        let ddl_trigger = self.trust.look(client, self.source).await?;
         let seen_by = wal_position(client).await?;
         if wake {
             let transaction = format!("BEGIN; {WAKE}; COMMIT");
@@ -130,18 +232,28 @@ impl SessionMarks {
             sequences,
             shape,
             seen_by,
+            running,
             ddl_trigger,
         })
     }
 }
 
 impl Marks for SessionMarks {
-    async fn take(&mut self, wake: bool) -> Result<Mark, Error> {
+    async fn take(&mut self, wake: bool, told: bool) -> Result<Mark, Error> {
         let silent = |_| Err(Error::Task("the server does not answer".to_owned()));
-        tokio::time::timeout(PATIENCE, self.sample(wake))
+        tokio::time::timeout(PATIENCE, self.sample(wake, told))
             .await
             .unwrap_or_else(silent)
     }
+}
+
+async fn running(client: &Client) -> Result<Running, Error> {
+    let row = client
+        .query_one("SELECT pg_current_snapshot()::text", &[])
+        .await
+        .map_err(Error::sql("reading what is under way"))?;
+    let text: String = row.get(0);
+    Running::parse(&text).ok_or_else(|| Error::Stream(format!("\"{text}\" is no snapshot")))
 }
 
 /// What the server's clock reads.
@@ -205,4 +317,22 @@ pub(crate) async fn sequences(client: &Client) -> Result<Vec<SequenceSample>, Er
         }
     }
     Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_is_told_without_the_epoch() {
+        let running = Running::parse("8589934590:8589934595:8589934590,8589934593").unwrap();
+        let has = |xid| running.has(Xid::new(xid));
+        assert!(has(u32::MAX - 1) && has(1) && has(3) && has(1000));
+        assert!(!has(u32::MAX) && !has(0) && !has(2) && !has(u32::MAX - 1000));
+        assert!(!Running::default().has(Xid::new(5)));
+        assert_eq!(Running::parse("10:10:").unwrap().numbers, BTreeSet::new());
+        for wrong in ["", "10", "10:x:", "10:11:y", "10:11"] {
+            assert_eq!(Running::parse(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -16,11 +16,11 @@ use lastgood_proto::copy_both::ReplicationMessage;
 use lastgood_proto::key::{SegmentKey, SegmentKind, SourceObject};
 use lastgood_proto::pgoutput::{self, Begin, Message, Relation};
 use lastgood_proto::segment::{Header, SegmentWriter, SequenceSample, WriteError};
-use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp};
+use lastgood_proto::{LineageId, Lsn, Oid, PgTimestamp, Xid};
 use lastgood_store::{SealedBody, SealerBeside, SourceStore, Spool};
 use tokio::time::Instant;
 
-use crate::ddl::{self, Ddl};
+use crate::ddl::{self, Ddl, What};
 use crate::error::Error;
 use crate::marks::{CLOCK_SLACK_MICROS, Mark};
 
@@ -52,8 +52,9 @@ pub(crate) struct OpenSegment {
     held_sequences: VecDeque<(Lsn, Vec<SequenceSample>)>,
     relations: HashMap<Oid, Relation>,
     types: HashMap<Oid, String>,
-    /// What the open transaction has told of DDL.
-    altering: Vec<String>,
+    /// What the open transaction has shown of DDL.
+    altering: Option<What>,
+    xid: Option<Xid>,
     /// Transactions with DDL that have come and nobody has taken note of.
     ddl: Vec<Ddl>,
 }
@@ -117,7 +118,8 @@ impl OpenSegment {
             held_sequences: VecDeque::new(),
             relations: HashMap::new(),
             types: HashMap::new(),
-            altering: Vec::new(),
+            altering: None,
+            xid: None,
             ddl: Vec::new(),
         }
     }
@@ -199,6 +201,7 @@ impl OpenSegment {
                     )));
                 }
                 self.in_transaction = true;
+                self.xid = Some(begin.xid);
                 self.pending = Some(begin);
                 Ok(())
             }
@@ -219,11 +222,12 @@ impl OpenSegment {
                     let writing = self.writing()?;
                     writing.writer.commit(&commit).map_err(broken)?;
                 }
-                if !self.altering.is_empty() {
+                if let (Some(what), Some(xid)) = (self.altering.take(), self.xid) {
                     self.ddl.push(Ddl {
+                        xid,
                         lsn: commit.commit_lsn,
                         time: commit.commit_time,
-                        what: std::mem::take(&mut self.altering),
+                        what,
                     });
                 }
                 self.end = self.end.max(commit.end_lsn);
@@ -259,6 +263,10 @@ impl OpenSegment {
                     writing.described.remove(&relation.oid);
                     writing.last_described = None;
                 }
+                let known = self.relations.get(&relation.oid);
+                if known.is_some_and(|known| *known != relation) {
+                    self.altering.get_or_insert_default();
+                }
                 self.relations.insert(relation.oid, relation);
                 Ok(())
             }
@@ -283,7 +291,7 @@ impl OpenSegment {
             Message::Message(message) => {
                 if message.transactional {
                     if message.prefix == ddl::PREFIX {
-                        Ddl::note(&mut self.altering, message.content);
+                        self.altering.get_or_insert_default().note(message.content);
                     }
                     return self.begun()?.writer.message(&message).map_err(broken);
                 }

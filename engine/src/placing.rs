@@ -1,8 +1,9 @@
 //! Where a change lies that two looks saw the ends of: at the transactions in between that told of DDL.
 //!
-//! It is known only if the event trigger was there, the same one, from the first look to the second.
+//! It is known only if the event trigger was there, the same one, from the first look to the second, and if everything
+//! that looks otherwise is named by one of these transactions: not every change of it fires a trigger.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use lastgood_proto::Lsn;
 use lastgood_proto::key::ShapeKey;
@@ -22,8 +23,8 @@ pub(crate) struct Placing {
     trigger: Option<(String, Lsn)>,
     /// In the order of their commits.
     commits: VecDeque<Ddl>,
-    /// Changes whose end the durable run has not passed.
-    open: Vec<ShapeKey>,
+    /// Changes whose end the durable run has not passed, with the OIDs of what looks otherwise.
+    open: Vec<(ShapeKey, BTreeSet<u32>)>,
 }
 
 impl Placing {
@@ -51,24 +52,32 @@ impl Placing {
         });
     }
 
-    /// A look saw a change.
-    pub(crate) fn changed(&mut self, key: ShapeKey) {
+    /// A look saw a change, of these objects.
+    pub(crate) fn changed(&mut self, key: ShapeKey, objects: BTreeSet<u32>) {
         let since = self.trigger.as_ref().map(|(_, since)| *since);
         if since.is_some_and(|since| since <= key.from) {
-            self.open.push(key);
+            self.open.push((key, objects));
         }
     }
 
     /// Everything up to `end` has come and is being stored; no change that is seen later on begins before `holds_to`.
     pub(crate) fn place(&mut self, end: Lsn, holds_to: Lsn) -> Vec<DdlFile> {
-        let passed = self.open.extract_if(.., |key| key.to <= end);
-        let placed = passed.filter_map(|key| {
+        let passed = self.open.extract_if(.., |(key, _)| key.to <= end);
+        let placed = passed.filter_map(|(key, objects)| {
             let within = |ddl: &&Ddl| (key.from..key.to).contains(&ddl.lsn);
             let mut commits = self.commits.iter().filter(within);
             let first = commits.next()?;
             let last = commits.clone().next_back().unwrap_or(first);
-            let all = std::iter::once(first).chain(commits);
-            let told: Vec<&str> = all.flat_map(|ddl| &ddl.what).map(String::as_str).collect();
+            let all: Vec<&Ddl> = std::iter::once(first).chain(commits).collect();
+            let touches = |object: &u32| all.iter().any(|ddl| ddl.what.touched.contains(object));
+            if !objects.iter().all(touches) {
+                return None;
+            }
+            let told: Vec<&str> = all
+                .iter()
+                .flat_map(|ddl| &ddl.what.commands)
+                .map(String::as_str)
+                .collect();
             let mut detail = told
                 .iter()
                 .take(NAMED_MAX)
@@ -88,7 +97,7 @@ impl Placing {
             })
         });
         let placed = placed.collect();
-        let open = self.open.iter().map(|key| key.from).min();
+        let open = self.open.iter().map(|(key, _)| key.from).min();
         let needed = open.unwrap_or(Lsn::MAX).min(holds_to);
         while self.commits.pop_front_if(|ddl| ddl.lsn < needed).is_some() {}
         placed
@@ -105,13 +114,19 @@ const fn commit(ddl: &Ddl) -> DdlCommit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lastgood_proto::PgTimestamp;
+    use crate::ddl::What;
+    use lastgood_proto::{PgTimestamp, Xid};
 
     fn ddl(lsn: u64) -> Ddl {
         Ddl {
+            xid: Xid::new(1),
             lsn: Lsn::new(lsn),
             time: PgTimestamp::from_micros(0),
-            what: vec![format!("DDL {lsn}")],
+            what: What {
+                told: true,
+                commands: vec![format!("DDL {lsn}")],
+                touched: BTreeSet::from([u32::try_from(lsn).unwrap()]),
+            },
         }
     }
 
@@ -137,14 +152,14 @@ mod tests {
             placing.committed(ddl(lsn));
         }
         placing.looked(Some(&trigger), Lsn::new(25));
-        placing.changed(key(10, 25));
+        placing.changed(key(10, 25), BTreeSet::from([12]));
         assert_eq!(placing.place(Lsn::new(24), Lsn::new(10)), []);
         let placed = placing.place(Lsn::new(25), Lsn::new(25));
         assert_eq!(spans(&placed), [(12, 17)]);
         assert_eq!(placed[0].detail, "DDL 12; DDL 17");
         // The next one, of which one transaction had come already.
         placing.committed(ddl(40));
-        placing.changed(key(25, 50));
+        placing.changed(key(25, 50), BTreeSet::from([30, 40]));
         assert_eq!(
             spans(&placing.place(Lsn::new(60), Lsn::new(60))),
             [(30, 40)]
@@ -160,7 +175,7 @@ mod tests {
             let mut placing = Placing::new(before, Lsn::new(since));
             placing.committed(ddl(12));
             placing.looked(seen, Lsn::new(25));
-            placing.changed(key(10, 25));
+            placing.changed(key(10, 25), BTreeSet::new());
             spans(&placing.place(Lsn::new(30), Lsn::new(30)))
         };
         assert_eq!(check(Some((&one, 10)), Some(&one)), [(12, 12)]);
@@ -174,7 +189,11 @@ mod tests {
     #[test]
     fn a_change_without_ddl_is_not_placed() {
         let mut placing = Placing::new(Some("x".to_owned()), Lsn::new(5));
-        placing.changed(key(10, 25));
+        placing.changed(key(10, 25), BTreeSet::new());
         assert_eq!(placing.place(Lsn::new(30), Lsn::new(30)), []);
+        // Nor if something else told of DDL.
+        placing.committed(ddl(35));
+        placing.changed(key(30, 45), BTreeSet::from([7, 35]));
+        assert_eq!(placing.place(Lsn::new(50), Lsn::new(50)), []);
     }
 }

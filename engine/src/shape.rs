@@ -12,19 +12,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use crate::definitions;
 use crate::error::Error;
 use crate::settings::SourceSettings;
 
 /// Equal shapes: rows of one fit the tables of the other, and the same rows are sent.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shape {
-    /// A digest for each object, by what the operator calls it.
-    parts: BTreeMap<String, String>,
-    /// A digest for each kind of definition that rows do not depend on.
-    definitions: BTreeMap<String, String>,
+    /// By what the operator calls it.
+    parts: BTreeMap<String, Part>,
+    /// A digest for each kind of definition that rows do not depend on; none if they could not be read.
+    definitions: Option<BTreeMap<String, String>>,
+}
+
+/// One object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    /// None that DDL could name, if 0.
+    oid: u32,
+    digest: String,
 }
 
 /// What tells a shape from another.
@@ -41,18 +48,23 @@ const NAMED_MAX: usize = 5;
 /// Permanent tables. `xmin` of a column's catalog row changes with every command that alters or
 /// rewrites it, also where name and type stay (`ALTER TYPE … USING`); ANALYZE and VACUUM leave it.
 /// What a table demands of its rows is in it as well: once it is dropped, rows come that the base's
-/// table would refuse.
+/// table would refuse. It is read as it stands in the catalogs: to have it deparsed (`pg_get_indexdef`) waits for
+/// whoever has locked the table.
 const TABLES: &str = r"
-SELECT n.nspname, c.relname, md5(concat_ws(' ', c.oid, c.relkind, c.relreplident,
+SELECT c.oid, n.nspname, c.relname, md5(concat_ws(' ', c.oid, c.relkind, c.relreplident,
     (SELECT string_agg(i.inhparent::text, ',' ORDER BY i.inhseqno) FROM pg_inherits i
      WHERE i.inhrelid = c.oid),
     (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
      WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisprimary OR x.indisreplident)),
     (SELECT string_agg(d, ';' ORDER BY d) FROM (
-       SELECT pg_get_indexdef(x.indexrelid) FROM pg_index x
+       SELECT concat_ws(' ', to_jsonb(x)->>'indnullsnotdistinct', x.indimmediate, x.indkey, x.indcollation, x.indclass,
+                        x.indexprs, x.indpred)
+         FROM pg_index x
         WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisunique OR x.indisexclusion)
        UNION ALL
-       SELECT pg_get_constraintdef(o.oid) FROM pg_constraint o
+       SELECT concat_ws(' ', o.contype, o.condeferrable, o.condeferred, o.convalidated, o.conkey, o.confrelid, o.confkey,
+                        o.confupdtype, o.confdeltype, o.confmatchtype, o.conpfeqop, o.conexclop, o.connoinherit, o.conbin)
+         FROM pg_constraint o
         WHERE o.conrelid = c.oid AND o.contype IN ('c', 'f', 'x')) AS demands(d)),
     (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
                                  a.attisdropped, a.xmin), ',' ORDER BY a.attnum)
@@ -65,7 +77,7 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
 
 /// Labels of enums, attributes of composite types, demands of domains: values of them stand in rows.
 const TYPES: &str = r"
-SELECT t.typname, md5(concat_ws(' ', t.oid,
+SELECT t.oid, t.typname, md5(concat_ws(' ', t.oid,
     (SELECT string_agg(concat_ws(':', e.oid, e.enumlabel), ',' ORDER BY e.oid) FROM pg_enum e
      WHERE e.enumtypid = t.oid),
     (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
@@ -81,7 +93,7 @@ WHERE (t.typtype IN ('e', 'd') OR c.relkind = 'c')
 
 /// Definitions of sequences; their values are sampled beside.
 const SEQUENCES: &str = r"
-SELECT n.nspname, c.relname, md5(to_jsonb(s)::text)
+SELECT c.oid, n.nspname, c.relname, md5(to_jsonb(s)::text)
 FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
   AND NOT EXISTS (SELECT FROM pg_depend d
@@ -91,10 +103,12 @@ WHERE c.relpersistence = 'p' AND n.nspname !~ '^pg_' AND n.nspname <> 'informati
 /// has some.
 const LARGE_OBJECTS: &str = "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)::text";
 
-/// Whole rows, so that an option of a version to come counts as well.
+/// Whole rows, so that an option of a version to come counts as well; with their `xmin`: what was not published for a
+/// moment is missing for good.
 const PUBLICATION: &str = r"
-SELECT md5(concat_ws(' ', to_jsonb(p), (SELECT string_agg(to_jsonb(r)::text, ',' ORDER BY r.prrelid)
-                                        FROM pg_publication_rel r WHERE r.prpubid = p.oid)))
+SELECT p.oid, md5(concat_ws(' ', to_jsonb(p), p.xmin,
+    (SELECT string_agg(concat_ws(' ', to_jsonb(r), r.xmin), ',' ORDER BY r.prrelid)
+     FROM pg_publication_rel r WHERE r.prpubid = p.oid)))
 FROM pg_publication p WHERE p.pubname = $1";
 
 /// Whole schemas in it, from 15 on.
@@ -110,46 +124,88 @@ pub(crate) async fn read(
     settings: &SourceSettings,
 ) -> Result<Shape, Error> {
     let failed = |error| Error::sql("reading the shape of the tables")(error);
+    let part = |row: &Row, digest| Part {
+        oid: row.get(0),
+        digest: row.get(digest),
+    };
     let mut parts = BTreeMap::new();
     for row in client.query(TABLES, &[]).await.map_err(failed)? {
-        let (schema, name): (&str, &str) = (row.get(0), row.get(1));
+        let (schema, name): (&str, &str) = (row.get(1), row.get(2));
         if settings.wants(schema, name) {
-            parts.insert(format!("table {schema}.{name}"), row.get(2));
+            parts.insert(format!("table {schema}.{name}"), part(&row, 3));
         }
     }
     for row in client.query(SEQUENCES, &[]).await.map_err(failed)? {
-        let (schema, name): (&str, &str) = (row.get(0), row.get(1));
-        parts.insert(format!("sequence {schema}.{name}"), row.get(2));
+        let (schema, name): (&str, &str) = (row.get(1), row.get(2));
+        parts.insert(format!("sequence {schema}.{name}"), part(&row, 3));
     }
     for row in client.query(TYPES, &[]).await.map_err(failed)? {
-        parts.insert(format!("type {}", row.get::<_, &str>(0)), row.get(1));
+        parts.insert(format!("type {}", row.get::<_, &str>(1)), part(&row, 2));
     }
     let row = client.query_one(LARGE_OBJECTS, &[]).await.map_err(failed)?;
-    parts.insert("large objects".to_owned(), row.get(0));
+    let large_objects = Part {
+        oid: 0,
+        digest: row.get(0),
+    };
+    parts.insert("large objects".to_owned(), large_objects);
     let row = client
         .query_opt(PUBLICATION, &[&publication])
         .await
         .map_err(failed)?;
-    let mut published: String = row.map_or_else(String::new, |row| row.get(0));
+    let mut published = Part {
+        oid: row.as_ref().map_or(0, |row| row.get(0)),
+        digest: row.map_or_else(String::new, |row| row.get(1)),
+    };
     if server_version >= 150_000 {
         let row = client
             .query_one(PUBLISHED_SCHEMAS, &[&publication])
             .await
             .map_err(failed)?;
-        published.push_str(row.get(0));
+        published.digest.push_str(row.get(0));
     }
     parts.insert(format!("publication {publication}"), published);
-    let definitions = definitions::read(client).await?;
-    Ok(Shape { parts, definitions })
+    Ok(Shape {
+        parts,
+        definitions: None,
+    })
+}
+
+impl Fingerprints {
+    /// Whether other definitions were seen; not if nobody could look.
+    pub(crate) fn is_redefined(&self, now: &Self) -> bool {
+        now.definitions.is_some() && self.definitions != now.definitions
+    }
 }
 
 impl Shape {
     #[must_use]
     pub fn fingerprints(&self) -> Fingerprints {
+        let parts = self.parts.iter();
+        let definitions = self.definitions.as_ref();
         Fingerprints {
-            shape: fingerprint(&self.parts),
-            definitions: Some(fingerprint(&self.definitions)),
+            shape: fingerprint(parts.map(|(name, part)| (name, &part.digest))),
+            definitions: definitions.map(fingerprint),
         }
+    }
+
+    /// With definitions that were read beside it.
+    #[must_use]
+    pub(crate) fn with(self, definitions: Option<BTreeMap<String, String>>) -> Self {
+        Self {
+            definitions,
+            ..self
+        }
+    }
+
+    /// OIDs of what is not as it was `before`; 0 stands for what has none.
+    pub(crate) fn differing(&self, before: &Shape) -> BTreeSet<u32> {
+        let names: BTreeSet<&String> = self.parts.keys().chain(before.parts.keys()).collect();
+        let pairs = names
+            .into_iter()
+            .map(|name| [before.parts.get(name), self.parts.get(name)]);
+        let differing = pairs.filter(|[old, new]| old != new);
+        let parts = differing.flatten().flatten();
+        parts.map(|part| part.oid).collect()
     }
 
     /// What is not as it was `before`, in words.
@@ -165,7 +221,8 @@ impl Shape {
         });
         let mut changed: Vec<String> = parts.collect();
         if changed.is_empty() {
-            let (old, new) = (&before.definitions, &self.definitions);
+            let none = BTreeMap::new();
+            let [old, new] = [before, self].map(|it| it.definitions.as_ref().unwrap_or(&none));
             let kinds: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
             let others = kinds.into_iter();
             let others = others.filter(|kind| old.get(*kind) != new.get(*kind));
@@ -187,14 +244,20 @@ impl Shape {
     #[must_use]
     pub fn named(name: &str) -> Self {
         Self {
-            parts: BTreeMap::from([(name.to_owned(), String::new())]),
-            definitions: BTreeMap::new(),
+            parts: BTreeMap::from([(
+                name.to_owned(),
+                Part {
+                    oid: 0,
+                    digest: String::new(),
+                },
+            )]),
+            definitions: None,
         }
     }
 }
 
 /// Thirty-two hexadecimal digits.
-fn fingerprint(parts: &BTreeMap<String, String>) -> String {
+fn fingerprint<'a>(parts: impl IntoIterator<Item = (&'a String, &'a String)>) -> String {
     let mut digest = Sha256::new();
     for (name, part) in parts {
         digest.update(name.as_bytes());
@@ -213,6 +276,7 @@ fn fingerprint(parts: &BTreeMap<String, String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::definitions;
     use lastgood_integration::{TestDatabase, tools};
 
     #[test]
@@ -220,9 +284,12 @@ mod tests {
         let shape = |parts: &[(&str, &str)]| Shape {
             parts: parts
                 .iter()
-                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .map(|(name, digest)| {
+                    let digest = (*digest).to_owned();
+                    ((*name).to_owned(), Part { oid: 1, digest })
+                })
                 .collect(),
-            definitions: BTreeMap::new(),
+            definitions: None,
         };
         let before = shape(&[("table a", "1"), ("table b", "1"), ("table c", "1")]);
         let after = shape(&[("table a", "1"), ("table b", "2"), ("table d", "1")]);
@@ -257,12 +324,20 @@ mod tests {
         "ALTER TABLE t DROP CONSTRAINT t_pkey",
         "ALTER TABLE t REPLICA IDENTITY FULL",
         "ALTER PUBLICATION pub DROP TABLE t",
+        "ALTER PUBLICATION pub SET (publish = 'insert'); ALTER PUBLICATION pub SET (publish = 'insert, update, delete, truncate')",
+        "ALTER PUBLICATION pub DROP TABLE t; ALTER PUBLICATION pub ADD TABLE t",
         "ALTER PUBLICATION pub SET (publish = 'insert')",
         "DROP PUBLICATION pub",
         "ALTER PUBLICATION pub RENAME TO other",
         "DROP PUBLICATION pub; CREATE PUBLICATION pub FOR TABLE t",
         "SELECT lo_create(0)",
     ];
+
+    async fn look(client: &Client, version: u32) -> Shape {
+        let settings = SourceSettings::default();
+        let shape = read(client, version, "pub", &settings).await.unwrap();
+        shape.with(Some(definitions::read(client).await.unwrap()))
+    }
 
     const NO_CHANGES: &str = "INSERT INTO t VALUES (1, 2, 3); REINDEX TABLE t; SELECT nextval('counter'); UPDATE t SET a = 5; TRUNCATE t; \
         ANALYZE; CREATE TEMP TABLE x(id int PRIMARY KEY, v text DEFAULT 'x' CHECK (v > '')); CREATE INDEX ON x(v); \
@@ -313,12 +388,11 @@ mod tests {
                 CREATE TABLE p1 PARTITION OF root FOR VALUES IN (1); CREATE PUBLICATION pub FOR TABLE t";
             database.execute(setup).await.unwrap();
             let client = database.connect().await.unwrap();
-            let settings = SourceSettings::default();
             let version = major * 10_000;
-            let before = read(&client, version, "pub", &settings).await.unwrap();
+            let before = look(&client, version).await;
             client.batch_execute(NO_CHANGES).await.unwrap();
             client.batch_execute("VACUUM FULL t").await.unwrap();
-            let after = read(&client, version, "pub", &settings).await.unwrap();
+            let after = look(&client, version).await;
             assert_eq!(after.difference(&before), "", "{major}");
             // It demands nothing: what is left of it when it fails, and what REINDEX CONCURRENTLY is
             // building, is invalid.
@@ -326,30 +400,30 @@ mod tests {
             client.batch_execute(doubled).await.unwrap();
             let invalid = "CREATE UNIQUE INDEX CONCURRENTLY t_a ON t(a)";
             client.batch_execute(invalid).await.unwrap_err();
-            let after = read(&client, version, "pub", &settings).await.unwrap();
+            let after = look(&client, version).await;
             assert_eq!(after.parts, before.parts, "{major}");
             client
                 .batch_execute("DROP INDEX t_a; TRUNCATE t")
                 .await
                 .unwrap();
             for change in CHANGES {
-                let before = read(&client, version, "pub", &settings).await.unwrap();
+                let before = look(&client, version).await;
                 client.batch_execute("BEGIN").await.unwrap();
                 client.batch_execute(change).await.unwrap_or_else(|error| {
                     panic!("{major}: {change}: {error:?}");
                 });
-                let after = read(&client, version, "pub", &settings).await.unwrap();
+                let after = look(&client, version).await;
                 let prints = [&after, &before].map(|shape| shape.fingerprints().shape);
                 assert_ne!(prints[0], prints[1], "{major}: {change}");
                 client.batch_execute("ROLLBACK").await.unwrap();
             }
             for change in DEFINITIONS {
-                let before = read(&client, version, "pub", &settings).await.unwrap();
+                let before = look(&client, version).await;
                 client.batch_execute("BEGIN").await.unwrap();
                 client.batch_execute(change).await.unwrap_or_else(|error| {
                     panic!("{major}: {change}: {error:?}");
                 });
-                let after = read(&client, version, "pub", &settings).await.unwrap();
+                let after = look(&client, version).await;
                 assert_ne!(after.definitions, before.definitions, "{major}: {change}");
                 assert_eq!(after.parts, before.parts, "{major}: {change}");
                 assert_ne!(after.difference(&before), "", "{major}: {change}");

@@ -360,7 +360,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         if !(full || old || hurried || wanted || !self.look.changes.is_empty()) {
             return Ok(());
         }
-        let seen = self.look.newest >= self.open.end();
+        let seen = self.look.has_seen(self.open.end());
         if !seen && !self.may_cut_blind(hurried) {
             return Ok(());
         }
@@ -531,8 +531,8 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         self.last_message = Instant::now();
         self.open.take(message)?;
         for ddl in self.open.take_ddl() {
-            self.look.placing.committed(ddl);
-            self.marks.told = true;
+            self.marks.told |= ddl.what.told;
+            self.look.committed(ddl);
         }
         failpoint!("receive");
         if let ReplicationMessage::Keepalive {
@@ -572,10 +572,10 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             return;
         };
         self.marks.last = now;
-        self.marks.told = false;
+        let told = std::mem::take(&mut self.marks.told);
         self.marks.moved_to = self.open.end();
         self.marks.running = Some(Box::pin(async move {
-            let result = marks.take(wake).await;
+            let result = marks.take(wake, told).await;
             (marks, result)
         }));
     }

@@ -234,9 +234,15 @@ impl Archives<'_> {
 
 /// The event triggers that capture has on the source. A base is without their function.
 fn is_of_capture(entry: &TocEntry) -> bool {
-    let name = entry.rest().strip_prefix("- lastgood_");
+    let name = entry.rest().strip_prefix("- ");
+    entry.kind() == "EVENT TRIGGER" && name.is_some_and(is_trigger_of_capture)
+}
+
+/// Whether a text begins with the name of one.
+pub(crate) fn is_trigger_of_capture(text: &str) -> bool {
+    let name = text.strip_prefix("lastgood_");
     let source = name.and_then(|name| name.split_once('_'));
-    entry.kind() == "EVENT TRIGGER" && source.is_some_and(|(id, _)| id.parse::<SourceId>().is_ok())
+    source.is_some_and(|(id, _)| id.parse::<SourceId>().is_ok())
 }
 
 pub(crate) fn list_file(entries: &[&TocEntry]) -> Result<NamedTempFile, Error> {

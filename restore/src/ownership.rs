@@ -14,7 +14,7 @@ use lastgood_store::SourceStore;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::archive::{Archives, Head};
+use crate::archive::{self, Archives, Head};
 use crate::execute::major;
 use crate::plan::Plan;
 use crate::selection::identifier;
@@ -88,7 +88,8 @@ pub(crate) async fn apply(
     head: &Head,
     pruned: bool,
 ) -> Result<Vec<String>, Error> {
-    let statements = statements(archives, head).await?;
+    let mut statements = statements(archives, head).await?;
+    statements.retain(|statement| !is_of_capture(statement));
 
     // One role that is missing may own ten thousand tables: one note.
     let mut refused: BTreeMap<String, (u64, String)> = BTreeMap::new();
@@ -135,6 +136,12 @@ pub(crate) async fn apply(
         ),
     };
     Ok(refused.into_iter().map(note).collect())
+}
+
+/// The event triggers that capture has on the source are not restored.
+fn is_of_capture(statement: &str) -> bool {
+    let name = statement.strip_prefix("ALTER EVENT TRIGGER ");
+    name.is_some_and(archive::is_trigger_of_capture)
 }
 
 /// What sets owners and privileges.

@@ -76,6 +76,11 @@ impl Samples {
         after.any(|sample| sample.schema == schema && sample.name == name)
     }
 
+    /// At a look after the target it was there no longer.
+    fn is_gone_after(&self, schema: &str, name: &str) -> bool {
+        self.after.is_some() && !self.seen_after(schema, name)
+    }
+
     /// What is known of one sequence, as of `base` or later.
     fn of<'a>(
         &'a self,
@@ -113,13 +118,14 @@ JOIN pg_namespace tn ON tn.oid = t.relnamespace
 JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = used.num
 WHERE a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)";
 
-/// Sets every sequence of the target that was sampled; answers how many.
+/// Sets every sequence of the target that was sampled; answers how many, and what is not sure to be far enough.
 pub(crate) async fn set(
     client: &Client,
     samples: &Samples,
     manifest: &BaseManifest,
-) -> Result<u64, Error> {
+) -> Result<(u64, Vec<String>), Error> {
     let mut count = 0;
+    let mut unsure = Vec::new();
     let restarted = manifest.tables.iter();
     let restarted = restarted.filter(|table| samples.restarted.contains(&table.oid));
     let restarted: HashSet<(&str, &str)> = restarted
@@ -164,6 +170,16 @@ pub(crate) async fn set(
         if is_sure && !may_be_restarted {
             continue;
         }
+        // Dropped or renamed right after the target; no column tells how far it was.
+        let mut sampled = manifest.sequences.iter();
+        let is_sampled =
+            sampled.any(|it| it.schema == schema && it.name == name && it.last_value.is_some());
+        if is_sampled && samples.is_gone_after(&schema, &name) && users.is_empty() {
+            unsure.push(format!(
+                "sequence {sequence} is as it was sampled last before the target: it was dropped or renamed soon after, and may \
+                 have given out more by then"
+            ));
+        }
         for (schema, table, column, _) in users {
             let (extreme, beyond) = match descending {
                 true => ("min", "<"),
@@ -184,7 +200,7 @@ pub(crate) async fn set(
             client.batch_execute(&sql).await?;
         }
     }
-    Ok(count)
+    Ok((count, unsure))
 }
 
 /// What the samples of one sequence say together.

@@ -249,7 +249,7 @@ async fn begin(
     }
     drop_stale_slots(session, source).await?;
     let published = publication::ensure(session, source.id, &source.settings).await?;
-    let ddl_trigger = ddl::ensure(session, source.id, source.settings.ddl_trigger).await?;
+    ddl::ensure(session, source.id, source.settings.ddl_trigger).await?;
     for table in &published.busy {
         tracing::warn!(
             table,
@@ -325,7 +325,7 @@ async fn begin(
         },
         observed_through: None,
         shape: None,
-        ddl_trigger,
+        ddl_trigger: None,
         looked_at: file.start,
         connection,
         base,

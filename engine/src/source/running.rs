@@ -94,6 +94,7 @@ pub(super) async fn run(
             source.id,
             file.publication.clone(),
             source.settings.clone(),
+            opened.ddl_trigger.clone(),
         ),
         store.clone(),
         Policy::of(&source.settings),
@@ -327,13 +328,16 @@ async fn newest_base_holds(
     }
     let mut shapes = shapes.iter();
     let is_over = shapes.any(|shape| shape.ends(base.consistent_point, &base.fingerprint));
-    Ok(
-        match base.fingerprint == shape.shape && !is_over && is_usable(&base, lineage) {
-            false => Holds::Nothing,
-            true if base.definitions == shape.definitions => Holds::All,
-            true => Holds::Rows,
-        },
-    )
+    let is_usable = base.fingerprint == shape.shape && !is_over && is_usable(&base, lineage);
+    let based = Fingerprints {
+        shape: base.fingerprint,
+        definitions: base.definitions,
+    };
+    Ok(match is_usable {
+        false => Holds::Nothing,
+        true if based.definitions.is_some() && based.is_redefined(shape) => Holds::Rows,
+        true => Holds::All,
+    })
 }
 
 /// What the end of a stream means.

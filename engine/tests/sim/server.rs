@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lastgood_engine::worker::Stream;
-use lastgood_engine::{Error, Mark, Marks, Shape};
+use lastgood_engine::{Error, Mark, Marks, Running, Shape};
 use lastgood_proto::copy_both::ReplicationMessage;
 use lastgood_proto::pgoutput::{
     self, Begin, Column, Commit, Insert, LogicalMessage, Message, Origin, Relation,
@@ -448,7 +448,7 @@ pub(crate) struct SimMarks {
 }
 
 impl Marks for SimMarks {
-    async fn take(&mut self, wake: bool) -> Result<Mark, Error> {
+    async fn take(&mut self, wake: bool, _told: bool) -> Result<Mark, Error> {
         let delay = self.server.state().rng.random_range(0..300);
         tokio::time::sleep(Duration::from_millis(delay)).await;
         self.server.step().await;
@@ -469,6 +469,7 @@ impl Marks for SimMarks {
             }],
             shape: Shape::named(&state.shape),
             seen_by: state.wal_end,
+            running: Running::default(),
             ddl_trigger: None,
         };
         if wake && !state.silent {

@@ -270,7 +270,13 @@ impl Player<'_> {
             return Ok(());
         }
         self.resume().await?;
-        self.durable().await?;
+        // Looked at, more than once: the event trigger has been there from one look to the next.
+        for _ in 0..3 {
+            let mark = "INSERT INTO public.marks (what) VALUES ('look')";
+            let marked = self.control.batch_execute(mark).await;
+            marked.map_err(|error| Err(error.into()))?;
+            self.durable().await?;
+        }
         let (service, name) = (&self.service, &self.database.name);
         let path = format!("/api/v1/sources/{name}/window");
         let window = wait::until_value(

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::service::parse_lsn;
-use lastgood_integration::{Service, Storage, TestDatabase, digest, history, truth, wait};
+use lastgood_integration::{
+    Postgres, Service, Storage, TestDatabase, digest, history, truth, wait,
+};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -33,13 +35,7 @@ async fn up_to_the_ddl(service: &Service, major: u32) -> Result<()> {
         .await?;
     service.wait_protected(&name).await?;
     let mut client = database.connect().await?;
-    // Another look, so that the trigger is known to have been there from one to the next.
-    client
-        .batch_execute("INSERT INTO other (v) VALUES ('first')")
-        .await?;
-    service
-        .wait_durable(&name, &truth::wal_position(&client).await?)
-        .await?;
+    trusted(service, &name, &client).await?;
 
     // All in one go: no look lies between.
     client
@@ -71,18 +67,14 @@ async fn up_to_the_ddl(service: &Service, major: u32) -> Result<()> {
     let changed = truth::wal_position(&client).await?;
     wait_beyond(service, &name, &changed).await?;
 
-    // The window ends at the transaction, and says so.
-    let window = service
-        .get(&format!("/api/v1/sources/{name}/window"))
-        .await?;
-    let reason = &window["gaps"][0]["reason"];
-    let told = ["ALTER TABLE public.t", "DROP TABLE public.other"];
-    for told in told {
-        ensure!(
-            reason.as_str().is_some_and(|it| it.contains(told)),
-            "{window:#}"
-        );
-    }
+    // The window ends at the transaction, and says so as soon as what was altered has been stored.
+    let path = format!("/api/v1/sources/{name}/window");
+    let is_placed = |window: &Value| {
+        let reason = window["gaps"][0]["reason"].as_str().unwrap_or_default();
+        let told = ["ALTER TABLE public.t", "DROP TABLE public.other"];
+        told.iter().all(|told| reason.contains(told))
+    };
+    let window = wait::until_value("the change's place", || service.get(&path), is_placed).await?;
     let end = window["windows"][0]["to"]["lsn"]
         .as_str()
         .context("an LSN")?;
@@ -150,6 +142,19 @@ async fn restore(
     let restored = digest::of(&mut database.server.connect(&copy).await?, None).await?;
     truth.assert_restored(&restored, &what);
     history::drop_database(&database.server, &copy).await
+}
+
+/// Three cuts, with looks between: the event trigger is known to have been there from one to the next, and whatever was
+/// under way when it was made to have ended.
+async fn trusted(service: &Service, name: &str, client: &Client) -> Result<()> {
+    for _ in 0..3 {
+        client
+            .batch_execute("INSERT INTO other (v) VALUES ('look')")
+            .await?;
+        let lsn = truth::wal_position(client).await?;
+        service.wait_durable(name, &lsn).await?;
+    }
+    Ok(())
 }
 
 /// What no rows depend on is as of the base; a change of it is followed by a base, and named until there is one.
@@ -250,10 +255,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
         &[],
     ),
     ("ALTER TABLE x ADD z int; DROP TABLE x", &[]),
-    (
-        "CREATE TABLE IF NOT EXISTS a (id int)",
-        &["CREATE TABLE by app"],
-    ),
+    ("CREATE TABLE IF NOT EXISTS a (id int)", &[]),
     ("DROP TABLE IF EXISTS missing", &[]),
     ("DROP VIEW w", &["DROP VIEW by app"]),
     (
@@ -400,12 +402,7 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
         .await?;
     service.wait_protected(&name).await?;
     let mut client = database.connect().await?;
-    client
-        .batch_execute("INSERT INTO other (v) VALUES ('first')")
-        .await?;
-    service
-        .wait_durable(&name, &truth::wal_position(&client).await?)
-        .await?;
+    trusted(service, &name, &client).await?;
     for statement in MIGRATION {
         client.batch_execute(statement).await?;
         client
@@ -456,5 +453,181 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
         history::compare_schemas(&database.server, &database.name, &copy)?;
         history::drop_database(&database.server, &copy).await?;
     }
+    Ok(())
+}
+
+/// A commit that waits for a standby is in the WAL and in the stream, and shows to nobody, also to no look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_does_not_show_yet_is_waited_for() -> Result<()> {
+    let service = Service::start(&Storage::local()?).await?;
+    let server = Postgres::start(18, &[]).await?;
+    server.execute("postgres", TABLES).await?;
+    let url = server.url("postgres");
+    service
+        .add_source("stalled", &url, history::settings())
+        .await?;
+    service.wait_protected("stalled").await?;
+    let mut client = server.connect("postgres").await?;
+    trusted(&service, "stalled", &client).await?;
+    let before = digest::of(&mut client, None).await?;
+
+    let set = "ALTER SYSTEM SET synchronous_standby_names = 'nobody'";
+    client.batch_execute(set).await?;
+    client.batch_execute("SELECT pg_reload_conf()").await?;
+    let other = server.connect("postgres").await?;
+    let hanging = tokio::spawn(async move {
+        let migration =
+            "BEGIN; ALTER TABLE t ADD q int DEFAULT 5; CREATE TABLE fresh (id int PRIMARY KEY);
+            INSERT INTO fresh VALUES (1); UPDATE t SET q = 6 WHERE id = 1; COMMIT";
+        other.batch_execute(migration).await.map(|()| other)
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let is_waiting = || async {
+        let count: i64 = client.query_one(waits, &[]).await?.get(0);
+        Ok((count > 0).then_some(()))
+    };
+    wait::until("the commit to wait", is_waiting).await?;
+    let hidden = truth::wal_position(&client).await?;
+    // What does not wait for anybody goes on being written, and is sent.
+    client
+        .batch_execute(
+            "SET synchronous_commit = off; UPDATE other SET v = 'more'; SELECT pg_switch_wal()",
+        )
+        .await?;
+    let hidden = parse_lsn(&hidden)?;
+    let received = || async {
+        let sent = "SELECT (sent_lsn - '0/0')::text FROM pg_stat_replication";
+        let sent: String = client.query_one(sent, &[]).await?.get(0);
+        Ok((sent.parse::<u64>()? > hidden).then_some(()))
+    };
+    wait::until("it to be sent", received).await?;
+    for _ in 0..3 {
+        let window = service.get("/api/v1/sources/stalled/window").await?;
+        let windows = window["windows"].as_array().context("windows")?;
+        let to = windows.last().context("a window")?["to"]["lsn"].as_str();
+        ensure!(parse_lsn(to.context("an LSN")?)? < hidden, "{window:#}");
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    client
+        .batch_execute("ALTER SYSTEM RESET synchronous_standby_names")
+        .await?;
+    client.batch_execute("SELECT pg_reload_conf()").await?;
+    hanging.await??;
+    let after = digest::of(&mut client, None).await?;
+    let changed = truth::wal_position(&client).await?;
+    wait_beyond(&service, "stalled", &changed).await?;
+    let window = service.get("/api/v1/sources/stalled/window").await?;
+    let end = window["windows"][0]["to"]["lsn"].clone();
+    for (target, truth) in [
+        (json!({"lsn": end, "inclusive": false}), &before),
+        (json!("latest"), &after),
+    ] {
+        let copy = format!("copy_{}", truth.tables.len());
+        let into = json!({"connection": url, "create_database": copy});
+        service.restore("stalled", &target, into).await?;
+        let restored = digest::of(&mut server.connect(&copy).await?, None).await?;
+        truth.assert_restored(&restored, &copy);
+    }
+    ensure!(service.terminate().await?.success());
+    Ok(())
+}
+
+/// What sends no message may have come before what does: then nobody knows where the change lies.
+#[tokio::test(flavor = "multi_thread")]
+async fn ddl_that_nobody_told_of_is_not_placed_at_another() -> Result<()> {
+    let service = Service::start(&Storage::local()?).await?;
+    let database = TestDatabase::new(18).await?;
+    database.execute(TABLES).await?;
+    database
+        .execute("CREATE TABLE u (id int PRIMARY KEY)")
+        .await?;
+    let mut settings = history::settings();
+    settings["ddl_trigger"] = json!(false);
+    service
+        .add_source("silent", &database.url(), settings)
+        .await?;
+    service.wait_protected("silent").await?;
+    let client = database.connect().await?;
+    let early = database.connect().await?;
+    // Begun before there is a trigger, and so silent; one has no transaction id yet.
+    early
+        .batch_execute("BEGIN; CREATE TABLE fresh (id int PRIMARY KEY)")
+        .await?;
+    let changed = service
+        .request(
+            reqwest::Method::PATCH,
+            "/api/v1/sources/silent",
+            Some(&json!({"ddl_trigger": true})),
+        )
+        .await?;
+    ensure!(changed.status == 200, "{:#}", changed.body);
+    let is_there = || async {
+        let count = "SELECT count(*) FROM pg_event_trigger";
+        let count: i64 = client.query_one(count, &[]).await?.get(0);
+        Ok((count == 2).then_some(()))
+    };
+    wait::until("the event triggers", is_there).await?;
+    trusted(&service, "silent", &client).await?;
+    early.batch_execute("COMMIT").await?;
+    check_unplaced(&service, &client, "ALTER TABLE u ADD v int").await?;
+    trusted(&service, "silent", &client).await?;
+    // A command within another fires none.
+    client
+        .batch_execute("EXPLAIN (ANALYZE) CREATE TABLE made AS SELECT 1 AS id")
+        .await?;
+    check_unplaced(&service, &client, "ALTER TABLE u ADD w int").await?;
+    ensure!(service.terminate().await?.success());
+    Ok(())
+}
+
+/// That window does not reach up to the DDL that is told of.
+async fn check_unplaced(service: &Service, client: &Client, told: &str) -> Result<()> {
+    client
+        .batch_execute("INSERT INTO other (v) VALUES ('between')")
+        .await?;
+    let between = truth::wal_position(client).await?;
+    client.batch_execute(told).await?;
+    let changed = truth::wal_position(client).await?;
+    wait_beyond(service, "silent", &changed).await?;
+    let plan = json!({"target": {"lsn": between, "inclusive": false}});
+    let path = "/api/v1/sources/silent/plan";
+    let answer = service
+        .request(reqwest::Method::POST, path, Some(&plan))
+        .await?;
+    ensure!(answer.status == 422, "{:#}", answer.body);
+    Ok(())
+}
+
+/// How far it was right before it was dropped nobody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_is_dropped_is_named_where_it_may_be_behind() -> Result<()> {
+    let service = Service::start(&Storage::local()?).await?;
+    let database = TestDatabase::new(18).await?;
+    database.execute(TABLES).await?;
+    database.execute("CREATE SEQUENCE numbers").await?;
+    service
+        .add_source("numbers", &database.url(), history::settings())
+        .await?;
+    service.wait_protected("numbers").await?;
+    let client = database.connect().await?;
+    trusted(&service, "numbers", &client).await?;
+    client
+        .batch_execute("SELECT count(nextval('numbers')) FROM generate_series(1, 500); INSERT INTO other (v) VALUES ('x')")
+        .await?;
+    let lsn = truth::wal_position(&client).await?;
+    client.batch_execute("DROP SEQUENCE numbers").await?;
+    let changed = truth::wal_position(&client).await?;
+    wait_beyond(&service, "numbers", &changed).await?;
+    let copy = format!("{}_copy", database.name);
+    let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
+    let target = json!({"lsn": lsn, "inclusive": false});
+    let restored = service.restore("numbers", &target, into).await?;
+    let notes = restored["report"]["notes"].to_string();
+    ensure!(
+        notes.contains("numbers") && !notes.contains("EVENT TRIGGER"),
+        "{restored:#}"
+    );
+    history::drop_database(&database.server, &copy).await?;
+    ensure!(service.terminate().await?.success());
     Ok(())
 }

@@ -166,7 +166,9 @@ impl Run<'_> {
         if stage <= Stage::Replay {
             apply::drop_lookup_indexes(client).await?;
             identity::set_back(client).await?;
-            sequences = sequences::set(client, &outcome.samples, self.manifest).await?;
+            let unsure;
+            (sequences, unsure) = sequences::set(client, &outcome.samples, self.manifest).await?;
+            self.notes.extend(unsure);
             progress_table::enter(client, Stage::Finish).await?;
         }
         if stage <= Stage::Finish {
