@@ -2,7 +2,7 @@
 # Installs what the tests, the benchmark and the demo need, once; does nothing when all is there.
 #
 #   tools/setup.sh demo            PostgreSQL 18 (server and client tools)
-#   tools/setup.sh test            PostgreSQL 13 to 18, Ceph's S3 gateway, PgBouncer (the default)
+#   tools/setup.sh test            PostgreSQL 13 to 18, Ceph's S3 gateway, PgBouncer, Django, Alembic (the default)
 #   tools/setup.sh pg 15 18        the named majors only
 #   tools/setup.sh lint            linters for what is not Rust
 #   tools/setup.sh root            prints where things are put
@@ -158,6 +158,18 @@ faketime() {
   chmod -R go+rX "$to"
 }
 
+# Migration tools, whose histories a test runs.
+migrations() {
+  need_pip
+  local mark=$root/migrations/.lastgood-1
+  [ -e "$mark" ] && return
+  say "Django and Alembic"
+  rm -rf "$root/migrations"
+  python3 -m venv "$root/migrations" 2>/dev/null || { apt python3-venv && python3 -m venv "$root/migrations"; } || die "python3 has no venv"
+  "$root/migrations/bin/pip" -q --disable-pip-version-check install django==5.2.8 alembic==1.17.2 sqlalchemy==2.0.44 'psycopg[binary]==3.2.13'
+  touch "$mark"
+}
+
 lint() {
   need_pip
   local mark=$root/lint/.lastgood-1
@@ -180,7 +192,7 @@ flock 9
 mkdir -p "$root/tmp"
 case "${1:-test}" in
   demo) pg_majors 18 ;;
-  test) pg_majors 13 14 15 16 17 18; ceph; pooler; faketime ;;
+  test) pg_majors 13 14 15 16 17 18; ceph; pooler; faketime; migrations ;;
   pg) shift; pg_majors "$@" ;;
   lint) lint ;;
   *) die "unknown: $1 (demo, test, pg MAJOR..., lint, root)" ;;

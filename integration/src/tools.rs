@@ -13,8 +13,11 @@ pub fn workspace() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The same choice as in `tools/setup.sh`.
-fn root() -> Result<PathBuf> {
+/// Where everything is: the same choice as in `tools/setup.sh`.
+///
+/// # Errors
+/// Without a home.
+pub fn root() -> Result<PathBuf> {
     if let Some(root) = std::env::var_os("LASTGOOD_TOOLS") {
         return Ok(root.into());
     }

@@ -37,7 +37,9 @@ const BASE_SHARE: u32 = 5;
 const BASE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A change of definitions that rows do not depend on makes no moment unrecoverable, so bases that follow such
 /// changes keep a distance.
-const BETWEEN_REDEFINED: Duration = Duration::from_secs(600);
+const BETWEEN_REDEFINED: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)];
+/// Between these two: they take one part of so many of the time.
+const REDEFINED_SHARE: u32 = 20;
 /// Between two looks at a shape that stays as it is: a base may be deleted by somebody, and the last change of
 /// shape that a killed service saw may be put on record late.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
@@ -213,6 +215,8 @@ struct Rebase {
     compared: Option<Instant>,
     /// When a base was begun for definitions' sake alone.
     redefined: Option<Instant>,
+    /// What the last base took.
+    took: Duration,
     /// No base before that.
     not_before: Instant,
 }
@@ -224,6 +228,7 @@ impl Rebase {
             seen: (None, 0),
             compared: None,
             redefined: None,
+            took: Duration::ZERO,
             not_before: Instant::now(),
         }
     }
@@ -232,13 +237,20 @@ impl Rebase {
     fn again(&self) -> Self {
         Self {
             redefined: self.redefined,
+            took: self.took,
             not_before: self.not_before,
             ..Self::new()
         }
     }
 
+    fn between_redefined(&self) -> Duration {
+        let [least, most] = BETWEEN_REDEFINED;
+        (self.took * REDEFINED_SHARE).clamp(least, most)
+    }
+
     /// One was taken, and took so long.
     fn pause(&mut self, took: Duration) {
+        self.took = took;
         self.not_before = Instant::now() + (took * BASE_SHARE).min(BASE_PAUSE_MAX);
     }
 
@@ -274,7 +286,7 @@ impl Rebase {
             Ok(Holds::Rows)
                 if self
                     .redefined
-                    .is_some_and(|at| at.elapsed() < BETWEEN_REDEFINED) =>
+                    .is_some_and(|at| at.elapsed() < self.between_redefined()) =>
             {
                 self.since = Instant::now();
                 false

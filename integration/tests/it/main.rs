@@ -23,6 +23,7 @@ mod lease;
 mod lifecycle;
 mod lost_catalog;
 mod matrix;
+mod migrations;
 mod new_tables;
 mod oracle;
 mod partial;
