@@ -200,7 +200,7 @@ pub(crate) async fn dump(
     let mut borrowed = Vec::new();
     if let Some(newest) = newest {
         let now = borrow::Now {
-            point: snapshot.consistent_point,
+            changes_bytes: borrow::changes_bytes(store, lineage.id, &newest).await?,
             client: keeper.client(),
             publication: lineage.publication_oid,
             server_version: version,

@@ -24,7 +24,7 @@ use crate::remove::Removal;
 pub(crate) const PREFIX: &[u8] = b"lastgood.ddl";
 
 /// The first version that sends messages.
-const MESSAGES_SINCE: u32 = 140_000;
+pub(crate) const MESSAGES_SINCE: u32 = 140_000;
 
 /// Fires at the end of each command, and for what it drops. Materialized views are filled again without being
 /// altered, and what IF NOT EXISTS passes over names no object. 3577 is

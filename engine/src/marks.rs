@@ -144,7 +144,7 @@ struct Definitions {
 /// To read them takes one part of so many of the time.
 const DEFINITIONS_SHARE: u32 = 30;
 /// Unless it takes less than this.
-const CHEAP: Duration = Duration::from_millis(50);
+const CHEAP: Duration = Duration::from_millis(300);
 
 impl Definitions {
     /// What keeps them from being read is no reason to capture nothing.

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::{AddedColumns, BaseManifest, Borrowed, Protection, TableEntry};
-use lastgood_proto::{BaseId, LineageId, Lsn, Oid, encoding};
+use lastgood_proto::{BaseId, LineageId, Oid, encoding};
 use lastgood_store::SourceStore;
 use tokio_postgres::{Client, Row};
 
@@ -167,6 +167,25 @@ pub(super) async fn newest(store: &SourceStore, lineage: LineageId) -> Option<Ba
     }
 }
 
+/// A segment's NDJSON is about so many times what is stored.
+const COMPRESSED: u64 = 8;
+
+/// About what was captured since the oldest rows of a base. (Not the WAL, which is of all databases.)
+pub(super) async fn changes_bytes(
+    store: &SourceStore,
+    lineage: LineageId,
+    base: &BaseManifest,
+) -> Result<u64, Error> {
+    let since = base.rows_from();
+    let captured = store.segments_from(lineage, since).await?;
+    let merged = store.merged_segments(lineage).await?;
+    let merged = merged.iter().filter(
+        |entry| matches!(&entry.object, SourceObject::Segment(_, key) if key.start >= since),
+    );
+    let stored: u64 = captured.iter().chain(merged).map(|entry| entry.bytes).sum();
+    Ok(stored.saturating_mul(COMPRESSED))
+}
+
 /// Whether a base has everything itself, or its lenders and the changes since.
 pub(crate) fn is_usable(base: &BaseManifest, lineage: &LineageListing) -> bool {
     let starts = lineage.segments.first().map(|first| first.start);
@@ -184,8 +203,8 @@ pub(super) fn has_lenders(borrowed: &[Borrowed], lineage: &LineageListing) -> bo
 
 /// What a base of now is made with.
 pub(super) struct Now<'a> {
-    /// The base's consistent point.
-    pub(super) point: Lsn,
+    /// About what a restore goes through instead of the rows that are spared.
+    pub(super) changes_bytes: u64,
     /// Under the base's snapshot.
     pub(super) client: &'a Client,
     pub(super) publication: Oid,
@@ -195,8 +214,8 @@ pub(super) struct Now<'a> {
 }
 
 impl Now<'_> {
-    /// Which of `tables` need not be dumped. All that can be borrowed is, unless it comes to less than the WAL
-    /// since, which a restore would go through instead, and than `worth_bytes`.
+    /// Which of `tables` need not be dumped. All that can be borrowed is, unless it comes to less than the
+    /// changes since, which a restore would go through instead, and than `worth_bytes`.
     pub(super) async fn borrows(
         &self,
         newest: &BaseManifest,
@@ -239,12 +258,7 @@ impl Now<'_> {
             }
         }
         let mut lenders: Vec<Borrowed> = lenders.into_values().collect();
-        let since = lenders
-            .iter()
-            .map(|lent| lent.base.consistent_point())
-            .min();
-        let since = since.map_or(0, |since| self.point.bytes_since(since));
-        if bytes < since.min(worth_bytes) {
+        if bytes < self.changes_bytes.min(worth_bytes) {
             return Ok(Vec::new());
         }
         for lent in &mut lenders {
@@ -438,7 +452,7 @@ mod tests {
             done.unwrap_or_else(|error| panic!("{major}: {sql}: {error:?}"));
         }
         let now = Now {
-            point: Lsn::INVALID,
+            changes_bytes: 0,
             client: &client,
             publication,
             server_version: 1,

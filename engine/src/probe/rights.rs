@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::{Finding, ServerFacts, Severity, finding, quoted};
+use crate::ddl;
 use crate::error::Error;
 use crate::settings::SourceSettings;
 use crate::tables::{Table, published};
@@ -41,6 +42,7 @@ async fn transaction(
         .await
         .map_err(Error::sql("beginning the probe"))?;
     publication(client, tables, settings, facts, findings).await?;
+    event_trigger(client, settings, facts, findings).await?;
     reading(client, tables, facts, findings).await
 }
 
@@ -93,6 +95,36 @@ async fn publication(
             format!("{}.{}", table.schema, table.name),
             format!("the table cannot be published: {}", refused.message),
             format!("GRANT {} TO {};", quoted(&table.owner), quoted(&facts.role)),
+        ));
+    }
+    Ok(())
+}
+
+/// Not needed, and few roles may make one.
+async fn event_trigger(
+    client: &Client,
+    settings: &SourceSettings,
+    facts: &ServerFacts,
+    findings: &mut Vec<Finding>,
+) -> Result<(), Error> {
+    if !settings.ddl_trigger || facts.version < ddl::MESSAGES_SINCE {
+        return Ok(());
+    }
+    let create = format!(
+        "CREATE FUNCTION pg_temp.{PUBLICATION}() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+         CREATE EVENT TRIGGER {PUBLICATION} ON ddl_command_end EXECUTE FUNCTION pg_temp.{PUBLICATION}()"
+    );
+    if let Some(refused) = refused(client, &create).await? {
+        findings.push(finding(
+            "no_event_trigger",
+            Severity::Info,
+            facts.database.clone(),
+            format!(
+                "where DDL lies is told by looks, {} seconds apart, and not by an event trigger: {}",
+                settings.segment_seconds, refused.message
+            ),
+            "capture with a superuser, or with the provider's administrator if that one may make event triggers"
+                .to_owned(),
         ));
     }
     Ok(())

@@ -37,13 +37,18 @@ async fn the_smallest_role_works_in_full() -> Result<()> {
                  ALTER TABLE app.secret FORCE ROW LEVEL SECURITY; RESET ROLE;"
             ))
             .await?;
-        let facts = look(&database.url()).await?.server.expect("reachable");
+        let report = look(&database.url()).await?;
+        let none = ("no_event_trigger", database.name.as_str());
+        ensure!(!codes(&report, Severity::Info).contains(&none), "{major}");
+        let facts = report.server.expect("reachable");
         client.batch_execute(&role_sql(&role, &facts)).await?;
         let url = database
             .server
             .url_as(&role, "<choose one>", &database.name);
         let report = look(&url).await?;
         assert_eq!(codes(&report, Severity::Blocker), [], "{major}");
+        let is_named = codes(&report, Severity::Info).contains(&none);
+        assert_eq!(is_named, major >= 14, "{major}");
 
         let fixture = Fixture::new(&url, quick()).await?;
         let mut running = fixture.start();
