@@ -30,22 +30,27 @@ pub(crate) const MESSAGES_SINCE: u32 = 140_000;
 /// altered, and what IF NOT EXISTS passes over names no object. 3577 is
 /// `pg_logical_emit_message(boolean, text, text)` in `pg_proc.dat`.
 ///
-/// `touched` are OIDs of relations, types, publications: what the command names, and what the shape has of others
+/// `touched` are OIDs of relations, types and publications: what the command names, and what the shape has of others
 /// because of it: the table of an index or a constraint, the children and parents of a table, its
-/// sequences, tables with a foreign key to it, all in a schema. Of an index that was dropped nobody knows the table.
+/// sequences, all in a schema. Of an index that was dropped nobody knows the table. Every lookup has an index: it is
+/// done for each command.
 const BODY: &str = r"
 DECLARE
+    command record;
     names text;
     touched oid[];
+    relations oid[];
     is_temporary boolean;
 BEGIN
-    IF tg_tag = 'REFRESH MATERIALIZED VIEW' OR tg_event = 'ddl_command_end' AND tg_tag LIKE 'DROP %' THEN
+    IF tg_tag = 'REFRESH MATERIALIZED VIEW'
+       OR tg_event = 'ddl_command_end' AND tg_tag LIKE 'DROP %' AND tg_tag <> 'DROP OWNED' THEN
         RETURN;
     END IF;
     BEGIN
         IF tg_event = 'sql_drop' THEN
             SELECT string_agg(object_identity, ', ') FILTER (WHERE original),
-                   bool_and(d.is_temporary OR schema_name IS NULL OR schema_name ~ '^pg_(toast_)?temp'),
+                   bool_or(d.is_temporary)
+                       AND bool_and(d.is_temporary OR schema_name IS NULL OR schema_name ~ '^pg_(toast_)?temp'),
                    array_agg(objid) || array_agg(CASE object_type
                        WHEN 'table constraint' THEN
                            to_regclass(format('%I.%I', address_names[1], address_names[2]))::oid
@@ -58,35 +63,42 @@ BEGIN
             IF names IS NULL AND tg_tag ~ '^(CREATE|SELECT)' THEN
                 RETURN;
             END IF;
-            WITH RECURSIVE named AS MATERIALIZED (
-                SELECT classid, objid FROM pg_event_trigger_ddl_commands()),
-            relations(rel) AS (
-                SELECT objid FROM named WHERE classid = 'pg_class'::regclass
-                UNION SELECT indrelid FROM named JOIN pg_index ON indexrelid = objid
-                UNION SELECT conrelid FROM named JOIN pg_constraint c ON c.oid = objid
-                       WHERE classid = 'pg_constraint'::regclass
-                UNION SELECT c.oid FROM named JOIN pg_class c ON c.relnamespace = objid
-                       WHERE classid = 'pg_namespace'::regclass),
-            below(rel) AS (
-                SELECT rel FROM relations UNION SELECT inhrelid FROM below JOIN pg_inherits ON inhparent = rel),
-            family(rel) AS (
-                SELECT rel FROM below UNION SELECT inhparent FROM family JOIN pg_inherits ON inhrelid = rel)
-            SELECT array_agg(o) INTO touched FROM (
-                SELECT rel FROM family
-                UNION SELECT c.reltype FROM family JOIN pg_class c ON c.oid = rel WHERE c.relkind = 'c'
-                UNION SELECT d.objid FROM family JOIN pg_depend d ON d.refobjid = rel
-                       WHERE d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass
-                         AND d.deptype IN ('a', 'i')
-                UNION SELECT conrelid FROM family JOIN pg_constraint ON confrelid = rel
-                UNION SELECT confrelid FROM family JOIN pg_constraint ON conrelid = rel AND contype = 'f'
-                UNION SELECT objid FROM named WHERE classid IN ('pg_type'::regclass, 'pg_publication'::regclass)
-                UNION SELECT contypid FROM named JOIN pg_constraint c ON c.oid = objid
-                       WHERE classid = 'pg_constraint'::regclass
-                UNION SELECT prpubid FROM named JOIN pg_publication_rel r ON r.oid = objid
-                       WHERE classid = 'pg_publication_rel'::regclass
-                UNION SELECT t.oid FROM named JOIN pg_type t ON t.typnamespace = objid
-                       WHERE classid = 'pg_namespace'::regclass) touching(o)
-            WHERE o <> 0;
+            IF is_temporary THEN
+                RETURN;
+            END IF;
+            FOR command IN SELECT classid, objid FROM pg_event_trigger_ddl_commands() WHERE objid <> 0 LOOP
+                touched := touched || command.objid;
+                CASE command.classid
+                    WHEN 'pg_class'::regclass THEN
+                        relations := relations || command.objid
+                            || (SELECT indrelid FROM pg_index WHERE indexrelid = command.objid);
+                        touched := touched || (SELECT reltype FROM pg_class WHERE oid = command.objid);
+                    WHEN 'pg_constraint'::regclass THEN
+                        relations := relations || (SELECT conrelid FROM pg_constraint WHERE oid = command.objid);
+                        touched := touched || (SELECT contypid FROM pg_constraint WHERE oid = command.objid);
+                    WHEN 'pg_publication_rel'::regclass THEN
+                        touched := touched || (SELECT prpubid FROM pg_publication_rel WHERE oid = command.objid);
+                    WHEN 'pg_namespace'::regclass THEN
+                        IF tg_tag = 'ALTER SCHEMA' THEN
+                            touched := touched
+                                || array(SELECT oid FROM pg_class WHERE relnamespace = command.objid)
+                                || array(SELECT oid FROM pg_type WHERE typnamespace = command.objid);
+                        END IF;
+                    ELSE
+                END CASE;
+            END LOOP;
+            IF relations IS NOT NULL THEN
+                WITH RECURSIVE below(rel) AS (
+                    SELECT unnest(relations) UNION SELECT inhrelid FROM below JOIN pg_inherits ON inhparent = rel),
+                family(rel) AS (
+                    SELECT rel FROM below UNION SELECT inhparent FROM family JOIN pg_inherits ON inhrelid = rel)
+                SELECT touched || array_agg(rel) INTO touched FROM (
+                    SELECT rel FROM family
+                    UNION ALL
+                    SELECT d.objid FROM family JOIN pg_depend d ON d.refobjid = rel
+                     WHERE d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass
+                       AND d.deptype IN ('a', 'i')) touching(rel);
+            END IF;
         END IF;
         IF cardinality(touched) > 10000 THEN
             touched := NULL;
@@ -97,10 +109,20 @@ BEGIN
     END;
     IF is_temporary IS NOT TRUE AND has_function_privilege(3577, 'EXECUTE') THEN
         PERFORM pg_logical_emit_message(true, 'lastgood.ddl', json_build_object(
-            'tag', tg_tag, 'names', left(names, 1000), 'role', session_user,
-            'touched', array_remove(touched, NULL)::int8[])::text);
+            'tag', tg_tag, 'drops', tg_event = 'sql_drop' AND tg_tag NOT LIKE 'DROP %', 'names', left(names, 1000),
+            'role', session_user, 'touched', array_remove(touched, NULL)::int8[])::text);
     END IF;
 END";
+
+/// Of the function, as `pg_proc.proconfig` has them. The planner takes what `unnest` and the recursion give for
+/// millions of rows, and would read whole catalogs and compile that.
+const SETTINGS: [&str; 5] = [
+    "search_path=pg_catalog, pg_temp",
+    "jit=off",
+    "enable_hashjoin=off",
+    "enable_mergejoin=off",
+    "enable_seqscan=off",
+];
 
 /// The triggers, if they are there and tell of everything: which ones, in one word, another one whenever
 /// they have been made anew or switched off meanwhile.
@@ -108,6 +130,7 @@ const WATCHES: &str = r"
 SELECT string_agg(concat_ws('-', t.oid, t.xmin, p.oid, p.xmin), ' ' ORDER BY t.oid)
 FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid
 WHERE t.evtname = ANY ($1) AND t.evtenabled = 'A' AND t.evttags IS NULL AND p.prosrc = $2 AND p.prosecdef
+  AND p.proconfig = $3
   AND coalesce(current_setting('event_triggers', true), 'on') = 'on'
 HAVING count(*) = 2";
 
@@ -133,7 +156,8 @@ impl Names {
 /// One word for the triggers, as long as they are the same ones and tell of everything.
 pub(crate) async fn trigger(client: &Client, source: SourceId) -> Result<Option<String>, Error> {
     let names = Names::new(source).triggers;
-    let row = client.query_opt(WATCHES, &[&&names[..], &BODY]).await;
+    let (names, settings) = (&names[..], &SETTINGS[..]);
+    let row = client.query_opt(WATCHES, &[&names, &BODY, &settings]).await;
     let row = row.map_err(Error::sql("looking for the event trigger"))?;
     Ok(row.and_then(|row| row.get(0)))
 }
@@ -176,13 +200,15 @@ impl Trust {
         let rows = client.query(UNDER_WAY, &[]).await;
         let rows = rows.map_err(Error::sql("looking at what is under way"))?;
         let now: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        let has_prepared = now.iter().any(|one| one.starts_with("prepared"));
         let before = match self.before.take() {
             Some((seen, before)) if Some(&seen) == word.as_ref() => &before & &now,
             _ => now,
         };
         self.word = None;
         match word {
-            Some(word) if before.is_empty() => self.word = Some(word),
+            // One that was under way may have become a prepared one meanwhile.
+            Some(word) if before.is_empty() && !has_prepared => self.word = Some(word),
             Some(word) => self.before = Some((word, before)),
             None => {}
         }
@@ -211,12 +237,14 @@ pub(crate) async fn ensure(
     }
     let Names { schema, triggers } = Names::new(source);
     let [ended, dropped] = triggers;
+    let settings = SETTINGS.map(|setting| format!("SET {} ", setting.replacen('=', " = ", 1)));
+    let settings = settings.concat();
     let mut sql = format!(
         "BEGIN; SET LOCAL lock_timeout = '5s';
          DROP EVENT TRIGGER IF EXISTS {ended}; DROP EVENT TRIGGER IF EXISTS {dropped};
          CREATE SCHEMA IF NOT EXISTS {schema};
          CREATE OR REPLACE FUNCTION {schema}.ddl() RETURNS event_trigger LANGUAGE plpgsql
-             SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $lastgood${BODY}$lastgood$;"
+             SECURITY DEFINER {settings} AS $lastgood${BODY}$lastgood$;"
     );
     for (name, event) in [(ended, "ddl_command_end"), (dropped, "sql_drop")] {
         sql.push_str(&format!(
@@ -315,6 +343,8 @@ impl What {
         #[derive(Deserialize)]
         struct Told {
             tag: String,
+            #[serde(default)]
+            drops: bool,
             names: Option<String>,
             role: String,
             touched: Option<Vec<u32>>,
@@ -325,10 +355,14 @@ impl What {
         let command = match &told {
             Some(Told {
                 tag,
+                drops,
                 names: Some(names),
                 role,
                 ..
-            }) => format!("{tag} {names} by {role}"),
+            }) => match drops {
+                true => format!("{tag} dropping {names} by {role}"),
+                false => format!("{tag} {names} by {role}"),
+            },
             Some(Told { tag, role, .. }) => format!("{tag} by {role}"),
             None => "DDL".to_owned(),
         };

@@ -29,8 +29,8 @@ pub(crate) struct Look {
     pub(crate) placing: Placing,
     /// Of definitions alone.
     notes: Notes,
-    /// Transactions with DDL that have come and that no look has seen.
-    unseen: Vec<(Xid, Lsn)>,
+    /// Transactions with DDL that have come and that no look has seen, and whether they have told of it.
+    unseen: Vec<(Xid, Lsn, bool)>,
     /// Where the last change was seen.
     last_change: Lsn,
     /// A cut is due and waits for a look.
@@ -63,7 +63,7 @@ impl Look {
 
     /// A transaction with DDL has come.
     pub(crate) fn committed(&mut self, ddl: Ddl) {
-        self.unseen.push((ddl.xid, ddl.lsn));
+        self.unseen.push((ddl.xid, ddl.lsn, ddl.what.told));
         if ddl.what.told {
             self.placing.committed(ddl);
         }
@@ -71,7 +71,12 @@ impl Look {
 
     /// Whether somebody has looked past `end`, and at all that had come up to there.
     pub(crate) fn has_seen(&self, end: Lsn) -> bool {
-        self.newest >= end && self.unseen.iter().all(|(_, lsn)| *lsn >= end)
+        self.newest >= end && self.unseen.iter().all(|(_, lsn, _)| *lsn >= end)
+    }
+
+    /// Whether something that has come shows to no look yet.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.unseen.is_empty()
     }
 
     /// Takes a look in. Another shape than before has to be on record before the segment it may
@@ -85,7 +90,9 @@ impl Look {
             Some(_) | None => true,
         };
         self.placing.looked(mark.ddl_trigger.as_ref(), mark.seen_by);
-        self.unseen.retain(|(xid, _)| mark.running.has(*xid));
+        let is_hidden = |told| told && !mark.is_whole;
+        self.unseen
+            .retain(|(xid, _, told)| mark.running.has(*xid) || is_hidden(*told));
         if changed {
             let detail = match (&self.shape, &self.fingerprints) {
                 (Some(before), _) => mark.shape.difference(before),
@@ -105,7 +112,7 @@ impl Look {
                 definitions: fingerprints.definitions.clone(),
                 ddl_trigger: mark.ddl_trigger.clone(),
                 detail,
-                time: mark.clock,
+                time: mark.seen_at,
             });
             if let Some(before) = &self.shape {
                 let differing = mark.shape.differing(before);
@@ -167,6 +174,8 @@ mod tests {
             sequences: Vec::new(),
             shape: Shape::named(shape),
             seen_by: at,
+            seen_at: PgTimestamp::from_micros(0),
+            is_whole: true,
             running: Running::default(),
             ddl_trigger: None,
         };

@@ -36,6 +36,10 @@ pub struct Mark {
     pub shape: Shape,
     /// The WAL position again, read after the shape was: what the shape shows had committed below it.
     pub seen_by: Lsn,
+    /// The clock after that: whatever lies below `seen_by` had been committed.
+    pub seen_at: PgTimestamp,
+    /// Definitions were read in this look, not taken from one before.
+    pub is_whole: bool,
     /// Which transactions the shape may not show yet, though they are in the WAL.
     pub running: Running,
     /// One word for the event trigger that tells of DDL, if there is one.
@@ -139,12 +143,14 @@ struct Definitions {
     took: Duration,
     /// The shape that was seen then: a migration alters both.
     beside: Option<String>,
+    /// In the last look, or before it.
+    is_read: bool,
 }
 
 /// To read them takes one part of so many of the time.
-const DEFINITIONS_SHARE: u32 = 30;
+const DEFINITIONS_SHARE: u32 = 10;
 /// Unless it takes less than this.
-const CHEAP: Duration = Duration::from_millis(300);
+const CHEAP: Duration = Duration::from_millis(100);
 
 impl Definitions {
     /// What keeps them from being read is no reason to capture nothing.
@@ -160,7 +166,8 @@ impl Definitions {
         };
         let is_fresh = |at: Instant| at.elapsed() < pause;
         let fingerprint = Some(shape.fingerprints().shape);
-        if told || fingerprint != self.beside || !self.read.is_some_and(is_fresh) {
+        self.is_read = told || fingerprint != self.beside || !self.read.is_some_and(is_fresh);
+        if self.is_read {
             self.beside = fingerprint;
             let begun = Instant::now();
             let seen = definitions::read(client).await;
@@ -213,6 +220,7 @@ impl SessionMarks {
         };
         let ddl_trigger = self.trust.look(client, self.source).await?;
         let seen_by = wal_position(client).await?;
+        let seen_at = clock(client).await?;
         if wake {
             let transaction = format!("BEGIN; {WAKE}; COMMIT");
             if let Err(error) = client.batch_execute(&transaction).await {
@@ -232,6 +240,8 @@ impl SessionMarks {
             sequences,
             shape,
             seen_by,
+            seen_at,
+            is_whole: self.definitions.is_read,
             running,
             ddl_trigger,
         })

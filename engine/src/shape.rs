@@ -77,7 +77,7 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
 
 /// Labels of enums, attributes of composite types, demands of domains: values of them stand in rows.
 const TYPES: &str = r"
-SELECT t.oid, t.typname, md5(concat_ws(' ', t.oid,
+SELECT t.oid, n.nspname, t.typname, md5(concat_ws(' ', t.oid,
     (SELECT string_agg(concat_ws(':', e.oid, e.enumlabel), ',' ORDER BY e.oid) FROM pg_enum e
      WHERE e.enumtypid = t.oid),
     (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
@@ -140,7 +140,8 @@ pub(crate) async fn read(
         parts.insert(format!("sequence {schema}.{name}"), part(&row, 3));
     }
     for row in client.query(TYPES, &[]).await.map_err(failed)? {
-        parts.insert(format!("type {}", row.get::<_, &str>(1)), part(&row, 2));
+        let (schema, name): (&str, &str) = (row.get(1), row.get(2));
+        parts.insert(format!("type {schema}.{name}"), part(&row, 3));
     }
     let row = client.query_one(LARGE_OBJECTS, &[]).await.map_err(failed)?;
     let large_objects = Part {
@@ -318,6 +319,8 @@ mod tests {
         "ALTER TABLE u SET LOGGED",
         "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'",
         "ALTER TYPE mood ADD VALUE 'new'",
+        "ALTER TYPE one.mood RENAME VALUE 'a' TO 'b'",
+        "ALTER TYPE two.mood RENAME VALUE 'a' TO 'b'",
         "ALTER TYPE pair ADD ATTRIBUTE z int",
         "CREATE SEQUENCE fresh",
         "ALTER SEQUENCE counter MAXVALUE 100",
@@ -378,7 +381,8 @@ mod tests {
                 continue;
             }
             let database = TestDatabase::new(major).await.unwrap();
-            let setup = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (x int, y int); \
+            let setup = "CREATE SCHEMA one; CREATE TYPE one.mood AS ENUM ('a'); CREATE SCHEMA two; CREATE TYPE two.mood AS ENUM ('a'); \
+                CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (x int, y int); \
                 CREATE TABLE t(id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), b int); \
                 CREATE UNIQUE INDEX t_b ON t(b); CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 10); CREATE UNLOGGED TABLE u(id int); CREATE SEQUENCE counter; \
                 CREATE TABLE child(id int PRIMARY KEY, up int CONSTRAINT parent REFERENCES child); \

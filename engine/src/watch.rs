@@ -165,7 +165,7 @@ impl Watch {
         }
         self.alerted = half;
         if let Some(trouble) = &progress.trouble {
-            return Verdict::Degraded(format!("storage does not take segments: {trouble}"));
+            return Verdict::Degraded(trouble.clone());
         }
         if let Some(blind) = &self.blind {
             return Verdict::Degraded(format!("the source cannot be watched: {blind}"));

@@ -48,6 +48,11 @@ const ASKED_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// Looks at DDL, one after the other, take one part of so many of the time.
 const LOOK_SHARE: u32 = 10;
+const STORAGE: &str = "storage does not take segments";
+/// Between looks at a transaction that shows to nobody yet.
+const HIDDEN_PAUSE: Duration = Duration::from_millis(500);
+/// A cut that waits for such a one for so long is told of.
+const HIDDEN_TOLD: Duration = Duration::from_secs(10);
 /// How long reading pauses for a look at the most.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stop waits for the last upload.
@@ -340,6 +345,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
     /// stream, for what it has sent to be confirmed.
     fn is_looking(&self) -> bool {
         self.look.waited_for.is_some()
+            && !self.look.is_behind()
             && self.marks.running.is_some()
             && self.marks.last.elapsed() < LOOK_PAUSE
     }
@@ -404,7 +410,9 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         if hurried && all_before_seen && (self.look.failed || now - since >= LOOK_PATIENCE) {
             return true;
         }
-        if now >= self.marks.due {
+        // What is not seen yet may take its time, and reading goes on meanwhile.
+        let is_hidden = self.look.is_behind() && now - self.marks.last < HIDDEN_PAUSE;
+        if now >= self.marks.due && !is_hidden {
             self.take_mark(now, false);
         }
         false
@@ -432,7 +440,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
                 end = %cut.sealed.key.end,
                 "a segment was not stored; trying again"
             );
-            self.report(Some(error.to_string()));
+            self.report(Some(format!("{STORAGE}: {error}")));
             self.start_upload(cut, self.retry);
             self.retry = (self.retry * 2).min(RETRY_LONGEST);
             return Ok(());
@@ -519,7 +527,7 @@ impl<S: Stream, M: Marks> Worker<S, M> {
             let is_new = !told.contains(&full);
             if is_new {
                 progress.trouble = Some(match told {
-                    "" => full,
+                    "" => format!("{STORAGE}: {full}"),
                     told => format!("{told}; {full}"),
                 });
             }
@@ -586,15 +594,24 @@ impl<S: Stream, M: Marks> Worker<S, M> {
         match result {
             Ok(mark) => {
                 let told = mark.ddl_trigger.is_some();
-                if let Some(shape) = self.look.take(&mark) {
+                let shape = self.look.take(&mark);
+                let is_other = shape.is_some();
+                if let Some(shape) = shape {
                     self.progress.send_modify(|progress| {
                         progress.shape = Some(shape);
                         progress.told = told;
                     });
                 }
-                let changed = self.marks.sequences.as_ref() != Some(&mark.sequences);
+                // A base may serve from a change on, and wants them as of then.
+                let changed = is_other || self.marks.sequences.as_ref() != Some(&mark.sequences);
                 if changed {
                     self.marks.sequences = Some(mark.sequences.clone());
+                }
+                let waited = self.look.waited_for;
+                let waited = waited.is_some_and(|since| since.elapsed() >= HIDDEN_TOLD);
+                if waited && self.look.is_behind() {
+                    let hidden = "a transaction with DDL shows to nobody yet; it may wait for a synchronous standby";
+                    self.report(Some(hidden.to_owned()));
                 }
                 self.open.mark(mark, changed)
             }

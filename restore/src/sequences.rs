@@ -24,6 +24,8 @@ pub(crate) struct Samples {
     wanted: Lsn,
     before: Option<(Lsn, Vec<SequenceSample>)>,
     after: Option<(Lsn, Vec<SequenceSample>)>,
+    /// As of bases at or before the target, for where no sample is.
+    pub(crate) floor: Vec<SequenceSample>,
     /// Everything up to the position of `after` was read.
     reached: bool,
     /// Tables whose sequences a TRUNCATE has set back between the two: the later one may be past the
@@ -37,6 +39,7 @@ impl Samples {
             wanted,
             before: None,
             after: None,
+            floor: Vec::new(),
             reached: false,
             restarted: HashSet::new(),
         }
@@ -90,9 +93,12 @@ impl Samples {
     ) -> impl Iterator<Item = &'a SequenceSample> {
         // A sample older than the base says less than what the base restored.
         let fresh = [&self.before, &self.after].into_iter().flatten();
+        let fresh = fresh.filter(move |(lsn, _)| *lsn >= base);
+        let has_before = self.before.as_ref().is_some_and(|(lsn, _)| *lsn >= base);
+        let floor = self.floor.iter().filter(move |_| !has_before);
         fresh
-            .filter(move |(lsn, _)| *lsn >= base)
             .flat_map(|(_, samples)| samples)
+            .chain(floor)
             .filter(move |sample| sample.schema == schema && sample.name == name)
     }
 }
@@ -119,10 +125,12 @@ JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = used.num
 WHERE a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype)";
 
 /// Sets every sequence of the target that was sampled; answers how many, and what is not sure to be far enough.
+/// Samples from before `since` say less than what is there already.
 pub(crate) async fn set(
     client: &Client,
     samples: &Samples,
     manifest: &BaseManifest,
+    since: Lsn,
 ) -> Result<(u64, Vec<String>), Error> {
     let mut count = 0;
     let mut unsure = Vec::new();
@@ -134,7 +142,7 @@ pub(crate) async fn set(
     for row in client.query(SEQUENCES, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let (descending, cycles): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
-        let known = samples.of(manifest.consistent_point, &schema, &name);
+        let known = samples.of(since, &schema, &name);
         let sequence = qualified(&schema, &name);
         let choice = choose(known, descending, cycles);
         if let Some((value, is_called)) = choice.value {

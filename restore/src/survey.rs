@@ -43,28 +43,7 @@ pub struct Change {
     pub ddl: Option<DdlFile>,
 }
 
-/// A transaction reads its commit time a moment before its commit record is in the WAL: that of an earlier
-/// record may be later by so much.
-const COMMIT_SLACK_MICROS: i64 = 100_000;
-
 impl Change {
-    /// From here on everything is as it was seen at its end. And a moment by which whatever lies below had been
-    /// committed, if that is known.
-    fn end(&self) -> (Lsn, Option<PgTimestamp>) {
-        match &self.ddl {
-            Some(ddl) => {
-                let behind = Lsn::new(ddl.last.lsn.as_u64().saturating_add(1));
-                let by = ddl
-                    .last
-                    .time
-                    .as_micros()
-                    .saturating_add(COMMIT_SLACK_MICROS);
-                (behind, Some(PgTimestamp::from_micros(by)))
-            }
-            None => (self.shape.to, None),
-        }
-    }
-
     /// What it consists of.
     fn detail(&self) -> &str {
         match &self.ddl {
@@ -164,7 +143,7 @@ impl Survey {
         let point = base.point;
         let changes = self.changes.get(&base.lineage)?.iter();
         let since: Vec<&Change> = changes
-            .filter(|change| change.shape.to > point && change.begin().0 < lsn)
+            .filter(|change| change.shape.to > point && change.shape.from < lsn)
             .filter(|change| change.shape.definitions.as_ref() != Some(definitions))
             .collect();
         let last = since.last()?;
@@ -193,34 +172,36 @@ impl Survey {
     }
 }
 
-/// Whether no captured row is in its own archives.
+/// Whether no rows are in its own archives: all that are kept come with the changes since, as of whatever moment. (What
+/// an extension marks as its configuration is no application's.)
 fn borrows_all(manifest: &BaseManifest) -> bool {
-    let captured = manifest.tables.iter();
-    let mut captured = captured
-        .filter(|table| table.kind == 'r' && table.protection == Protection::Full)
-        .peekable();
-    captured.peek().is_some() && captured.all(|table| manifest.lender(table.oid).is_some())
+    let tables = || manifest.tables.iter().filter(|table| table.kind == 'r');
+    let mut own = tables().filter(|table| manifest.lender(table.oid).is_none());
+    manifest.large_objects == 0
+        && !manifest.borrowed.is_empty()
+        && own.all(|table| table.protection == Protection::Extension)
 }
 
-/// A base that has no captured rows itself, only definitions, serves from where on these have held: from behind
-/// the last DDL before it. Only if everything between has been looked at.
+/// A base that has no rows itself, only definitions, serves from where on these have held: from the look
+/// that saw the last change before it. Only if everything between has been looked at. (That change may have been
+/// placed; but not everything that alters definitions is told of.)
 fn reaches_back(
     manifest: &BaseManifest,
     changes: &[Change],
     bases: &[BaseInfo],
 ) -> Option<(Lsn, PgTimestamp)> {
     let point = manifest.consistent_point;
-    let before = || changes.iter().filter(|change| change.begin().0 < point);
+    let before = || changes.iter().filter(|change| change.shape.from < point);
     let last = before().max_by_key(|change| change.shape.to)?;
     let is_last = last.shape.fingerprint == manifest.fingerprint
+        && manifest.definitions.is_some()
         && last.shape.definitions == manifest.definitions;
-    let (from, time) = before().map(Change::end).max_by_key(|(lsn, _)| *lsn)?;
     let lenders = manifest.borrowed.iter().map(|borrowed| {
         let mut bases = bases.iter();
         let lender = bases.find(|base| base.id == borrowed.base)?;
         Some((borrowed.base.consistent_point(), lender.snapshot_time))
     });
-    let moments = lenders.chain([Some((from, time?))]);
+    let moments = lenders.chain([Some((last.shape.to, last.shape.time))]);
     let (from, time) = moments.collect::<Option<Vec<_>>>()?.into_iter().fold(
         (Lsn::INVALID, PgTimestamp::MIN),
         |(from, time), (lsn, by)| (from.max(lsn), time.max(by)),
@@ -301,7 +282,7 @@ pub(crate) mod tests {
 
 #[cfg(test)]
 mod placed {
-    use super::tests::{base, borrowing, time};
+    use super::tests::{base, time};
     use super::*;
     use lastgood_proto::manifest::{DdlCommit, Version1};
 
@@ -317,10 +298,10 @@ mod placed {
                 from,
                 to,
                 fingerprint: fingerprint.to_owned(),
-                definitions: None,
+                definitions: Some("d".to_owned()),
                 ddl_trigger: None,
                 detail: String::new(),
-                time: time(0),
+                time: time(i64::try_from(to.as_u64()).unwrap()),
             },
             ddl: ddl.map(|(first, last)| DdlFile {
                 v: Version1,
@@ -337,7 +318,7 @@ mod placed {
     fn manifest() -> BaseManifest {
         let (id, lender) = (BaseId::new(Lsn::new(50), 7), BaseId::new(Lsn::new(10), 7));
         let json = serde_json::json!({
-            "v": 1, "id": id, "consistent_point": Lsn::new(50), "fingerprint": "b",
+            "v": 1, "id": id, "consistent_point": Lsn::new(50), "fingerprint": "b", "definitions": "d",
             "snapshot_time": time(50), "started": time(50), "finished": time(50), "server_version": 180_000,
             "pg_dump_version": "18", "database": "d", "encoding": "UTF8", "archives": [],
             "borrowed": [{"base": lender, "tables": [1]}], "tables": [table(1)], "sequences": [],
@@ -354,7 +335,7 @@ mod placed {
     }
 
     #[test]
-    fn a_base_without_rows_serves_from_the_last_ddl_on() {
+    fn a_base_without_rows_serves_from_the_last_change_on() {
         let first = change(0, 12, "a", None);
         let lender = base(1, 10);
         let from = |changes: &[Change], bases: &[BaseInfo]| {
@@ -362,44 +343,23 @@ mod placed {
             back.map(|(lsn, time)| (lsn.as_u64(), time.as_micros()))
         };
         let bases = std::slice::from_ref(&lender);
-        let placed = change(20, 40, "b", Some((25, 30)));
-        let by = 30 + COMMIT_SLACK_MICROS;
-        assert_eq!(
-            from(&[first.clone(), placed.clone()], bases),
-            Some((31, by))
-        );
-        // Nobody knows where it was, or what the last one was is something else.
-        assert_eq!(
-            from(&[first.clone(), change(20, 40, "b", None)], bases),
-            None
-        );
-        assert_eq!(
-            from(&[first.clone(), change(20, 40, "c", Some((25, 30)))], bases),
-            None
-        );
-        // One before it was not placed, and may have gone on for longer.
-        let overlaps = change(20, 35, "c", None);
-        assert_eq!(
-            from(&[first.clone(), overlaps, placed.clone()], bases),
-            None
-        );
-        // Something may have been altered after the look and before the base.
-        let later = change(40, 60, "b", None);
-        assert_eq!(from(&[first.clone(), placed.clone(), later], bases), None);
-        let later = change(40, 60, "b", Some((45, 55)));
-        assert_eq!(from(&[first.clone(), placed.clone(), later], bases), None);
-        let behind = change(55, 60, "c", Some((57, 58)));
-        assert_eq!(
-            from(&[first.clone(), placed.clone(), behind], bases),
-            Some((31, by))
-        );
-        // Rows are there from the lender on; one that is gone lends nothing.
-        let late = BaseInfo {
-            id: BaseId::new(Lsn::new(10), 7),
-            ..borrowing(1, 36, &[])
-        };
-        assert!(from(&[first.clone(), placed.clone()], &[late]).is_some());
-        assert_eq!(from(&[first, placed], &[]), None);
+        let last = change(20, 40, "b", Some((25, 30)));
+        assert_eq!(from(&[first.clone(), last.clone()], bases), Some((40, 40)));
+        // What the last one was is something else, or may have come after the base.
+        let other = change(20, 40, "c", None);
+        assert_eq!(from(&[first.clone(), other], bases), None);
+        let later = change(40, 60, "b", Some((45, 46)));
+        assert_eq!(from(&[first.clone(), last.clone(), later], bases), None);
+        let later = change(40, 60, "c", Some((57, 58)));
+        assert_eq!(from(&[first.clone(), last.clone(), later], bases), None);
+        let behind = change(55, 60, "c", None);
+        let both = [first.clone(), last.clone(), behind];
+        assert_eq!(from(&both, bases), Some((40, 40)));
+        let mut redefined = last.clone();
+        redefined.shape.definitions = Some("e".to_owned());
+        assert_eq!(from(&[first.clone(), redefined], bases), None);
+        // One that is gone lends nothing.
+        assert_eq!(from(&[first, last], &[]), None);
     }
 
     #[test]
@@ -411,8 +371,10 @@ mod placed {
             .push(serde_json::from_value(table(2)).unwrap());
         assert!(!borrows_all(&manifest));
         manifest.tables[1].protection = Protection::NoIdentity;
+        assert!(!borrows_all(&manifest));
+        manifest.tables[1].protection = Protection::Extension;
         assert!(borrows_all(&manifest));
-        manifest.tables.remove(0);
+        manifest.large_objects = 1;
         assert!(!borrows_all(&manifest));
     }
 }

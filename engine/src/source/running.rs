@@ -31,6 +31,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(5);
 /// The same where each step is seen as soon as it is made.
 const SETTLED_TOLD: Duration = Duration::from_secs(1);
+/// However many steps there are: nothing behind the first one can be restored meanwhile.
+const SETTLED_MAX: Duration = Duration::from_secs(60);
 /// Where steps are further apart than that, bases take one part of so many of the time.
 const BASE_SHARE: u32 = 5;
 /// But none waits longer than this for the one before.
@@ -215,6 +217,10 @@ struct Rebase {
     compared: Option<Instant>,
     /// When a base was begun for definitions' sake alone.
     redefined: Option<Instant>,
+    /// The newest base is known to differ in these, and waits until then.
+    differs_until: Option<Instant>,
+    /// Since when there has been something that no base has.
+    waiting: Option<Instant>,
     /// What the last base took.
     took: Duration,
     /// No base before that.
@@ -228,6 +234,8 @@ impl Rebase {
             seen: (None, 0),
             compared: None,
             redefined: None,
+            differs_until: None,
+            waiting: None,
             took: Duration::ZERO,
             not_before: Instant::now(),
         }
@@ -265,6 +273,7 @@ impl Rebase {
         if seen != self.seen {
             *self = Self {
                 seen,
+                waiting: self.waiting.or_else(|| Some(Instant::now())),
                 ..self.again()
             };
         }
@@ -276,10 +285,12 @@ impl Rebase {
             true => SETTLED_TOLD,
             false => SETTLED,
         };
-        if self.since.elapsed() < settled || Instant::now() < self.not_before {
+        let now = Instant::now();
+        let waits_long = self.waiting.is_some_and(|at| now - at >= SETTLED_MAX);
+        if self.since.elapsed() < settled && !waits_long || now < self.not_before {
             return false;
         }
-        if self.compared.is_some_and(is_recent) {
+        if self.compared.is_some_and(is_recent) || self.differs_until.is_some_and(|at| now < at) {
             return false;
         }
         match newest_base_holds(store, file, shape).await {
@@ -288,13 +299,15 @@ impl Rebase {
                     .redefined
                     .is_some_and(|at| at.elapsed() < self.between_redefined()) =>
             {
-                self.since = Instant::now();
+                self.differs_until = self.redefined.map(|at| at + self.between_redefined());
                 false
             }
             Ok(holds) => {
                 self.compared = Some(Instant::now());
-                if holds == Holds::Rows {
-                    self.redefined = self.compared;
+                match holds {
+                    Holds::All => self.waiting = None,
+                    Holds::Rows => self.redefined = self.compared,
+                    Holds::Nothing => {}
                 }
                 holds != Holds::All
             }

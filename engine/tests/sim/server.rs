@@ -469,6 +469,8 @@ impl Marks for SimMarks {
             }],
             shape: Shape::named(&state.shape),
             seen_by: state.wal_end,
+            seen_at: PgTimestamp::from_micros(state.clock),
+            is_whole: true,
             running: Running::default(),
             ddl_trigger: None,
         };

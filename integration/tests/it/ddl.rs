@@ -190,13 +190,16 @@ async fn new_view(service: &Service, major: u32, trigger: bool) -> Result<()> {
     let path = format!("/api/v1/sources/{name}/plan");
     let target = json!({"target": {"lsn": lsn, "inclusive": false}});
     let plan = service.post(&path, target.clone()).await?;
-    let named = plan["not_covered"].as_array().context("a list")?;
-    ensure!(
-        named.len() == 1 && named[0]["object"] == "definitions",
-        "{plan:#}"
-    );
-    let why = named[0]["why"].as_str().context("a text")?;
-    ensure!(why.contains("view"), "{why}");
+    // Where nobody tells of DDL, not every look is at all definitions.
+    if trigger && major > 13 {
+        let named = plan["not_covered"].as_array().context("a list")?;
+        ensure!(
+            named.len() == 1 && named[0]["object"] == "definitions",
+            "{plan:#}"
+        );
+        let why = named[0]["why"].as_str().context("a text")?;
+        ensure!(why.contains("view"), "{why}");
+    }
 
     service.wait_bases(&name, 2).await?;
     client
@@ -282,7 +285,10 @@ const COMMANDS: &[(&str, &[&str])] = &[
         &["CREATE SCHEMA by app"],
     ),
     ("DROP SCHEMA s CASCADE", &["DROP SCHEMA by app"]),
-    ("DROP OWNED BY app", &["DROP OWNED by app"]),
+    (
+        "DROP OWNED BY app",
+        &["DROP OWNED by app", "DROP OWNED by app"],
+    ),
 ];
 
 /// By a role that may do nothing with what tells of it, not even see it.
@@ -409,6 +415,10 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
             .batch_execute("UPDATE t SET a = a + 1 WHERE id < 10")
             .await?;
     }
+    // From the look on that has seen all of it, which comes soon and before the base.
+    let path = format!("/api/v1/sources/{name}/window");
+    let seen = |window: &Value| !window["latest_refused"].is_null();
+    wait::until_value("a look at it", || service.get(&path), seen).await?;
     let mut moments = Vec::new();
     for round in 0..3 {
         let content = digest::of(&mut client, None).await?;
@@ -419,13 +429,19 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
         );
         client.batch_execute(&write).await?;
     }
-    // A base of that moment on is there once there are two windows and nothing between.
-    let path = format!("/api/v1/sources/{name}/window");
+    // A base is there once there are two windows and nothing between.
     let based = |window: &Value| {
         let windows = window["windows"].as_array();
         windows.is_some_and(|windows| windows.len() > 1) && window["latest_refused"].is_null()
     };
-    wait::until_value("a base after the migration", || service.get(&path), based).await?;
+    let window =
+        wait::until_value("a base after the migration", || service.get(&path), based).await?;
+    let last = window["windows"]
+        .as_array()
+        .and_then(|windows| windows.last());
+    let from = last
+        .and_then(|last| last["from"]["lsn"].as_str())
+        .context("an LSN")?;
     let (last, _) = moments.last().context("a moment")?;
     service.wait_durable(&name, last).await?;
     for (at, (lsn, content)) in moments.iter().enumerate() {
@@ -441,7 +457,7 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
         let base = plan["base"]["id"].as_str().context("an id")?;
         let taken = base.split('-').next().context("a position")?;
         ensure!(
-            u64::from_str_radix(taken, 16)? > parse_lsn(lsn)?,
+            u64::from_str_radix(taken, 16)? > parse_lsn(from)?,
             "{plan:#}"
         );
         ensure!(plan["not_covered"] == json!([]), "{plan:#}");

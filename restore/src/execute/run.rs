@@ -5,7 +5,9 @@ use std::time::Instant;
 use lastgood_pg::dump::{ArchiveMaker, Section, TocEntry};
 use lastgood_pg::{Canceller, PgTools};
 use lastgood_proto::Lsn;
-use lastgood_proto::manifest::BaseManifest;
+use lastgood_proto::key::SourceObject;
+use lastgood_proto::manifest::{BaseManifest, SequenceEntry};
+use lastgood_proto::segment::SequenceSample;
 use lastgood_store::{SourceStore, failpoint};
 use tokio_postgres::Client;
 
@@ -158,7 +160,7 @@ impl Run<'_> {
             progress_table::enter(client, Stage::Replay).await?;
         }
         self.tracker.enter(Phase::Replay);
-        let outcome = match merged {
+        let mut outcome = match merged {
             Some(outcome) => outcome,
             None => self.replay(client, replayed).await?,
         };
@@ -167,7 +169,10 @@ impl Run<'_> {
             apply::drop_lookup_indexes(client).await?;
             identity::set_back(client).await?;
             let unsure;
-            (sequences, unsure) = sequences::set(client, &outcome.samples, self.manifest).await?;
+            let (since, floor) = self.sequences_before().await?;
+            outcome.samples.floor = floor;
+            (sequences, unsure) =
+                sequences::set(client, &outcome.samples, self.manifest, since).await?;
             self.notes.extend(unsure);
             progress_table::enter(client, Stage::Finish).await?;
         }
@@ -232,6 +237,31 @@ impl Run<'_> {
             not_covered: self.plan.not_covered.clone(),
             partial,
         })
+    }
+
+    /// What is known of sequences from before the target, for where no sample is, and from when: what the base
+    /// has itself is as of when it was taken, which may be later.
+    async fn sequences_before(&self) -> Result<(Lsn, Vec<SequenceSample>), Error> {
+        let base = &self.plan.base;
+        let sample = |entry: &SequenceEntry| {
+            Some(SequenceSample {
+                schema: entry.schema.clone(),
+                name: entry.name.clone(),
+                last_value: entry.last_value.clone()?,
+                is_called: entry.is_called,
+            })
+        };
+        if base.consistent_point == base.id.consistent_point() {
+            let own = self.manifest.sequences.iter().filter_map(sample);
+            return Ok((base.consistent_point, own.collect()));
+        }
+        let mut floor = Vec::new();
+        for borrowed in &self.manifest.borrowed {
+            let lender = SourceObject::Manifest(self.plan.lineage, borrowed.base);
+            let lender: BaseManifest = self.store.get_json(&lender).await?;
+            floor.extend(lender.sequences.iter().filter_map(sample));
+        }
+        Ok((Lsn::INVALID, floor))
     }
 
     /// The stage to go on with, and how far an earlier attempt came.
