@@ -59,6 +59,10 @@ where
         let is_whole = |plan: &Value| plan["not_covered"] == json!([]);
         wait::until_value("a base with all definitions", plan, is_whole).await?;
         moments.push(moment(one, &database, &mut client, number + 1).await?);
+        // Looked at: not every change can be placed more exactly (a partition that is detached).
+        write(&client).await?;
+        let lsn = truth::wal_position(&client).await?;
+        service.wait_durable(name, &lsn).await?;
     }
     write(&client).await?;
     let lsn = truth::wal_position(&client).await?;
