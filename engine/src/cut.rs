@@ -4,7 +4,6 @@ use lastgood_proto::LineageId;
 use lastgood_proto::key::{ShapeKey, SourceObject};
 use lastgood_proto::manifest::{DdlFile, ShapeFile};
 use lastgood_store::{SourceStore, failpoint};
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

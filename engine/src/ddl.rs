@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::error::{Error, chain};
+use crate::publication;
 use crate::remove::Removal;
 
 /// Of the messages.
@@ -134,7 +135,7 @@ WHERE t.evtname = ANY ($1) AND t.evtenabled = 'A' AND t.evttags IS NULL AND p.pr
   AND coalesce(current_setting('event_triggers', true), 'on') = 'on'
 HAVING count(*) = 2";
 
-/// The event triggers of a source, and the schema with their function.
+/// The event triggers of a source, and the schema with their function, which is called as the publication is.
 struct Names {
     schema: String,
     /// For the ends of commands, and for what is dropped.
@@ -143,12 +144,10 @@ struct Names {
 
 impl Names {
     fn new(source: SourceId) -> Self {
+        let schema = publication::name(source);
         Self {
-            schema: format!("lastgood_{source}"),
-            triggers: [
-                format!("lastgood_{source}_ddl"),
-                format!("lastgood_{source}_drop"),
-            ],
+            triggers: [format!("{schema}_ddl"), format!("{schema}_drop")],
+            schema,
         }
     }
 }

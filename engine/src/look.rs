@@ -1,10 +1,10 @@
 //! What a worker knows of the source's shape, and how far it has looked.
 
-use lastgood_proto::key::ShapeKey;
-use lastgood_proto::manifest::{ShapeFile, Version1};
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use lastgood_proto::key::ShapeKey;
+use lastgood_proto::manifest::{ShapeFile, Version1};
 use lastgood_proto::{Lsn, Xid};
 use tokio::time::Instant;
 
@@ -30,7 +30,7 @@ pub(crate) struct Look {
     /// Of definitions alone.
     notes: Notes,
     /// Transactions with DDL that have come and that no look has seen, and whether they have told of it.
-    unseen: Vec<(Xid, Lsn, bool)>,
+    unseen: Vec<(Xid, bool)>,
     /// Where the last change was seen.
     last_change: Lsn,
     /// A cut is due and waits for a look.
@@ -63,15 +63,15 @@ impl Look {
 
     /// A transaction with DDL has come.
     pub(crate) fn committed(&mut self, ddl: Ddl) {
-        self.unseen.push((ddl.xid, ddl.lsn, ddl.what.told));
+        self.unseen.push((ddl.xid, ddl.what.told));
         if ddl.what.told {
             self.placing.committed(ddl);
         }
     }
 
-    /// Whether somebody has looked past `end`, and at all that had come up to there.
+    /// Whether somebody has looked past `end`, which is as far as anything has come, and at all of that.
     pub(crate) fn has_seen(&self, end: Lsn) -> bool {
-        self.newest >= end && self.unseen.iter().all(|(_, lsn, _)| *lsn >= end)
+        self.newest >= end && !self.is_behind()
     }
 
     /// Whether something that has come shows to no look yet.
@@ -92,7 +92,7 @@ impl Look {
         self.placing.looked(mark.ddl_trigger.as_ref(), mark.seen_by);
         let is_hidden = |told| told && !mark.is_whole;
         self.unseen
-            .retain(|(xid, _, told)| mark.running.has(*xid) || is_hidden(*told));
+            .retain(|(xid, told)| mark.running.has(*xid) || is_hidden(*told));
         if changed {
             let detail = match (&self.shape, &self.fingerprints) {
                 (Some(before), _) => mark.shape.difference(before),

@@ -10,11 +10,10 @@ use lastgood_proto::key::ShapeKey;
 use lastgood_proto::manifest::{DdlCommit, DdlFile, Version1};
 
 use crate::ddl::Ddl;
+use crate::shape::few;
 
 /// Transactions remembered between two cuts; of more than that nothing is placed.
 const DDL_MAX: usize = 10_000;
-/// Transactions named in a change.
-const NAMED_MAX: usize = 5;
 
 /// What may still be placed.
 #[derive(Default)]
@@ -73,27 +72,14 @@ impl Placing {
             if !objects.iter().all(touches) {
                 return None;
             }
-            let told: Vec<&str> = all
-                .iter()
-                .flat_map(|ddl| &ddl.what.commands)
-                .map(String::as_str)
-                .collect();
-            let mut detail = told
-                .iter()
-                .take(NAMED_MAX)
-                .copied()
-                .collect::<Vec<_>>()
-                .join("; ");
-            if told.len() > NAMED_MAX {
-                detail.push_str(&format!(" and {} more", told.len() - NAMED_MAX));
-            }
+            let told: Vec<&String> = all.iter().flat_map(|ddl| &ddl.what.commands).collect();
             Some(DdlFile {
                 v: Version1,
                 from: key.from,
                 to: key.to,
                 first: commit(first),
                 last: commit(last),
-                detail,
+                detail: few(&told, "; "),
             })
         });
         let placed = placed.collect();

@@ -42,8 +42,18 @@ pub struct Fingerprints {
     pub definitions: Option<String>,
 }
 
-/// Objects named at most in a difference.
+/// Named at most of what has changed.
 const NAMED_MAX: usize = 5;
+
+/// The first ones, and how many there are besides.
+pub(crate) fn few<T: AsRef<str>>(names: &[T], separator: &str) -> String {
+    let first: Vec<&str> = names.iter().take(NAMED_MAX).map(AsRef::as_ref).collect();
+    let first = first.join(separator);
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
 
 /// Permanent tables. `xmin` of a column's catalog row changes with every command that alters or
 /// rewrites it, also where name and type stay (`ALTER TYPE … USING`); ANALYZE and VACUUM leave it.
@@ -198,27 +208,30 @@ impl Shape {
         }
     }
 
-    /// OIDs of what is not as it was `before`; 0 stands for what has none.
-    pub(crate) fn differing(&self, before: &Shape) -> BTreeSet<u32> {
+    /// Each part that is not as it was `before`: its name, what it was, and what it is.
+    fn pairs<'a>(
+        &'a self,
+        before: &'a Shape,
+    ) -> impl Iterator<Item = (&'a String, Option<&'a Part>, Option<&'a Part>)> {
         let names: BTreeSet<&String> = self.parts.keys().chain(before.parts.keys()).collect();
         let pairs = names
             .into_iter()
-            .map(|name| [before.parts.get(name), self.parts.get(name)]);
-        let differing = pairs.filter(|[old, new]| old != new);
-        let parts = differing.flatten().flatten();
-        parts.map(|part| part.oid).collect()
+            .map(|name| (name, before.parts.get(name), self.parts.get(name)));
+        pairs.filter(|(_, old, new)| old != new)
+    }
+
+    /// OIDs of what is not as it was `before`; 0 stands for what has none.
+    pub(crate) fn differing(&self, before: &Shape) -> BTreeSet<u32> {
+        let parts = self.pairs(before).flat_map(|(_, old, new)| [old, new]);
+        parts.flatten().map(|part| part.oid).collect()
     }
 
     /// What is not as it was `before`, in words.
     pub(crate) fn difference(&self, before: &Shape) -> String {
-        let names: BTreeSet<&String> = self.parts.keys().chain(before.parts.keys()).collect();
-        let parts = names.into_iter().filter_map(|name| {
-            match (before.parts.get(name), self.parts.get(name)) {
-                (Some(old), Some(new)) if old == new => None,
-                (Some(_), Some(_)) => Some(format!("{name} changed")),
-                (None, _) => Some(format!("{name} is new")),
-                (Some(_), None) => Some(format!("{name} is gone")),
-            }
+        let parts = self.pairs(before).map(|(name, old, new)| match (old, new) {
+            (None, _) => format!("{name} is new"),
+            (Some(_), None) => format!("{name} is gone"),
+            (Some(_), Some(_)) => format!("{name} changed"),
         });
         let mut changed: Vec<String> = parts.collect();
         if changed.is_empty() {
@@ -229,16 +242,7 @@ impl Shape {
             let others = others.filter(|kind| old.get(*kind) != new.get(*kind));
             changed.extend(others.map(|kind| format!("{kind} changed")));
         }
-        let more = changed.len().saturating_sub(NAMED_MAX);
-        let mut text = changed
-            .into_iter()
-            .take(NAMED_MAX)
-            .collect::<Vec<_>>()
-            .join(", ");
-        if more > 0 {
-            text.push_str(&format!(" and {more} more"));
-        }
-        text
+        few(&changed, ", ")
     }
 
     /// A shape told by one word, for a simulator.

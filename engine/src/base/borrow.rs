@@ -242,6 +242,9 @@ impl Now<'_> {
         untouched.sort_by_key(|(table, _)| std::cmp::Reverse(table.bytes));
         untouched.truncate(BORROWED_MAX);
         let bytes: u64 = untouched.iter().map(|(table, _)| table.bytes).sum();
+        if bytes < self.changes_bytes.min(worth_bytes) {
+            return Ok(Vec::new());
+        }
         let mut lenders: BTreeMap<BaseId, Borrowed> = BTreeMap::new();
         for (table, more) in untouched {
             let base = newest.lender(table.oid).unwrap_or(newest.id);
@@ -258,9 +261,6 @@ impl Now<'_> {
             }
         }
         let mut lenders: Vec<Borrowed> = lenders.into_values().collect();
-        if bytes < self.changes_bytes.min(worth_bytes) {
-            return Ok(Vec::new());
-        }
         for lent in &mut lenders {
             lent.tables.sort();
         }

@@ -251,9 +251,11 @@ impl Rebase {
         }
     }
 
-    fn between_redefined(&self) -> Duration {
+    /// Until when no base is begun for definitions' sake alone, if one was.
+    fn distance(&self) -> Option<Instant> {
         let [least, most] = BETWEEN_REDEFINED;
-        (self.took * REDEFINED_SHARE).clamp(least, most)
+        let distance = (self.took * REDEFINED_SHARE).clamp(least, most);
+        Some(self.redefined? + distance)
     }
 
     /// One was taken, and took so long.
@@ -294,12 +296,8 @@ impl Rebase {
             return false;
         }
         match newest_base_holds(store, file, shape).await {
-            Ok(Holds::Rows)
-                if self
-                    .redefined
-                    .is_some_and(|at| at.elapsed() < self.between_redefined()) =>
-            {
-                self.differs_until = self.redefined.map(|at| at + self.between_redefined());
+            Ok(Holds::Rows) if self.distance().is_some_and(|until| Instant::now() < until) => {
+                self.differs_until = self.distance();
                 false
             }
             Ok(holds) => {

@@ -125,6 +125,7 @@ async fn up_to_the_ddl(service: &Service, major: u32) -> Result<()> {
     Ok(())
 }
 
+/// Restores, compares, and drops what was restored.
 async fn restore(
     service: &Service,
     database: &TestDatabase,
@@ -133,15 +134,26 @@ async fn restore(
     truth: digest::Content,
     what: String,
 ) -> Result<()> {
-    let copy = format!("{}_{what}", database.name);
-    let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
-    service
-        .restore(name, &target, into)
-        .await
-        .context(what.clone())?;
-    let restored = digest::of(&mut database.server.connect(&copy).await?, None).await?;
-    truth.assert_restored(&restored, &what);
+    let copy = restored(service, database, name, &target, &truth, &what).await?;
     history::drop_database(&database.server, &copy).await
+}
+
+/// Restores and compares; answers the database.
+async fn restored(
+    service: &Service,
+    database: &TestDatabase,
+    name: &str,
+    target: &Value,
+    truth: &digest::Content,
+    what: &str,
+) -> Result<String> {
+    let copy = format!("{}_{}", database.name, what.replace(' ', "_"));
+    let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
+    let restored = service.restore(name, target, into).await;
+    restored.with_context(|| what.to_owned())?;
+    let content = digest::of(&mut database.server.connect(&copy).await?, None).await?;
+    truth.assert_restored(&content, what);
+    Ok(copy)
 }
 
 /// Three cuts, with looks between: the event trigger is known to have been there from one to the next, and whatever was
@@ -398,7 +410,7 @@ const MIGRATION: &[&str] = &[
 async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
     let database = TestDatabase::new(major).await?;
     database.execute(TABLES).await?;
-    // More than the WAL of what follows.
+    // More than what is captured of what follows.
     database
         .execute("INSERT INTO t SELECT i, i, repeat(md5(i::text), 4) FROM generate_series(1001, 21000) i")
         .await?;
@@ -461,11 +473,8 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
             "{plan:#}"
         );
         ensure!(plan["not_covered"] == json!([]), "{plan:#}");
-        let copy = format!("{}_{at}", database.name);
-        let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
-        service.restore(&name, &target, into).await?;
-        let restored = digest::of(&mut database.server.connect(&copy).await?, None).await?;
-        content.assert_restored(&restored, &format!("moment {at}"));
+        let what = format!("moment {at}");
+        let copy = restored(service, &database, &name, &target, content, &what).await?;
         history::compare_schemas(&database.server, &database.name, &copy)?;
         history::drop_database(&database.server, &copy).await?;
     }
@@ -517,13 +526,16 @@ async fn a_commit_that_does_not_show_yet_is_waited_for() -> Result<()> {
         Ok((sent.parse::<u64>()? > hidden).then_some(()))
     };
     wait::until("it to be sent", received).await?;
-    for _ in 0..3 {
-        let window = service.get("/api/v1/sources/stalled/window").await?;
-        let windows = window["windows"].as_array().context("windows")?;
-        let to = windows.last().context("a window")?["to"]["lsn"].as_str();
-        ensure!(parse_lsn(to.context("an LSN")?)? < hidden, "{window:#}");
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    }
+    // It is told once a cut has waited for a while.
+    let told = |source: &Value| {
+        let reason = source["reason"].as_str().unwrap_or_default();
+        reason.contains("shows to nobody yet")
+    };
+    wait::until_value("a cut that waits", || service.source("stalled"), told).await?;
+    let window = service.get("/api/v1/sources/stalled/window").await?;
+    let windows = window["windows"].as_array().context("windows")?;
+    let to = windows.last().context("a window")?["to"]["lsn"].as_str();
+    ensure!(parse_lsn(to.context("an LSN")?)? < hidden, "{window:#}");
     client
         .batch_execute("ALTER SYSTEM RESET synchronous_standby_names")
         .await?;
@@ -565,7 +577,7 @@ async fn ddl_that_nobody_told_of_is_not_placed_at_another() -> Result<()> {
     service.wait_protected("silent").await?;
     let client = database.connect().await?;
     let early = database.connect().await?;
-    // Begun before there is a trigger, and so silent; one has no transaction id yet.
+    // Begun before there is a trigger, and so silent.
     early
         .batch_execute("BEGIN; CREATE TABLE fresh (id int PRIMARY KEY)")
         .await?;

@@ -5,7 +5,6 @@ use std::time::Instant;
 use lastgood_pg::dump::{ArchiveMaker, Section, TocEntry};
 use lastgood_pg::{Canceller, PgTools};
 use lastgood_proto::Lsn;
-use lastgood_proto::key::SourceObject;
 use lastgood_proto::manifest::{BaseManifest, SequenceEntry};
 use lastgood_proto::segment::SequenceSample;
 use lastgood_store::{SourceStore, failpoint};
@@ -19,7 +18,7 @@ use crate::destination::Destination;
 use crate::existing::Existing;
 use crate::merge::Waiting;
 use crate::net::Net;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::progress_table::{self, Stage};
 use crate::report::{Phase, PhaseTime, Progress, Report};
 use crate::{Error, gather, identity, indexes, leftover, locale, ownership, prune, sequences};
@@ -255,13 +254,9 @@ impl Run<'_> {
             let own = self.manifest.sequences.iter().filter_map(sample);
             return Ok((base.consistent_point, own.collect()));
         }
-        let mut floor = Vec::new();
-        for borrowed in &self.manifest.borrowed {
-            let lender = SourceObject::Manifest(self.plan.lineage, borrowed.base);
-            let lender: BaseManifest = self.store.get_json(&lender).await?;
-            floor.extend(lender.sequences.iter().filter_map(sample));
-        }
-        Ok((Lsn::INVALID, floor))
+        let loans = plan::lent(self.store, self.plan.lineage, self.manifest, None).await?;
+        let lent = loans.iter().flat_map(|loan| &loan.manifest.sequences);
+        Ok((Lsn::INVALID, lent.filter_map(sample).collect()))
     }
 
     /// The stage to go on with, and how far an earlier attempt came.
