@@ -319,6 +319,8 @@ pub(crate) struct Ddl {
     /// Start of its commit record.
     pub(crate) lsn: Lsn,
     pub(crate) time: PgTimestamp,
+    /// Nothing that committed up to it has a later commit time.
+    pub(crate) by: PgTimestamp,
     pub(crate) what: What,
 }
 

@@ -84,6 +84,9 @@ parts(kind, part) AS (
 SELECT kind, concat_ws(' ', count(*), sum(hashtextextended(part, 0)), sum(hashtextextended(part, 1)))
 FROM parts GROUP BY kind";
 
+/// The kind whose changes no event trigger tells of.
+pub(crate) const EVENT_TRIGGERS: &str = "event triggers";
+
 /// A digest for each kind there is any of, as the client sees them.
 pub(crate) async fn read(client: &Client) -> Result<BTreeMap<String, String>, Error> {
     let rows = client.query(DEFINITIONS, &[]).await;

@@ -101,7 +101,7 @@ impl Look {
             };
             tracing::info!(detail, lsn = %mark.seen_by, "the shape of the source is another");
             // A commit that is in the WAL already shows a moment later: two looks at one position may see two changes.
-            let next = Lsn::new(self.last_change.as_u64().saturating_add(1));
+            let next = self.last_change.behind();
             let (from, to) = (self.holds_to, mark.seen_by.max(next));
             self.last_change = to;
             self.changes.push(ShapeFile {

@@ -57,6 +57,8 @@ pub(crate) struct OpenSegment {
     xid: Option<Xid>,
     /// Transactions with DDL that have come and nobody has taken note of.
     ddl: Vec<Ddl>,
+    /// Nothing that has come was committed later.
+    latest: PgTimestamp,
 }
 
 /// What every segment of this lineage has in common.
@@ -121,6 +123,7 @@ impl OpenSegment {
             altering: None,
             xid: None,
             ddl: Vec::new(),
+            latest: PgTimestamp::MIN,
         }
     }
 
@@ -210,6 +213,7 @@ impl OpenSegment {
                     return Err(Error::Stream("COMMIT outside a transaction".to_owned()));
                 }
                 self.in_transaction = false;
+                let until = self.replicated.map(|replicated| replicated.until);
                 if let Some(replicated) = self.replicated.take() {
                     commit.commit_time = replicated.after;
                 } else {
@@ -222,11 +226,13 @@ impl OpenSegment {
                     let writing = self.writing()?;
                     writing.writer.commit(&commit).map_err(broken)?;
                 }
+                self.latest = self.latest.max(until.unwrap_or(commit.commit_time));
                 if let (Some(what), Some(xid)) = (self.altering.take(), self.xid) {
                     self.ddl.push(Ddl {
                         xid,
                         lsn: commit.commit_lsn,
                         time: commit.commit_time,
+                        by: self.latest,
                         what,
                     });
                 }

@@ -77,8 +77,14 @@ impl Placing {
                 v: Version1,
                 from: key.from,
                 to: key.to,
-                first: commit(first),
-                last: commit(last),
+                first: DdlCommit {
+                    lsn: first.lsn,
+                    time: first.time,
+                },
+                last: DdlCommit {
+                    lsn: last.lsn,
+                    time: last.by,
+                },
                 detail: few(&told, "; "),
             })
         });
@@ -87,13 +93,6 @@ impl Placing {
         let needed = open.unwrap_or(Lsn::MAX).min(holds_to);
         while self.commits.pop_front_if(|ddl| ddl.lsn < needed).is_some() {}
         placed
-    }
-}
-
-const fn commit(ddl: &Ddl) -> DdlCommit {
-    DdlCommit {
-        lsn: ddl.lsn,
-        time: ddl.time,
     }
 }
 
@@ -108,6 +107,7 @@ mod tests {
             xid: Xid::new(1),
             lsn: Lsn::new(lsn),
             time: PgTimestamp::from_micros(0),
+            by: PgTimestamp::from_micros(0),
             what: What {
                 told: true,
                 commands: vec![format!("DDL {lsn}")],

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sha2::{Digest, Sha256};
 use tokio_postgres::{Client, Row};
 
+use crate::definitions::EVENT_TRIGGERS;
 use crate::error::Error;
 use crate::settings::SourceSettings;
 
@@ -220,10 +221,16 @@ impl Shape {
         pairs.filter(|(_, old, new)| old != new)
     }
 
-    /// OIDs of what is not as it was `before`; 0 stands for what has none.
+    /// OIDs of what is not as it was `before`; 0 stands for what has none, and for event triggers: they tell of all but
+    /// themselves.
     pub(crate) fn differing(&self, before: &Shape) -> BTreeSet<u32> {
         let parts = self.pairs(before).flat_map(|(_, old, new)| [old, new]);
-        parts.flatten().map(|part| part.oid).collect()
+        let mut differing: BTreeSet<u32> = parts.flatten().map(|part| part.oid).collect();
+        let triggers = [self, before].map(|shape| shape.definitions.as_ref()?.get(EVENT_TRIGGERS));
+        if triggers[0] != triggers[1] {
+            differing.insert(0);
+        }
+        differing
     }
 
     /// What is not as it was `before`, in words.

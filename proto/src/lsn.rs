@@ -25,6 +25,12 @@ impl Lsn {
         self.0
     }
 
+    /// The position right behind this one: what is below that includes this.
+    #[must_use]
+    pub const fn behind(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// Bytes of WAL from `earlier` to `self`; zero if `earlier` is not earlier.
     #[must_use]
     pub const fn bytes_since(self, earlier: Lsn) -> u64 {

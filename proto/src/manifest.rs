@@ -209,6 +209,8 @@ pub struct DdlFile {
 pub struct DdlCommit {
     /// Start of the commit record.
     pub lsn: Lsn,
+    /// Of the first one its commit time; of the last one the latest commit time up to it, because these do not
+    /// rise with the commit LSN.
     pub time: PgTimestamp,
 }
 

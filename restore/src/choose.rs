@@ -157,7 +157,11 @@ fn within_reach(reach: &Reach, cut: Cut, only: Option<BaseId>) -> Option<Choice>
             Cut::Latest => true,
             // Every commit below the consistent point has a time at or before the snapshot's.
             Cut::Time { time, inclusive } => within(base.snapshot_time, time, inclusive),
-            Cut::Lsn { lsn, .. } => base.point <= lsn,
+            // What committed at an LSN is in a base from right behind it.
+            Cut::Lsn { lsn, inclusive } => match inclusive {
+                true => base.point <= lsn.behind(),
+                false => base.point <= lsn,
+            },
         })?;
     let point = base.point;
     let from = reach.run.partition_point(|segment| segment.end <= point);

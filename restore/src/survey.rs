@@ -59,6 +59,15 @@ impl Change {
             None => (self.shape.from, None),
         }
     }
+
+    /// What commits at or past it finds everything as it was seen then, and what committed below had done so by that
+    /// time.
+    fn end(&self) -> (Lsn, PgTimestamp) {
+        match &self.ddl {
+            Some(ddl) => (ddl.last.lsn.behind(), ddl.last.time),
+            None => (self.shape.to, self.shape.time),
+        }
+    }
 }
 
 /// The input of every choice: pure data, read once.
@@ -182,16 +191,15 @@ fn borrows_all(manifest: &BaseManifest) -> bool {
         && own.all(|table| table.protection == Protection::Extension)
 }
 
-/// A base that has no rows itself, only definitions, serves from where on these have held: from the look
-/// that saw the last change before it. Only if everything between has been looked at. (That change may have been
-/// placed; but not everything that alters definitions is told of.)
+/// A base that has no rows itself, only definitions, serves from where on these have held: right behind the last
+/// change before it, or from the look that saw that. Only if everything between has been looked at.
 fn reaches_back(
     manifest: &BaseManifest,
     changes: &[Change],
     bases: &[BaseInfo],
 ) -> Option<(Lsn, PgTimestamp)> {
     let point = manifest.consistent_point;
-    let before = || changes.iter().filter(|change| change.shape.from < point);
+    let before = || changes.iter().filter(|change| change.begin().0 < point);
     let last = before().max_by_key(|change| change.shape.to)?;
     let is_last = last.shape.fingerprint == manifest.fingerprint
         && manifest.definitions.is_some()
@@ -201,7 +209,7 @@ fn reaches_back(
         let lender = bases.find(|base| base.id == borrowed.base)?;
         Some((borrowed.base.consistent_point(), lender.snapshot_time))
     });
-    let moments = lenders.chain([Some((last.shape.to, last.shape.time))]);
+    let moments = lenders.chain([Some(last.end())]);
     let (from, time) = moments.collect::<Option<Vec<_>>>()?.into_iter().fold(
         (Lsn::INVALID, PgTimestamp::MIN),
         |(from, time), (lsn, by)| (from.max(lsn), time.max(by)),
@@ -344,17 +352,21 @@ mod placed {
         };
         let bases = std::slice::from_ref(&lender);
         let last = change(20, 40, "b", Some((25, 30)));
-        assert_eq!(from(&[first.clone(), last.clone()], bases), Some((40, 40)));
+        assert_eq!(from(&[first.clone(), last.clone()], bases), Some((31, 30)));
+        let unplaced = change(20, 40, "b", None);
+        assert_eq!(from(&[first.clone(), unplaced], bases), Some((40, 40)));
         // What the last one was is something else, or may have come after the base.
         let other = change(20, 40, "c", None);
         assert_eq!(from(&[first.clone(), other], bases), None);
-        let later = change(40, 60, "b", Some((45, 46)));
-        assert_eq!(from(&[first.clone(), last.clone(), later], bases), None);
-        let later = change(40, 60, "c", Some((57, 58)));
-        assert_eq!(from(&[first.clone(), last.clone(), later], bases), None);
+        let later = |fingerprint, ddl| change(40, 60, fingerprint, ddl);
+        let both = |later| from(&[first.clone(), last.clone(), later], bases);
+        assert_eq!(both(later("b", Some((45, 46)))), Some((47, 46)));
+        assert_eq!(both(later("b", Some((45, 58)))), None);
+        assert_eq!(both(later("c", Some((57, 58)))), Some((31, 30)));
+        assert_eq!(both(later("b", None)), None);
         let behind = change(55, 60, "c", None);
         let both = [first.clone(), last.clone(), behind];
-        assert_eq!(from(&both, bases), Some((40, 40)));
+        assert_eq!(from(&both, bases), Some((31, 30)));
         let mut redefined = last.clone();
         redefined.shape.definitions = Some("e".to_owned());
         assert_eq!(from(&[first.clone(), redefined], bases), None);

@@ -262,14 +262,14 @@ impl Survey {
             })
     }
 
-    /// What lies between the windows.
+    /// What lies between the windows. A single transaction that ends one and begins the next is nothing.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
         let windows = self.windows();
         let pairs = windows.iter().zip(windows.iter().skip(1));
         pairs
             .filter(|(before, after)| {
-                before.lineage != after.lineage || before.to.lsn < after.from.lsn
+                before.lineage != after.lineage || before.to.lsn.behind() < after.from.lsn
             })
             .map(|(before, after)| Gap {
                 from: before.to,

@@ -421,16 +421,51 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
     service.wait_protected(&name).await?;
     let mut client = database.connect().await?;
     trusted(service, &name, &client).await?;
+    let path = format!("/api/v1/sources/{name}/window");
+    // A base is there once there is another window and nothing between.
+    let based = |window: &Value, count: usize| {
+        let windows = window["windows"].as_array();
+        windows.is_some_and(|windows| windows.len() >= count) && window["latest_refused"].is_null()
+    };
+
+    // One transaction leaves no gap.
+    let before = digest::of(&mut client, None).await?;
+    let time_before = truth::clock(&client).await?;
+    client
+        .batch_execute(
+            "BEGIN; ALTER TABLE t ADD d int DEFAULT 4; UPDATE t SET d = 5 WHERE id = 3; \
+             CREATE VIEW w AS SELECT d FROM t; DELETE FROM t WHERE id = 4; COMMIT",
+        )
+        .await?;
+    let time_after = truth::clock(&client).await?;
+    let after = digest::of(&mut client, None).await?;
+    let xid = "SELECT xmin::text FROM t WHERE id = 3";
+    let xid: String = client.query_one(xid, &[]).await?.get(0);
+    let xid: u64 = xid.parse()?;
+    let reached = truth::wal_position(&client).await?;
+    let window = wait::until_value("a base", || service.get(&path), |it| based(it, 2)).await?;
+    ensure!(window["gaps"] == json!([]), "{window:#}");
+    wait_beyond(service, &name, &reached).await?;
+    for (what, target, truth) in [
+        ("time before", json!({"time": time_before}), &before),
+        ("before it", json!({"xid": xid, "inclusive": false}), &before),
+        ("with it", json!({"xid": xid}), &after),
+        ("time after", json!({"time": time_after}), &after),
+    ] {
+        let copy = restored(service, &database, &name, &target, truth, what).await?;
+        if truth == &after {
+            history::compare_schemas(&database.server, &database.name, &copy)?;
+        }
+        history::drop_database(&database.server, &copy).await?;
+    }
+
     for statement in MIGRATION {
         client.batch_execute(statement).await?;
         client
             .batch_execute("UPDATE t SET a = a + 1 WHERE id < 10")
             .await?;
     }
-    // From the look on that has seen all of it, which comes soon and before the base.
-    let path = format!("/api/v1/sources/{name}/window");
-    let seen = |window: &Value| !window["latest_refused"].is_null();
-    wait::until_value("a look at it", || service.get(&path), seen).await?;
+    // From the last statement on.
     let mut moments = Vec::new();
     for round in 0..3 {
         let content = digest::of(&mut client, None).await?;
@@ -441,11 +476,7 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
         );
         client.batch_execute(&write).await?;
     }
-    // A base is there once there are two windows and nothing between.
-    let based = |window: &Value| {
-        let windows = window["windows"].as_array();
-        windows.is_some_and(|windows| windows.len() > 1) && window["latest_refused"].is_null()
-    };
+    let based = |window: &Value| based(window, 3);
     let window =
         wait::until_value("a base after the migration", || service.get(&path), based).await?;
     let last = window["windows"]

@@ -217,9 +217,11 @@ fn the_newest_base_that_reaches_is_taken() {
             .id
             .consistent_point()
     };
-    assert_eq!(point(24), Lsn::new(10));
+    // What is kept up to the position before is what is below it.
+    assert_eq!(point(23), Lsn::new(10));
+    assert_eq!(point(24), Lsn::new(25));
     assert_eq!(point(25), Lsn::new(25));
-    assert_eq!(point(39), Lsn::new(25));
+    assert_eq!(point(38), Lsn::new(25));
 }
 
 #[test]
@@ -238,7 +240,7 @@ fn the_error_says_why_and_what_is_near() {
         }
         other => panic!("{other:?}"),
     };
-    assert_eq!(why(at(11)), (Outside::BeforeFirst, 1));
+    assert_eq!(why(at(10)), (Outside::BeforeFirst, 1));
     assert_eq!(why(at(30)), (Outside::InGap, 2));
     assert_eq!(why(at(70)), (Outside::NotYetDurable, 1));
     assert_eq!(why(at(60)).0, Outside::AtEnd);

@@ -216,7 +216,7 @@ async fn a_plan_says_what_is_kept_and_what_is_not() {
     // Nothing past the newest, nothing of an unknown name or transaction.
     let outside = [
         TargetKind::Lsn(Lsn::new(fixture.durable().as_u64() + 1)),
-        TargetKind::Lsn(Lsn::new(planned.base.consistent_point.as_u64() - 1)),
+        TargetKind::Lsn(Lsn::new(planned.base.consistent_point.as_u64() - 2)),
         TargetKind::Time(PgTimestamp::from_micros(i64::MAX / 4)),
         TargetKind::Time(PgTimestamp::from_micros(0)),
     ];
