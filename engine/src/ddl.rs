@@ -33,7 +33,7 @@ pub(crate) const MESSAGES_SINCE: u32 = 140_000;
 ///
 /// `touched` are OIDs of relations, types and publications: what the command names, and what the shape has of others
 /// because of it: the table of an index or a constraint, the children and parents of a table, its
-/// sequences, all in a schema. Of an index that was dropped nobody knows the table. Every lookup has an index: it is
+/// sequences, all in a schema. Every lookup has an index: it is
 /// done for each command.
 const BODY: &str = r"
 DECLARE

@@ -3,7 +3,7 @@
 //! It is known only if the event trigger was there, the same one, from the first look to the second, and if everything
 //! that looks otherwise is named by one of these transactions: not every change of it fires a trigger.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use lastgood_proto::Lsn;
 use lastgood_proto::key::ShapeKey;
@@ -22,8 +22,9 @@ pub(crate) struct Placing {
     trigger: Option<(String, Lsn)>,
     /// In the order of their commits.
     commits: VecDeque<Ddl>,
-    /// Changes whose end the durable run has not passed, with the OIDs of what looks otherwise.
-    open: Vec<(ShapeKey, BTreeSet<u32>)>,
+    /// Changes whose end the durable run has not passed, with the OIDs by which each object that looks otherwise may be
+    /// named.
+    open: Vec<(ShapeKey, Vec<Vec<u32>>)>,
 }
 
 impl Placing {
@@ -52,7 +53,7 @@ impl Placing {
     }
 
     /// A look saw a change, of these objects.
-    pub(crate) fn changed(&mut self, key: ShapeKey, objects: BTreeSet<u32>) {
+    pub(crate) fn changed(&mut self, key: ShapeKey, objects: Vec<Vec<u32>>) {
         let since = self.trigger.as_ref().map(|(_, since)| *since);
         if since.is_some_and(|since| since <= key.from) {
             self.open.push((key, objects));
@@ -68,8 +69,8 @@ impl Placing {
             let first = commits.next()?;
             let last = commits.clone().next_back().unwrap_or(first);
             let all: Vec<&Ddl> = std::iter::once(first).chain(commits).collect();
-            let touches = |object: &u32| all.iter().any(|ddl| ddl.what.touched.contains(object));
-            if !objects.iter().all(touches) {
+            let touched = |oid: &u32| all.iter().any(|ddl| ddl.what.touched.contains(oid));
+            if !objects.iter().all(|names| names.iter().any(touched)) {
                 return None;
             }
             let told: Vec<&String> = all.iter().flat_map(|ddl| &ddl.what.commands).collect();
@@ -101,6 +102,7 @@ mod tests {
     use super::*;
     use crate::ddl::What;
     use lastgood_proto::{PgTimestamp, Xid};
+    use std::collections::BTreeSet;
 
     fn ddl(lsn: u64) -> Ddl {
         Ddl {
@@ -138,14 +140,14 @@ mod tests {
             placing.committed(ddl(lsn));
         }
         placing.looked(Some(&trigger), Lsn::new(25));
-        placing.changed(key(10, 25), BTreeSet::from([12]));
+        placing.changed(key(10, 25), vec![vec![12, 7]]);
         assert_eq!(placing.place(Lsn::new(24), Lsn::new(10)), []);
         let placed = placing.place(Lsn::new(25), Lsn::new(25));
         assert_eq!(spans(&placed), [(12, 17)]);
         assert_eq!(placed[0].detail, "DDL 12; DDL 17");
         // The next one, of which one transaction had come already.
         placing.committed(ddl(40));
-        placing.changed(key(25, 50), BTreeSet::from([30, 40]));
+        placing.changed(key(25, 50), vec![vec![30], vec![40]]);
         assert_eq!(
             spans(&placing.place(Lsn::new(60), Lsn::new(60))),
             [(30, 40)]
@@ -161,7 +163,7 @@ mod tests {
             let mut placing = Placing::new(before, Lsn::new(since));
             placing.committed(ddl(12));
             placing.looked(seen, Lsn::new(25));
-            placing.changed(key(10, 25), BTreeSet::new());
+            placing.changed(key(10, 25), Vec::new());
             spans(&placing.place(Lsn::new(30), Lsn::new(30)))
         };
         assert_eq!(check(Some((&one, 10)), Some(&one)), [(12, 12)]);
@@ -175,11 +177,11 @@ mod tests {
     #[test]
     fn a_change_without_ddl_is_not_placed() {
         let mut placing = Placing::new(Some("x".to_owned()), Lsn::new(5));
-        placing.changed(key(10, 25), BTreeSet::new());
+        placing.changed(key(10, 25), Vec::new());
         assert_eq!(placing.place(Lsn::new(30), Lsn::new(30)), []);
         // Nor if something else told of DDL.
         placing.committed(ddl(35));
-        placing.changed(key(30, 45), BTreeSet::from([7, 35]));
+        placing.changed(key(30, 45), vec![vec![7], vec![35]]);
         assert_eq!(placing.place(Lsn::new(50), Lsn::new(50)), []);
     }
 }

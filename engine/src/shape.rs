@@ -32,7 +32,18 @@ pub struct Shape {
 struct Part {
     /// None that DDL could name, if 0.
     oid: u32,
+    /// What DDL names that alters this one: a table's indexes and parents.
+    parts: Vec<u32>,
     digest: String,
+}
+
+impl Part {
+    fn names(&self) -> Vec<u32> {
+        match self.oid {
+            0 => Vec::new(),
+            oid => [&[oid], self.parts.as_slice()].concat(),
+        }
+    }
 }
 
 /// What tells a shape from another.
@@ -62,7 +73,9 @@ pub(crate) fn few<T: AsRef<str>>(names: &[T], separator: &str) -> String {
 /// table would refuse. It is read as it stands in the catalogs: to have it deparsed (`pg_get_indexdef`) waits for
 /// whoever has locked the table.
 const TABLES: &str = r"
-SELECT c.oid, n.nspname, c.relname, md5(concat_ws(' ', c.oid, c.relkind, c.relreplident,
+SELECT c.oid, n.nspname, c.relname, array(SELECT x.indexrelid FROM pg_index x WHERE x.indrelid = c.oid
+                                        UNION ALL SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid),
+    md5(concat_ws(' ', c.oid, c.relkind, c.relreplident,
     (SELECT string_agg(i.inhparent::text, ',' ORDER BY i.inhseqno) FROM pg_inherits i
      WHERE i.inhrelid = c.oid),
     (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
@@ -135,28 +148,30 @@ pub(crate) async fn read(
     settings: &SourceSettings,
 ) -> Result<Shape, Error> {
     let failed = |error| Error::sql("reading the shape of the tables")(error);
-    let part = |row: &Row, digest| Part {
+    let part = |row: &Row, parts| Part {
         oid: row.get(0),
-        digest: row.get(digest),
+        digest: row.get(row.len() - 1),
+        parts,
     };
     let mut parts = BTreeMap::new();
     for row in client.query(TABLES, &[]).await.map_err(failed)? {
         let (schema, name): (&str, &str) = (row.get(1), row.get(2));
         if settings.wants(schema, name) {
-            parts.insert(format!("table {schema}.{name}"), part(&row, 3));
+            parts.insert(format!("table {schema}.{name}"), part(&row, row.get(3)));
         }
     }
     for row in client.query(SEQUENCES, &[]).await.map_err(failed)? {
         let (schema, name): (&str, &str) = (row.get(1), row.get(2));
-        parts.insert(format!("sequence {schema}.{name}"), part(&row, 3));
+        parts.insert(format!("sequence {schema}.{name}"), part(&row, Vec::new()));
     }
     for row in client.query(TYPES, &[]).await.map_err(failed)? {
         let (schema, name): (&str, &str) = (row.get(1), row.get(2));
-        parts.insert(format!("type {schema}.{name}"), part(&row, 3));
+        parts.insert(format!("type {schema}.{name}"), part(&row, Vec::new()));
     }
     let row = client.query_one(LARGE_OBJECTS, &[]).await.map_err(failed)?;
     let large_objects = Part {
         oid: 0,
+        parts: Vec::new(),
         digest: row.get(0),
     };
     parts.insert("large objects".to_owned(), large_objects);
@@ -166,6 +181,7 @@ pub(crate) async fn read(
         .map_err(failed)?;
     let mut published = Part {
         oid: row.as_ref().map_or(0, |row| row.get(0)),
+        parts: Vec::new(),
         digest: row.map_or_else(String::new, |row| row.get(1)),
     };
     if server_version >= 150_000 {
@@ -221,16 +237,21 @@ impl Shape {
         pairs.filter(|(_, old, new)| old != new)
     }
 
-    /// OIDs of what is not as it was `before`; 0 stands for what has none, and for event triggers: they tell of all but
-    /// themselves.
-    pub(crate) fn differing(&self, before: &Shape) -> BTreeSet<u32> {
-        let parts = self.pairs(before).flat_map(|(_, old, new)| [old, new]);
-        let mut differing: BTreeSet<u32> = parts.flatten().map(|part| part.oid).collect();
+    /// What is not as it was `before`: of each object the OIDs by which DDL may name it. None for what has no OID, and
+    /// for event triggers, which tell of all but themselves.
+    pub(crate) fn differing(&self, before: &Shape) -> Vec<Vec<u32>> {
+        let names = self
+            .pairs(before)
+            .flat_map(|(_, old, new)| match (old, new) {
+                // Also by what it had before, or has now.
+                (Some(old), Some(new)) if old.oid == new.oid => {
+                    vec![[old.names(), new.names()].concat()]
+                }
+                _ => [old, new].into_iter().flatten().map(Part::names).collect(),
+            });
         let triggers = [self, before].map(|shape| shape.definitions.as_ref()?.get(EVENT_TRIGGERS));
-        if triggers[0] != triggers[1] {
-            differing.insert(0);
-        }
-        differing
+        let untold = (triggers[0] != triggers[1]).then(Vec::new);
+        names.chain(untold).collect()
     }
 
     /// What is not as it was `before`, in words.
@@ -260,6 +281,7 @@ impl Shape {
                 name.to_owned(),
                 Part {
                     oid: 0,
+                    parts: Vec::new(),
                     digest: String::new(),
                 },
             )]),
@@ -298,7 +320,15 @@ mod tests {
                 .iter()
                 .map(|(name, digest)| {
                     let digest = (*digest).to_owned();
-                    ((*name).to_owned(), Part { oid: 1, digest })
+                    let parts = Vec::new();
+                    (
+                        (*name).to_owned(),
+                        Part {
+                            oid: 1,
+                            parts,
+                            digest,
+                        },
+                    )
                 })
                 .collect(),
             definitions: None,
