@@ -15,6 +15,7 @@
 mod archive;
 mod borrow;
 mod catalog;
+mod columns;
 mod snapshot;
 mod waits;
 
@@ -206,6 +207,7 @@ pub(crate) async fn dump(
             server_version: version,
             pg_dump_version: tools.version(),
             encoding: &encoding,
+            snapshot_xmax: contents.snapshot_xmax,
         };
         let worth_bytes = source.settings.big_table_bytes;
         borrowed = now.borrows(&newest, &contents.tables, worth_bytes).await?;
@@ -283,6 +285,7 @@ pub(crate) async fn dump(
         tables: contents.tables,
         sequences: contents.sequences,
         large_objects: contents.large_objects,
+        snapshot_xmax: Some(contents.snapshot_xmax),
     };
     store
         .put_json(&SourceObject::Manifest(lineage.id, base), &manifest)

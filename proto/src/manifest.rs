@@ -260,6 +260,9 @@ pub struct BaseManifest {
     pub sequences: Vec<SequenceEntry>,
     /// Number of large objects, which are as fresh as the base.
     pub large_objects: u64,
+    /// `pg_snapshot_xmax` of the snapshot: what has a greater transaction id came later. May be there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_xmax: Option<u64>,
 }
 
 impl BaseManifest {
@@ -281,13 +284,11 @@ impl BaseManifest {
         from.map(|borrowed| borrowed.base)
     }
 
-    /// What borrowed rows of a table lack at their ends.
+    /// What became of a borrowed table's columns; none if they are as they were in the lender.
     #[must_use]
-    pub fn added(&self, table: Oid) -> &[Option<String>] {
-        let mut added = self.borrowed.iter().flat_map(|borrowed| &borrowed.added);
-        added
-            .find(|added| added.table == table)
-            .map_or(&[], |added| &added.values)
+    pub fn altered(&self, table: Oid) -> Option<&AlteredTable> {
+        let mut altered = self.borrowed.iter().flat_map(|borrowed| &borrowed.altered);
+        altered.find(|altered| altered.table == table)
     }
 }
 
@@ -299,20 +300,50 @@ impl BaseManifest {
 pub struct Borrowed {
     /// Has the rows itself.
     pub base: BaseId,
-    /// They have the same names there.
     pub tables: Vec<Oid>,
-    /// Those that have columns which they had not there.
+    /// Those whose columns have been altered since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub added: Vec<AddedColumns>,
+    pub altered: Vec<AlteredTable>,
 }
 
-/// Columns that a borrowed table got since, without its rows being written anew: the last ones it has.
+/// A borrowed table whose columns were altered since, without its rows being written anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AddedColumns {
+pub struct AlteredTable {
     pub table: Oid,
-    /// What a row that was not changed since has in each, as text (`pg_attribute.attmissingval`).
-    pub values: Vec<Option<String>>,
+    /// By position; the first one is the lender's. The last one is the base's own, and stands with the table.
+    pub layouts: Vec<Layout>,
+    /// What rows have in columns that the lender's lack: the column's number, and text or null
+    /// (`pg_attribute.attmissingval`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<(u32, Option<String>)>,
+    /// Numbers of columns that are NOT NULL now; rows from before may have nulls there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nullable: Vec<u32>,
+    /// Its checks are others now; rows from before need not satisfy them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchecked: bool,
+}
+
+/// What the rows of a table consist of, as a base saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Consistent point of that base.
+    pub at: Lsn,
+    /// In the order of the stream and of archives: number and name.
+    pub columns: Vec<(u32, String)>,
+    pub until_next: Told,
+}
+
+/// How columns of the stream are told between two layouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// By their places: the number of columns says which of them are there.
+    Places,
+    /// By name, those that are in both layouts; whatever follows the last of them, by place, are the new ones.
+    Names,
 }
 
 /// How a database compares and converts text unless told otherwise: generated columns, checks and
@@ -367,9 +398,56 @@ pub struct TableEntry {
     /// there from 0.1.0 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unaltered: Option<String>,
+    /// Digest of its checks. There with `unaltered`, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<String>,
+    /// What its rows consist of. There with `unaltered`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<ColumnEntry>,
     /// `pg_class.relnatts`, which counts dropped columns as well. There with `unaltered`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<u32>,
+}
+
+/// A column that is neither dropped nor generated. Written as an array, there may be very many.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ColumnArray", into = "ColumnArray")]
+pub struct ColumnEntry {
+    /// `pg_attribute.attnum`.
+    pub number: u32,
+    pub name: String,
+    /// Equal in two bases if its text means the same.
+    pub meaning: String,
+    /// `xmin` of its row in `pg_attribute`: equal in two bases if it was not altered in between.
+    pub version: u32,
+    pub not_null: bool,
+}
+
+type ColumnArray = (u32, String, String, u32, bool);
+
+impl From<ColumnArray> for ColumnEntry {
+    fn from((number, name, meaning, version, not_null): ColumnArray) -> Self {
+        Self {
+            number,
+            name,
+            meaning,
+            version,
+            not_null,
+        }
+    }
+}
+
+impl From<ColumnEntry> for ColumnArray {
+    fn from(column: ColumnEntry) -> Self {
+        let ColumnEntry {
+            number,
+            name,
+            meaning,
+            version,
+            not_null,
+        } = column;
+        (number, name, meaning, version, not_null)
+    }
 }
 
 /// How far a table is protected.

@@ -5,13 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use lastgood_proto::manifest::BaseManifest;
-use lastgood_proto::segment::{Cell, ColumnRecord, Old, Record, RelationRecord};
+use lastgood_proto::segment::{Cell, Old, Record, RelationRecord};
 use lastgood_proto::{Lsn, Oid, Xid};
 
 use crate::Error;
 use crate::apply::Replayed;
 use crate::binding::{Binding, Mismatch};
-use crate::catalog::{Tables, TargetTable};
+use crate::catalog::Tables;
+use crate::columns::{Arrangement, Columns};
 use crate::rows::Unusable;
 
 /// Which transactions count.
@@ -42,10 +43,10 @@ pub(crate) struct BaseTables {
 pub(crate) struct BorrowedTable {
     /// Consistent point of the base that has the rows.
     pub(crate) from: Lsn,
-    /// In both bases; in between it may have had another one.
+    /// In the base; before it may have had another one.
     pub(crate) name: (String, String),
-    /// What rows have in the last columns, which the table got in between.
-    pub(crate) added: Vec<Cell>,
+    /// If they were altered in between.
+    pub(crate) columns: Option<Columns>,
 }
 
 impl BaseTables {
@@ -58,11 +59,10 @@ impl BaseTables {
             let name = (table.schema.clone(), table.name.clone());
             if let Some(lender) = manifest.lender(table.oid) {
                 let from = lender.consistent_point();
-                let added = manifest.added(table.oid).iter().map(cell);
                 let borrowed = BorrowedTable {
                     from,
                     name: name.clone(),
-                    added: added.collect(),
+                    columns: Columns::of(manifest, table),
                 };
                 tables.borrowed.insert(table.oid, borrowed);
             }
@@ -77,13 +77,6 @@ impl BaseTables {
             Some(borrowed) => borrowed.name.clone(),
             None => (record.schema.clone(), record.table.clone()),
         }
-    }
-}
-
-fn cell(value: &Option<String>) -> Cell {
-    match value {
-        Some(text) => Cell::Text(text.as_str().into()),
-        None => Cell::Null,
     }
 }
 
@@ -148,31 +141,33 @@ pub(crate) struct Changes {
     skipped: HashSet<Oid>,
     replayed: Replayed,
     current: Current,
+    /// Of the newest transaction, whether it counts or not.
+    position: Lsn,
     reached: Option<Reached>,
 }
 
 struct Described {
     record: RelationRecord,
     binding: Result<Arc<Binding>, Mismatch>,
-    /// Values of the columns that the table did not have yet.
-    lacking: Vec<Cell>,
+    /// From before the table's columns were altered.
+    arrangement: Option<Arrangement>,
 }
 
 impl Change {
-    /// As it would have been with more columns. Of a key they are no part.
-    fn widen(&mut self, lacking: &[Cell]) {
-        let widen_old = |old: &mut Old| match old {
+    /// As it would have been with the columns that the table has now.
+    fn arrange(&mut self, arrangement: &Arrangement) {
+        let arrange_old = |old: &mut Old| match old {
             Old::None => {}
-            Old::Key(old) => old.extend(lacking.iter().map(|_| Cell::Null)),
-            Old::Full(old) => old.extend_from_slice(lacking),
+            Old::Key(old) => arrangement.key(old),
+            Old::Full(old) => arrangement.row(old),
         };
         match self {
-            Self::Insert { new } => new.extend_from_slice(lacking),
+            Self::Insert { new } => arrangement.row(new),
             Self::Update { old, new } => {
-                new.extend_from_slice(lacking);
-                widen_old(old);
+                arrangement.row(new);
+                arrange_old(old);
             }
-            Self::Delete { old } => widen_old(old),
+            Self::Delete { old } => arrange_old(old),
         }
     }
 }
@@ -201,6 +196,7 @@ impl Changes {
             skipped: HashSet::new(),
             replayed: range.replayed,
             current: Current::None,
+            position: range.rows_from,
             reached: None,
         }
     }
@@ -243,8 +239,10 @@ impl Changes {
             return Ok(Step::Nothing);
         }
         let replayed = &mut self.replayed;
-        let (binding, lacking) = bound(&self.relations, at, rel)?;
-        change.widen(lacking);
+        let (binding, arrangement) = bound(&self.relations, at, rel)?;
+        if let Some(arrangement) = arrangement {
+            change.arrange(arrangement);
+        }
         replayed.rows += 1;
         Ok(Step::Row(at, binding, change))
     }
@@ -253,6 +251,7 @@ impl Changes {
         let is_before = commit_lsn < self.range.from;
         let kept = self.range.last_kept.is_some_and(|last| commit_lsn <= last);
         self.current = Current::Skipped;
+        self.position = commit_lsn;
         if is_before && commit_lsn >= self.range.rows_from || kept && !is_before {
             if !is_before {
                 self.reached = Some(Reached { xid, commit_lsn });
@@ -289,25 +288,45 @@ impl Changes {
             }
             self.skipped.remove(&rel);
         }
+        let arrangement = self.arrangement(&record);
         let known = self.relations.get(&rel);
-        if known.is_some_and(|known| known.record == record) {
+        if let (Some(known), Ok(arrangement)) = (known, &arrangement)
+            && known.record == record
+            && known.arrangement == *arrangement
+        {
             return Step::Nothing;
         }
-        let (binding, lacking) = match self.bind(&record) {
-            Ok((binding, lacking)) => (Ok(Arc::new(binding)), lacking),
-            Err(mismatch) => (Err(mismatch), Vec::new()),
+        let bound = arrangement.and_then(|arrangement| {
+            let binding = self.bind(&record, arrangement.as_ref())?;
+            Ok((Arc::new(binding), arrangement))
+        });
+        let (binding, arrangement) = match bound {
+            Ok((binding, arrangement)) => (Ok(binding), arrangement),
+            Err(mismatch) => (Err(mismatch), None),
         };
         let described = Described {
             record,
             binding,
-            lacking,
+            arrangement,
         };
         self.relations.insert(rel, described);
         Step::Described(rel)
     }
 
-    /// The binding, and values of columns that are not in the stream yet.
-    fn bind(&self, record: &RelationRecord) -> Result<(Binding, Vec<Cell>), Mismatch> {
+    /// How rows become such as the table has now; none if they are.
+    fn arrangement(&self, record: &RelationRecord) -> Result<Option<Arrangement>, Mismatch> {
+        let borrowed = self.base.borrowed.get(&record.rel);
+        match borrowed.and_then(|borrowed| borrowed.columns.as_ref()) {
+            Some(columns) => columns.sent(record, self.position),
+            None => Ok(None),
+        }
+    }
+
+    fn bind(
+        &self,
+        record: &RelationRecord,
+        arrangement: Option<&Arrangement>,
+    ) -> Result<Binding, Mismatch> {
         let name = self.base.name(record);
         match self.base.oids.get(&name) {
             Some(oid) if *oid == record.rel => {}
@@ -320,12 +339,13 @@ impl Changes {
             return Err(Mismatch("it is not in the target".to_owned()));
         };
         let borrowed = self.base.borrowed.get(&record.rel);
-        match borrowed.map(|borrowed| borrowed.added.as_slice()) {
-            None | Some([]) => Ok((Binding::new(record, table)?, Vec::new())),
-            Some(added) => {
-                let (record, lacking) = widened(record, table, added)?;
-                Ok((Binding::new(&record, table)?, lacking))
+        let columns = borrowed.and_then(|borrowed| borrowed.columns.as_ref());
+        match (columns, arrangement) {
+            (Some(columns), Some(arrangement)) => {
+                let record = columns.described(record, table, arrangement)?;
+                Binding::new(&record, table)
             }
+            _ => Binding::new(record, table),
         }
     }
 
@@ -352,66 +372,14 @@ impl Changes {
     }
 }
 
-/// A description of a table from a time when it had not all of its last columns, and what its rows have in
-/// these. Columns are told by their places: no old one was altered, no new one is gone, and a new one may have
-/// been renamed.
-fn widened(
-    record: &RelationRecord,
-    table: &TargetTable,
-    added: &[Cell],
-) -> Result<(RelationRecord, Vec<Cell>), Mismatch> {
-    let (sent, all) = (record.columns.len(), table.columns.len());
-    let lacking = all.checked_sub(sent).filter(|count| *count <= added.len());
-    let (Some(lacking), Some(old)) = (lacking, all.checked_sub(added.len())) else {
-        return Err(Mismatch(format!(
-            "it has {sent} columns in the stream and {all} in the base, of which {} are new",
-            added.len()
-        )));
-    };
-    let mut record = record.clone();
-    for (at, own) in table.columns.iter().enumerate() {
-        let is_new = at >= old;
-        match record.columns.get_mut(at) {
-            None => record.columns.push(ColumnRecord {
-                name: own.name.clone(),
-                type_name: own.staged_type.clone(),
-                type_oid: own.type_oid,
-                type_modifier: own.type_modifier,
-                key: false,
-            }),
-            // It may have got another name and room since; another type prints its values otherwise.
-            Some(column) if is_new => {
-                column.name.clone_from(&own.name);
-                column.type_modifier = own.type_modifier;
-                if is_text(column.type_oid) && is_text(own.type_oid) {
-                    column.type_oid = own.type_oid;
-                }
-            }
-            Some(_) => {}
-        }
-    }
-    Ok((
-        record,
-        added
-            .get(added.len() - lacking..)
-            .unwrap_or_default()
-            .to_vec(),
-    ))
-}
-
-/// `text` and `varchar`, which become each other without a row being written.
-fn is_text(oid: Oid) -> bool {
-    matches!(oid.get(), 25 | 1043)
-}
-
 fn bound(
     relations: &HashMap<Oid, Described>,
     at: At,
     rel: Oid,
-) -> Result<(&Arc<Binding>, &[Cell]), Error> {
+) -> Result<(&Arc<Binding>, Option<&Arrangement>), Error> {
     let described = relations.get(&rel).ok_or(Error::UnexpectedRecord)?;
     match &described.binding {
-        Ok(binding) => Ok((binding, &described.lacking)),
+        Ok(binding) => Ok((binding, described.arrangement.as_ref())),
         Err(Mismatch(why)) => Err(Error::SchemaChanged {
             table: crate::sql::qualified(&described.record.schema, &described.record.table),
             xid: at.xid,

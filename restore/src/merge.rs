@@ -15,12 +15,11 @@ use lastgood_pg::dump::TocEntry;
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::encoding;
 use lastgood_proto::manifest::Archive;
-use lastgood_proto::segment::Cell;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_postgres::{Client, CopyInSink};
 
 use crate::archive::{Archives, list_file};
-use crate::catalog::TargetTable;
+use crate::columns::{Columns, From};
 use crate::copy_text::field;
 use crate::net::{Met, Net, NetRows, NetTable, filled};
 use crate::relations::{Name, qualified};
@@ -38,41 +37,79 @@ const SHOWN_BYTES: usize = 1000;
 /// Net changes that wait for their tables' rows, and columns that rows lack.
 pub(crate) struct Waiting {
     net: Mutex<Net>,
-    added: HashMap<Name, Added>,
+    altered: HashMap<Name, Altered>,
     /// Of the base's text, and of every image.
     encoding: String,
 }
 
-/// Columns that a table got after its rows were dumped.
-pub(crate) struct Added {
+/// A table whose columns were altered after its rows were dumped.
+pub(crate) struct Altered {
+    /// As the lender's archive has them.
+    lent: Vec<String>,
+    /// As they are, in the order of the pieces.
     columns: Vec<String>,
-    /// What every row has there, behind its own: COPY text.
-    values: Vec<u8>,
+    pieces: Vec<Piece>,
 }
 
-impl Added {
-    /// Of the table's last columns, as many as there are values.
-    pub(crate) fn new(table: &TargetTable, cells: &[Cell]) -> Self {
-        let first = table.columns.len().saturating_sub(cells.len());
-        let columns = table.columns.iter().skip(first);
-        let mut values = Vec::new();
-        for cell in cells {
-            // A row has columns of its own: a table without any is never borrowed.
-            values.push(b'\t');
-            field(cell, &mut values);
+/// One field of a row.
+enum Piece {
+    /// The place among the lender's.
+    Place(usize),
+    /// COPY text.
+    Text(Vec<u8>),
+}
+
+impl Altered {
+    /// # Errors
+    /// If the manifest contradicts itself.
+    pub(crate) fn new(table: &str, columns: &Columns) -> Result<Self, Error> {
+        let (lent, arrangement) = columns.lent().map_err(|_| Error::OtherColumns {
+            table: table.to_owned(),
+        })?;
+        let pieces = arrangement.from().iter().map(|from| match from {
+            From::Place(place) => Piece::Place(*place),
+            From::Value(cell) => {
+                let mut text = Vec::new();
+                field(cell, &mut text);
+                Piece::Text(text)
+            }
+        });
+        Ok(Self {
+            lent: lent.into_iter().map(ToOwned::to_owned).collect(),
+            columns: columns.names().map(ToOwned::to_owned).collect(),
+            pieces: pieces.collect(),
+        })
+    }
+
+    /// A row of the lender's, as one of the table; false if it has not as many fields.
+    fn arrange(&self, row: &[u8], ends: &mut Vec<usize>, wide: &mut Vec<u8>) -> bool {
+        ends.clear();
+        ends.extend(memchr::memchr_iter(b'\t', row));
+        ends.push(row.len());
+        wide.clear();
+        for (at, piece) in self.pieces.iter().enumerate() {
+            if at > 0 {
+                wide.push(b'\t');
+            }
+            match piece {
+                Piece::Text(text) => wide.extend_from_slice(text),
+                Piece::Place(place) => {
+                    let start = place.checked_sub(1).and_then(|before| ends.get(before));
+                    let start = start.map_or(0, |end| end + 1);
+                    let end = ends.get(*place).copied().unwrap_or(0);
+                    wide.extend_from_slice(row.get(start..end).unwrap_or_default());
+                }
+            }
         }
-        Self {
-            columns: columns.map(|column| column.name.clone()).collect(),
-            values,
-        }
+        ends.len() == self.lent.len()
     }
 }
 
 impl Waiting {
-    pub(crate) fn new(net: Net, added: HashMap<Name, Added>, encoding: String) -> Self {
+    pub(crate) fn new(net: Net, altered: HashMap<Name, Altered>, encoding: String) -> Self {
         Self {
             net: Mutex::new(net),
-            added,
+            altered,
             encoding,
         }
     }
@@ -96,13 +133,15 @@ impl Waiting {
         Ok(())
     }
 
-    /// Loads the rows of one archive, or only of the entries given. `fed` is told of each piece.
+    /// Loads the rows of one archive, or only of the entries given; of a lender's, `names` says what its tables
+    /// are called. `fed` is told of each piece.
     pub(crate) async fn load(
         &self,
         archives: &Archives<'_>,
         target: &ConnectionConfig,
         archive: &Archive,
         only: Option<&[&TocEntry]>,
+        names: Option<&HashMap<Name, Name>>,
         fed: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
         let list = only.map(list_file).transpose()?;
@@ -115,7 +154,7 @@ impl Waiting {
         // Whichever fails ends the other.
         let ended = {
             let mut fed = pin!(archives.feed(archive, tool.stdin, fed));
-            let mut rows = pin!(self.tables(session.client(), tool.stdout));
+            let mut rows = pin!(self.tables(session.client(), tool.stdout, names));
             tokio::select! {
                 loaded = &mut rows => match loaded {
                     Ok(()) => fed.await,
@@ -156,32 +195,45 @@ impl Waiting {
         Ok(())
     }
 
-    async fn tables(&self, client: &Client, script: impl AsyncRead + Unpin) -> Result<(), Error> {
+    async fn tables(
+        &self,
+        client: &Client,
+        script: impl AsyncRead + Unpin,
+        names: Option<&HashMap<Name, Name>>,
+    ) -> Result<(), Error> {
         let mut script = Script {
             input: script,
             buffer: BytesMut::new(),
             searched: 0,
         };
-        let mut wide = Vec::new();
+        let (mut ends, mut wide) = (Vec::new(), Vec::new());
         while let Some(mut block) = script.block(&self.encoding).await? {
-            let added = self.added.get(&block.name);
-            if let Some(added) = added {
-                block.columns.extend_from_slice(&added.columns);
+            let mut altered = None;
+            if let Some(names) = names {
+                let name = names.get(&block.name);
+                block.name = name.cloned().ok_or_else(|| block.unexpected())?;
+                altered = self.altered.get(&block.name);
+            }
+            if let Some(altered) = altered {
+                if block.columns != altered.lent {
+                    return Err(block.unexpected());
+                }
+                block.columns.clone_from(&altered.columns);
             }
             let mut copy = Copy::begin(client, &block, &self.encoding).await?;
             let changed = self.net().tables.remove(&block.name);
             let mut merge = changed.map(|table| Merge::new(table, &block)).transpose()?;
             while let Some(mut rows) = script.rows().await? {
-                if merge.is_none() && added.is_none() {
+                if merge.is_none() && altered.is_none() {
                     copy.send(rows).await?;
                     continue;
                 }
                 while let Some(end) = memchr::memchr(b'\n', &rows) {
                     let mut row = &rows[..end];
-                    if let Some(added) = added {
-                        wide.clear();
-                        wide.extend_from_slice(row);
-                        wide.extend_from_slice(&added.values);
+                    if let Some(altered) = altered {
+                        if !altered.arrange(row, &mut ends, &mut wide) {
+                            return Err(block.unexpected());
+                        }
                         row = &wide;
                     }
                     match &mut merge {
@@ -233,6 +285,12 @@ impl Block {
 
     fn table(&self) -> String {
         sql::qualified(&self.name.0, &self.name.1)
+    }
+
+    fn unexpected(&self) -> Error {
+        Error::OtherColumns {
+            table: self.table(),
+        }
     }
 }
 

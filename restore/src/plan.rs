@@ -4,11 +4,11 @@
 //! opened to say which transaction is the last one kept and which the first one discarded. Nothing
 //! here connects to a server.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use lastgood_proto::key::{ArchiveName, SegmentKey, SegmentKind, SourceObject};
 use lastgood_proto::manifest::{Archive, BaseManifest, Protection, SourceFile, TableEntry};
-use lastgood_proto::{BaseId, LineageId, Lsn, PgTimestamp, SourceId, Xid};
+use lastgood_proto::{BaseId, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 use lastgood_store::SourceStore;
 use serde::{Deserialize, Serialize};
 
@@ -422,8 +422,10 @@ async fn stored_bytes(store: &SourceStore, choice: &Choice) -> Result<u64, Error
 /// What another base gives to one that borrows.
 pub(crate) struct Loan {
     pub(crate) manifest: BaseManifest,
-    /// Whose rows come from it; never empty.
+    /// Whose rows come from it, by the names that it has for them; never empty.
     pub(crate) tables: HashSet<Name>,
+    /// What the borrower calls these.
+    pub(crate) names: HashMap<Name, Name>,
 }
 
 /// Where the rows come from that a base borrows, as far as they are wanted.
@@ -435,17 +437,27 @@ pub(crate) async fn lent(
 ) -> Result<Vec<Loan>, Error> {
     let mut loans = Vec::new();
     for borrowed in &manifest.borrowed {
-        let tables = manifest.tables.iter();
-        let tables: HashSet<Name> = tables
-            .filter(|table| borrowed.tables.contains(&table.oid))
-            .map(|table| (table.schema.clone(), table.name.clone()))
-            .filter(|name| chosen.is_none_or(|chosen| chosen.contains(name)))
+        let own = manifest.tables.iter();
+        let own = own.filter(|table| borrowed.tables.contains(&table.oid));
+        let own: HashMap<Oid, Name> = own
+            .map(|table| (table.oid, (table.schema.clone(), table.name.clone())))
+            .filter(|(_, name)| chosen.is_none_or(|chosen| chosen.contains(name)))
             .collect();
-        if !tables.is_empty() {
-            let lender = SourceObject::Manifest(lineage, borrowed.base);
-            let manifest = store.get_json(&lender).await?;
-            loans.push(Loan { manifest, tables });
+        if own.is_empty() {
+            continue;
         }
+        let lender = SourceObject::Manifest(lineage, borrowed.base);
+        let manifest: BaseManifest = store.get_json(&lender).await?;
+        let there = manifest.tables.iter().filter_map(|table| {
+            let name = (table.schema.clone(), table.name.clone());
+            Some((name, own.get(&table.oid)?.clone()))
+        });
+        let names: HashMap<Name, Name> = there.collect();
+        loans.push(Loan {
+            tables: names.keys().cloned().collect(),
+            names,
+            manifest,
+        });
     }
     Ok(loans)
 }

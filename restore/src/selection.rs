@@ -208,6 +208,8 @@ mod tests {
             rows_estimate: None,
             bytes: 0,
             unaltered: None,
+            checks: None,
+            columns: Vec::new(),
             attributes: None,
         }
     }

@@ -346,6 +346,7 @@ impl Fixture {
             tables: self.tables().await,
             sequences: Vec::new(),
             large_objects: 0,
+            snapshot_xmax: None,
         };
         let object = SourceObject::Manifest(self.lineage, base);
         self.store.put_json(&object, &manifest).await.unwrap();
@@ -381,6 +382,8 @@ impl Fixture {
             rows_estimate: None,
             bytes: 0,
             unaltered: None,
+            checks: None,
+            columns: Vec::new(),
             attributes: None,
         };
         rows.iter().map(entry).collect()

@@ -3,45 +3,48 @@
 //! whatever the size of the others, and what came after it can be restored that much sooner.
 //!
 //! Whether a table was touched is told by its catalog rows alone: every command that changes rows
-//! without decoding them leaves another storage file, another column, another type, or another row of
+//! without decoding them leaves another storage file, another type, or another row of
 //! the publication. TRUNCATE, VACUUM FULL and CLUSTER also leave another storage file; they cost a dump
-//! of the table that was not needed. The one command that alters a table and not its rows, ADD COLUMN
-//! without a volatile default, is understood: the rows are borrowed without the new columns.
+//! of the table that was not needed. Columns may be altered as long as no row is written anew (`columns`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
-use lastgood_proto::manifest::{AddedColumns, BaseManifest, Borrowed, Protection, TableEntry};
+use lastgood_proto::manifest::{
+    AlteredTable, BaseManifest, Borrowed, ColumnEntry, Protection, TableEntry,
+};
 use lastgood_proto::{BaseId, LineageId, Oid, encoding};
 use lastgood_store::SourceStore;
 use tokio_postgres::{Client, Row};
 
+use super::columns::{Missing, Step};
 use crate::error::{Error, chain};
 
 /// More names than this are not given to `pg_dump`: it looks each up by a query of its own.
 const BORROWED_MAX: usize = 5000;
 
-/// A digest for each published table, of all that its rows' text depends on beside the changes of the
-/// stream: storage, columns, identity, checks (which rows have to satisfy when they are loaded), the
-/// publication and the table's place in it, and the definitions of types that are not PostgreSQL's own;
-/// each with its `xmin`, because what was changed there and back has left text in the stream that means
-/// something else. Of some tables only the first columns count. None for a table with values that are
+/// What the rows' text of each published table depends on beside the changes of the stream: storage, identity, the
+/// publication and the table's place in it, with their `xmin`; its columns, and the definitions of types that are not
+/// PostgreSQL's own, because what was changed there and back has left text in the stream that means something else.
+/// `varchar` is text: they become each other without a row being written. Not of a table with values that are
 /// printed as names of other objects, which may be renamed.
-const UNALTERED: &str = r"
-WITH RECURSIVE wanted(rel, most) AS (
-    SELECT r.prrelid, coalesce(first.most, 32767)
-    FROM pg_publication_rel r LEFT JOIN unnest($2::oid[], $3::int4[]) first(rel, most) ON first.rel = r.prrelid
-    WHERE r.prpubid = $1 AND (cardinality($2::oid[]) = 0 OR first.rel IS NOT NULL)),
+///
+/// Labels of enums count only as far as they are older than $2, if that is given: those that were added since
+/// leave the others as they were, and one that was renamed since is missing.
+const MARKS: &str = r"
+WITH RECURSIVE wanted(rel, place, version) AS (
+    SELECT r.prrelid, r.oid, r.xmin FROM pg_publication_rel r WHERE r.prpubid = $1),
 named(typ) AS (
     SELECT t.oid FROM pg_type t
     WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typname ~ '^_?(reg|aclitem$)'),
-used(rel, typ) AS (
-    SELECT a.attrelid, a.atttypid
-    FROM wanted JOIN pg_attribute a ON a.attrelid = wanted.rel AND a.attnum BETWEEN 1 AND wanted.most
-    WHERE NOT a.attisdropped AND (a.atttypid >= 16384 OR a.atttypid IN (SELECT typ FROM named))
+roots(typ) AS (
+    SELECT DISTINCT a.atttypid FROM wanted JOIN pg_attribute a ON a.attrelid = wanted.rel AND a.attnum > 0
+    WHERE NOT a.attisdropped AND (a.atttypid >= 16384 OR a.atttypid IN (SELECT typ FROM named))),
+used(root, typ) AS (
+    SELECT typ, typ FROM roots
     UNION
-    SELECT used.rel, part.typ
+    SELECT used.root, part.typ
     FROM used JOIN pg_type t ON t.oid = used.typ AND t.oid >= 16384
     CROSS JOIN LATERAL (
         SELECT t.typelem
@@ -55,7 +58,7 @@ used(rel, typ) AS (
 types(typ, definition) AS (
     SELECT t.oid, concat_ws(' ', t.oid, t.xmin, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull,
         (SELECT string_agg(concat_ws(':', e.oid, e.xmin, e.enumlabel), ',' ORDER BY e.oid)
-         FROM pg_enum e WHERE e.enumtypid = t.oid),
+         FROM pg_enum e WHERE e.enumtypid = t.oid AND coalesce(age(e.xmin) > age($2::text::xid), true)),
         (SELECT string_agg(concat_ws(':', a.attnum, a.xmin, a.attname, a.atttypid, a.atttypmod,
                                      a.attisdropped), ',' ORDER BY a.attnum)
          FROM pg_attribute a WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0),
@@ -65,79 +68,108 @@ types(typ, definition) AS (
          WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid
            AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'))
     FROM pg_type t WHERE t.oid IN (SELECT typ FROM used)),
-own(rel, definitions, is_named) AS (
-    SELECT used.rel, string_agg(types.definition, ';' ORDER BY types.typ), bool_or(named.typ IS NOT NULL)
+own(root, definitions, is_named) AS MATERIALIZED (
+    SELECT used.root, md5(string_agg(types.definition, ';' ORDER BY types.typ)), bool_or(named.typ IS NOT NULL)
     FROM used JOIN types ON types.typ = used.typ LEFT JOIN named ON named.typ = used.typ
-    GROUP BY used.rel)
-SELECT c.oid, md5(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, c.relreplident,
-    p.oid, p.xmin, r.oid, r.xmin,
-    (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
-     WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisprimary OR x.indisreplident)),
-    (SELECT string_agg(concat_ws(':', a.attnum, a.xmin, a.attname, a.atttypid, a.atttypmod,
-                                 a.attisdropped), ',' ORDER BY a.attnum)
-     FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum BETWEEN 1 AND wanted.most),
-    (SELECT string_agg(concat_ws(':', o.oid, o.xmin), ',' ORDER BY o.oid)
-     FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c'),
-    own.definitions)), c.relnatts::int4
-FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
-JOIN wanted ON wanted.rel = c.oid LEFT JOIN own ON own.rel = c.oid
-WHERE p.oid = $1 AND c.relkind = 'r' AND own.is_named IS NOT TRUE";
+    GROUP BY used.root)
+SELECT c.oid, md5(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, c.relreplident, c.relpartbound::text,
+           p.oid, p.xmin, wanted.place, wanted.version,
+           (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
+            WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisprimary OR x.indisreplident)))),
+       (SELECT md5(string_agg(concat_ws(':', o.oid, o.xmin), ',' ORDER BY o.oid))
+        FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c'),
+       c.relnatts::int4,
+       EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
+       columns.*
+FROM wanted JOIN pg_class c ON c.oid = wanted.rel CROSS JOIN pg_publication p
+CROSS JOIN LATERAL (
+    SELECT array_agg(a.attnum::int4 ORDER BY a.attnum), array_agg(a.attname::text ORDER BY a.attnum),
+           array_agg(coalesce(own.definitions, CASE a.atttypid WHEN 1043 THEN '25' ELSE a.atttypid::text END) ORDER BY a.attnum),
+           array_agg(a.xmin::text ORDER BY a.attnum), array_agg(a.attnotnull ORDER BY a.attnum),
+           array_agg(a.attidentity <> '' ORDER BY a.attnum), bool_or(own.is_named)
+    FROM pg_attribute a LEFT JOIN own ON own.root = a.atttypid
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    ) columns(numbers, names, meanings, versions, not_nulls, identities, is_named)
+WHERE p.oid = $1 AND c.relkind = 'r' AND columns.is_named IS NOT TRUE";
 
-/// Columns behind the first ones of some tables, and what rows that were not written anew have there.
-/// And whether that can be told: they are all there, in the order in which they come in the stream and
-/// in a dump, behind others; and they are of PostgreSQL's own types, whose text means the same always
-/// and is parted by commas.
-const ADDED: &str = r"
-SELECT a.attrelid,
-       NOT a.attisdropped AND a.atttypid < 16384 AND t.typdelim = ','
-       AND t.typname !~ '^_?(reg|aclitem$)'
-       AND NOT EXISTS (
-           SELECT FROM pg_attribute g WHERE g.attrelid = a.attrelid AND g.attnum > 0 AND g.attgenerated <> '')
-       AND NOT EXISTS (
-           SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
-            WHERE c.oid = a.attrelid AND NOT c.relispartition)
-       AND EXISTS (
-           SELECT FROM pg_attribute o WHERE o.attrelid = a.attrelid AND o.attnum BETWEEN 1 AND first.most
-              AND NOT o.attisdropped),
+/// New columns, and what rows that were not written anew have there: null, where nothing else stands. And whether that
+/// can be told: they are of types whose text means the same always and is parted by commas: PostgreSQL's own,
+/// and enums whose labels are all as they were made, or older than $3.
+const MISSING: &str = r"
+SELECT a.attrelid, a.attnum::int4,
+       t.typdelim = ',' AND t.typname !~ '^_?(reg|aclitem$)'
+       AND (t.oid < 16384 OR enum.typtype = 'e' AND NOT EXISTS (
+                SELECT FROM pg_enum e WHERE e.enumtypid = enum.oid AND e.xmin <> enum.xmin
+                   AND NOT coalesce(age(e.xmin) > age($3::text::xid), false))),
        CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END
-FROM unnest($1::oid[], $2::int4[]) first(rel, most)
-JOIN pg_attribute a ON a.attrelid = first.rel AND a.attnum > first.most
-LEFT JOIN pg_type t ON t.oid = a.atttypid
-ORDER BY a.attrelid, a.attnum";
+FROM unnest($1::oid[], $2::int4[]) one(rel, number)
+JOIN pg_attribute a ON a.attrelid = one.rel AND a.attnum = one.number
+JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_type enum ON enum.oid = CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE t.oid END
+ORDER BY 1, 2";
 
 /// What a table's rows depend on.
 pub(super) struct Mark {
     pub(super) unaltered: String,
+    pub(super) checks: Option<String>,
     /// `pg_class.relnatts`.
     pub(super) attributes: u32,
+    pub(super) columns: Vec<ColumnEntry>,
+    /// It has parents or children.
+    pub(super) is_related: bool,
+    /// Numbers of identity columns.
+    pub(super) identities: Vec<u32>,
 }
 
-/// By table, as the client's snapshot has it; of the tables in `first` only so many columns count.
+impl Mark {
+    fn of(row: &Row) -> Self {
+        let number = |number: &i32| u32::try_from(*number).unwrap_or(0);
+        let numbers: Vec<i32> = row.get::<_, Option<_>>(5).unwrap_or_default();
+        let numbers: Vec<u32> = numbers.iter().map(number).collect();
+        let names: Vec<String> = row.get::<_, Option<_>>(6).unwrap_or_default();
+        let meanings: Vec<String> = row.get::<_, Option<_>>(7).unwrap_or_default();
+        let versions: Vec<String> = row.get::<_, Option<_>>(8).unwrap_or_default();
+        let not_nulls: Vec<bool> = row.get::<_, Option<_>>(9).unwrap_or_default();
+        let identities: Vec<bool> = row.get::<_, Option<_>>(10).unwrap_or_default();
+        let identities = numbers.iter().zip(identities);
+        let columns = numbers.iter().zip(names).zip(meanings).zip(versions);
+        let columns = columns.zip(not_nulls);
+        Self {
+            unaltered: row.get(1),
+            checks: row.get(2),
+            attributes: number(&row.get(3)),
+            is_related: row.get(4),
+            identities: identities
+                .filter(|(_, is)| *is)
+                .map(|(number, _)| *number)
+                .collect(),
+            columns: columns
+                .map(
+                    |((((number, name), meaning), version), not_null)| ColumnEntry {
+                        number: *number,
+                        name,
+                        meaning,
+                        version: version.parse().unwrap_or(0),
+                        not_null,
+                    },
+                )
+                .collect(),
+        }
+    }
+}
+
+/// By table, as the client's snapshot has it; labels of enums only if they are older than a transaction id.
 pub(super) async fn marks(
     client: &Client,
     publication: Oid,
-    first: &BTreeMap<Oid, u32>,
+    older: Option<&str>,
 ) -> Result<BTreeMap<Oid, Mark>, Error> {
-    let (tables, most) = unzipped(first);
-    let rows = client
-        .query(UNALTERED, &[&publication.get(), &tables, &most])
-        .await
-        .map_err(Error::sql("reading what rows depend on"))?;
-    let mark = |row: &Row| Mark {
-        unaltered: row.get(1),
-        attributes: u32::try_from(row.get::<_, i32>(2)).unwrap_or(0),
-    };
-    Ok(rows
-        .iter()
-        .map(|row| (Oid::new(row.get(0)), mark(row)))
+    let rows = client.query(MARKS, &[&publication.get(), &older]).await;
+    let rows = rows.map_err(Error::sql("reading what rows depend on"))?;
+    let marks = rows.iter();
+    Ok(marks
+        .map(|row| (Oid::new(row.get(0)), Mark::of(row)))
         .collect())
-}
-
-fn unzipped(first: &BTreeMap<Oid, u32>) -> (Vec<u32>, Vec<i32>) {
-    let first = first.iter();
-    first
-        .map(|(table, most)| (table.get(), i32::try_from(*most).unwrap_or(0)))
-        .unzip()
 }
 
 /// The newest base of the lineage, to borrow from. None, if it cannot be read or is of no use itself: then
@@ -211,6 +243,7 @@ pub(super) struct Now<'a> {
     pub(super) server_version: u32,
     pub(super) pg_dump_version: &'a str,
     pub(super) encoding: &'a str,
+    pub(super) snapshot_xmax: u64,
 }
 
 impl Now<'_> {
@@ -228,17 +261,7 @@ impl Now<'_> {
         if !read_alike {
             return Ok(Vec::new());
         }
-        let pairs = pairs(newest, tables);
-        let mut grown = self.grown(&pairs).await?;
-        let mut untouched: Vec<(&TableEntry, Vec<Option<String>>)> = pairs
-            .into_iter()
-            .filter_map(
-                |(before, table)| match before.unaltered == table.unaltered {
-                    true => Some((table, Vec::new())),
-                    false => Some((table, grown.remove(&table.oid)?)),
-                },
-            )
-            .collect();
+        let mut untouched = self.untouched(newest, tables).await?;
         untouched.sort_by_key(|(table, _)| std::cmp::Reverse(table.bytes));
         untouched.truncate(BORROWED_MAX);
         let bytes: u64 = untouched.iter().map(|(table, _)| table.bytes).sum();
@@ -246,112 +269,166 @@ impl Now<'_> {
             return Ok(Vec::new());
         }
         let mut lenders: BTreeMap<BaseId, Borrowed> = BTreeMap::new();
-        for (table, more) in untouched {
+        for (table, altered) in untouched {
             let base = newest.lender(table.oid).unwrap_or(newest.id);
             let lent = lenders.entry(base).or_insert_with(|| Borrowed {
                 base,
                 tables: Vec::new(),
-                added: Vec::new(),
+                altered: Vec::new(),
             });
             lent.tables.push(table.oid);
-            let values = [newest.added(table.oid), &more].concat();
-            if !values.is_empty() {
-                let table = table.oid;
-                lent.added.push(AddedColumns { table, values });
-            }
+            lent.altered.extend(altered);
         }
         let mut lenders: Vec<Borrowed> = lenders.into_values().collect();
         for lent in &mut lenders {
             lent.tables.sort();
+            lent.altered.sort_by_key(|altered| altered.table);
         }
         Ok(lenders)
     }
 
-    /// Tables that got columns, and nothing else happened to their rows: ADD COLUMN leaves the rows there are
-    /// as they are. What they have in the new columns is in the catalog.
-    async fn grown(
+    /// Captured tables whose rows are those of the newest base with the changes since, and what became of their
+    /// columns since the lender.
+    async fn untouched<'t>(
         &self,
-        pairs: &[(&TableEntry, &TableEntry)],
-    ) -> Result<BTreeMap<Oid, Vec<Option<String>>>, Error> {
-        let mut grown: BTreeMap<Oid, Vec<Option<String>>> = BTreeMap::new();
-        // The values come as UTF-8, and go into what an archive is in.
-        if encoding::sent_in(self.encoding) != "UTF8" {
-            return Ok(grown);
-        }
-        let wider = pairs.iter().filter_map(|(before, table)| {
-            let (first, all) = (before.attributes?, table.attributes?);
-            (first < all && before.unaltered != table.unaltered).then_some((table.oid, first))
-        });
-        let mut first: BTreeMap<Oid, u32> = wider.collect();
-        if first.is_empty() {
-            return Ok(grown);
-        }
-        let marks = marks(self.client, self.publication, &first).await?;
-        let before: BTreeMap<Oid, &TableEntry> = pairs
-            .iter()
-            .map(|(before, table)| (table.oid, *before))
+        newest: &BaseManifest,
+        tables: &'t [TableEntry],
+    ) -> Result<Vec<(&'t TableEntry, Option<AlteredTable>)>, Error> {
+        let is_captured =
+            |table: &&TableEntry| table.protection == Protection::Full && table.unaltered.is_some();
+        let before = newest.tables.iter().filter(is_captured);
+        let before: BTreeMap<Oid, &TableEntry> = before.map(|table| (table.oid, table)).collect();
+        let pairs = tables.iter().filter(is_captured);
+        let pairs = pairs.filter_map(|table| Some((*before.get(&table.oid)?, table)));
+        let is_same = |before: &TableEntry, table: &TableEntry| {
+            before.unaltered == table.unaltered
+                && before.checks == table.checks
+                && before.attributes == table.attributes
+                && before.columns == table.columns
+        };
+        let (same, other): (Vec<_>, Vec<_>) =
+            pairs.partition(|(before, table)| is_same(before, table));
+        let kept = |table: Oid| newest.altered(table).cloned();
+        let mut untouched: Vec<_> = same
+            .into_iter()
+            .map(|(_, table)| (table, kept(table.oid)))
             .collect();
-        first.retain(|table, _| {
-            let was = before
-                .get(table)
-                .and_then(|before| before.unaltered.as_ref());
-            marks.get(table).map(|mark| &mark.unaltered) == was
-        });
-        let (tables, most) = unzipped(&first);
-        let rows = self.client.query(ADDED, &[&tables, &most]).await;
-        let rows = rows.map_err(Error::sql("reading added columns"))?;
-        let mut unfit = BTreeSet::new();
-        for row in rows {
-            let table = Oid::new(row.get(0));
-            if !row.get::<_, bool>(1) {
-                unfit.insert(table);
-            }
-            grown.entry(table).or_default().push(row.get(2));
+        if other.is_empty() {
+            return Ok(untouched);
         }
-        grown.retain(|table, _| !unfit.contains(table));
-        Ok(grown)
+        // A transaction id that is too old to be compared with others' says nothing.
+        let xmax = newest.snapshot_xmax;
+        let xmax = xmax.filter(|xmax| self.snapshot_xmax.saturating_sub(*xmax) < 1 << 31);
+        let older = xmax.map(|xmax| (xmax & u64::from(u32::MAX)).to_string());
+        let marks = marks(self.client, self.publication, older.as_deref()).await?;
+        let mut steps = Vec::new();
+        for (before, table) in other {
+            if let Some(mark) = marks.get(&table.oid)
+                && let Some(step) = Step::between(before, mark)
+            {
+                steps.push((before, table, mark, step));
+            }
+        }
+        let new = steps
+            .iter()
+            .map(|(_, table, _, step)| (table.oid, step.new.as_slice()));
+        let mut missing = self.missing(new, older.as_deref()).await?;
+        for (before, table, mark, step) in steps {
+            let missing = missing.remove(&table.oid).unwrap_or_default();
+            let altered = kept(table.oid);
+            let at = newest.consistent_point;
+            if let Some(altered) = step.take(at, before, mark, missing, altered) {
+                untouched.push((table, altered));
+            }
+        }
+        Ok(untouched)
     }
-}
 
-/// Captured tables as they were in the newest base and as they are, if they have kept their names.
-fn pairs<'a>(
-    newest: &'a BaseManifest,
-    tables: &'a [TableEntry],
-) -> Vec<(&'a TableEntry, &'a TableEntry)> {
-    let is_captured =
-        |table: &&TableEntry| table.protection == Protection::Full && table.unaltered.is_some();
-    let before = newest.tables.iter().filter(is_captured);
-    let before: BTreeMap<Oid, &TableEntry> = before.map(|table| (table.oid, table)).collect();
-    let pairs = tables.iter().filter(is_captured).filter_map(|table| {
-        let before = *before.get(&table.oid)?;
-        (before.schema == table.schema && before.name == table.name).then_some((before, table))
-    });
-    pairs.collect()
+    /// What rows have in columns they lack, by table and number; nothing of a column where that cannot be told.
+    async fn missing(
+        &self,
+        new: impl Iterator<Item = (Oid, &[u32])>,
+        older: Option<&str>,
+    ) -> Result<BTreeMap<Oid, Missing>, Error> {
+        let new =
+            new.flat_map(|(table, numbers)| numbers.iter().map(move |number| (table, *number)));
+        let (tables, numbers): (Vec<u32>, Vec<i32>) = new
+            .map(|(table, number)| (table.get(), i32::try_from(number).unwrap_or(0)))
+            .unzip();
+        let mut missing: BTreeMap<Oid, Missing> = BTreeMap::new();
+        if tables.is_empty() {
+            return Ok(missing);
+        }
+        let rows = self
+            .client
+            .query(MISSING, &[&tables, &numbers, &older])
+            .await;
+        for row in rows.map_err(Error::sql("reading added columns"))? {
+            let number = u32::try_from(row.get::<_, i32>(1)).unwrap_or(0);
+            let value: Option<String> = row.get(3);
+            // The values come as UTF-8, and go into what an archive is in.
+            let fits = encoding::sent_in(self.encoding) == "UTF8"
+                || value.as_ref().is_none_or(|value| value.is_ascii());
+            if row.get(2) && fits {
+                let table = Oid::new(row.get(0));
+                missing.entry(table).or_default().insert(number, value);
+            }
+        }
+        Ok(missing)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use lastgood_integration::{TestDatabase, tools};
+    use lastgood_proto::manifest::Told;
 
     /// What becomes of the rows of a table.
-    #[derive(Debug, PartialEq, Eq)]
+    #[derive(Debug, Clone, PartialEq, Eq)]
     enum Fate {
         Borrowed,
-        /// With these in new columns.
-        Grown(Vec<Option<&'static str>>),
+        /// With columns that are others: see [`said`].
+        Altered(String),
         Dumped,
     }
-    use Fate::{Borrowed, Dumped, Grown};
+    use Fate::{Borrowed, Dumped};
+
+    fn altered(what: &str) -> Fate {
+        Fate::Altered(what.to_owned())
+    }
+
+    /// How columns are told, what rows have in those they lack, and what is demanded of them now.
+    fn said(altered: &AlteredTable) -> String {
+        let told = altered
+            .layouts
+            .iter()
+            .map(|layout| match layout.until_next {
+                Told::Places => "by place".to_owned(),
+                Told::Names => "by name".to_owned(),
+            });
+        let missing = altered.missing.iter().map(|(number, value)| match value {
+            Some(value) => format!("{number} is {value}"),
+            None => format!("{number} is null"),
+        });
+        let nullable = altered
+            .nullable
+            .iter()
+            .map(|number| format!("{number} may be null"));
+        let unchecked = altered.unchecked.then(|| "unchecked".to_owned());
+        let said = told.chain(missing).chain(nullable).chain(unchecked);
+        said.collect::<Vec<_>>().join(", ")
+    }
 
     const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (x int, y int);
         CREATE DOMAIN small AS int CONSTRAINT small CHECK (VALUE < 100);
-        CREATE TABLE t (id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), gone int, m mood[], p pair, s small);
-        ALTER TABLE t DROP gone; INSERT INTO t VALUES (1, 2, '{sad}', '(1,2)', 3);
+        CREATE TABLE t (id int PRIMARY KEY, a int CONSTRAINT positive CHECK (a > 0), gone int, m mood[], p pair, s small,
+            w varchar(5));
+        ALTER TABLE t DROP gone; INSERT INTO t VALUES (1, 2, '{sad}', '(1,2)', 3, 'w');
         CREATE TABLE other (id int PRIMARY KEY);
         CREATE PUBLICATION pub FOR TABLE t, other";
 
-    /// Each from a fresh start, on `t`.
+    /// Each from a fresh start, on `t`, whose columns are 1, 2, 4 to 7.
     fn changes() -> Vec<(&'static str, Fate)> {
         vec![
             ("INSERT INTO t VALUES (2, 2); UPDATE t SET a = 3; ANALYZE t; GRANT SELECT ON t TO public", Borrowed),
@@ -360,12 +437,8 @@ mod tests {
             ("ALTER TABLE t RENAME TO u; ALTER TABLE u RENAME TO t", Borrowed),
             ("TRUNCATE t", Dumped),
             ("ALTER TABLE t ALTER a TYPE int USING a * 100", Dumped),
-            ("ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME id TO a; ALTER TABLE t RENAME x TO id", Dumped),
-            ("ALTER TABLE t DROP a", Dumped),
             ("ALTER TABLE t RENAME TO old; CREATE TABLE t (id int PRIMARY KEY, a int)", Dumped),
             ("ALTER TABLE t REPLICA IDENTITY FULL", Dumped),
-            ("ALTER TABLE t DROP CONSTRAINT positive", Dumped),
-            ("ALTER TABLE t DROP CONSTRAINT positive; ALTER TABLE t ADD CONSTRAINT positive CHECK (a > 0)", Dumped),
             ("ALTER DOMAIN small DROP CONSTRAINT small; ALTER DOMAIN small ADD CONSTRAINT small CHECK (VALUE < 100)", Dumped),
             // There and back: what came in between has other text.
             (
@@ -374,6 +447,8 @@ mod tests {
                  ALTER TYPE mood RENAME VALUE 'ok' TO 'sad'; ALTER TYPE mood RENAME VALUE 'x' TO 'ok'",
                 Dumped,
             ),
+            ("ALTER TYPE mood ADD VALUE 'new'; ALTER TYPE mood ADD VALUE 'newer' BEFORE 'ok'", Borrowed),
+            ("ALTER TYPE mood ADD VALUE 'new'; ALTER TYPE mood RENAME VALUE 'ok' TO 'fine'", Dumped),
             ("ALTER TYPE pair ADD ATTRIBUTE z int; ALTER TYPE pair DROP ATTRIBUTE z", Dumped),
             ("ALTER PUBLICATION pub DROP TABLE t; ALTER PUBLICATION pub ADD TABLE t", Dumped),
             (
@@ -381,28 +456,51 @@ mod tests {
                  ALTER PUBLICATION pub SET (publish = 'insert, update, delete, truncate')",
                 Dumped,
             ),
-            ("ALTER TABLE t ADD b int", Grown(vec![None])),
+            // Added.
+            ("ALTER TABLE t ADD b int", altered("by place, 8 is null")),
             (
                 "ALTER TABLE t ADD b int DEFAULT 7, ADD c text DEFAULT E'a,\"\t{}\\\\'; UPDATE t SET b = 1; ALTER TABLE t RENAME b TO d;
                  ALTER TABLE t ADD e int[] DEFAULT '{1,NULL}', ALTER d DROP DEFAULT",
-                Grown(vec![Some("7"), Some("a,\"\t{}\\"), Some("{1,NULL}")]),
+                altered("by place, 8 is 7, 9 is a,\"\t{}\\, 10 is {1,NULL}"),
             ),
             ("ALTER TABLE t ADD b float8 DEFAULT random()", Dumped),
-            ("ALTER TABLE t ADD b int DEFAULT 1, ADD CHECK (b > 0)", Dumped),
+            ("ALTER TABLE t ADD b int DEFAULT 1, ADD CHECK (b > 0)", altered("by place, 8 is 1, unchecked")),
+            ("ALTER TABLE t ADD b int; UPDATE t SET b = 1; ALTER TABLE t ALTER b SET NOT NULL", altered("by place, 8 is null, 8 may be null")),
             ("ALTER TABLE t ADD b int; ALTER TABLE t DROP b; ALTER TABLE t ADD c int", Dumped),
             ("ALTER TABLE t ADD b int GENERATED ALWAYS AS (id * 2) STORED", Dumped),
-            ("ALTER TABLE t ADD b int DEFAULT 1; ALTER TABLE t ALTER a SET NOT NULL", Dumped),
+            ("ALTER TABLE t ADD b mood DEFAULT 'ok'", altered("by place, 8 is ok")),
+            ("CREATE TYPE fresh AS ENUM ('x,', 'y'); ALTER TABLE t ADD b fresh[] DEFAULT '{\"x,\"}'", altered("by place, 8 is {\"x,\"}")),
+            ("CREATE TYPE fresh AS ENUM ('x', 'y'); ALTER TABLE t ADD b fresh; ALTER TYPE fresh RENAME VALUE 'x' TO 'z'", Dumped),
             // What the new columns have may have been changed by their types meanwhile.
-            ("ALTER TABLE t ADD b mood DEFAULT 'ok'", Dumped),
             ("ALTER TABLE t ADD b pair", Dumped),
+            ("ALTER TABLE t ADD b small", Dumped),
             ("ALTER TABLE t ADD b regclass", Dumped),
             // Parted by semicolons.
             ("ALTER TABLE t ADD b box DEFAULT '((1,1),(0,0))'", Dumped),
+            // Renamed, retyped, bound and dropped.
+            ("ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME id TO a; ALTER TABLE t RENAME x TO id", altered("by place")),
+            ("ALTER TABLE t ALTER w TYPE varchar(9); ALTER TABLE t ALTER w TYPE text", altered("by place")),
+            ("ALTER TABLE t ALTER w TYPE varchar(3)", Dumped),
+            ("ALTER TABLE t ALTER a SET NOT NULL, ALTER w SET DEFAULT 'x'", altered("by place, 2 may be null")),
+            ("ALTER TABLE t ALTER a SET NOT NULL; ALTER TABLE t ALTER a DROP NOT NULL", altered("by place")),
+            ("ALTER TABLE t ALTER a SET NOT NULL; ALTER TABLE t ALTER a ADD GENERATED ALWAYS AS IDENTITY", Dumped),
+            ("GRANT SELECT (a) ON t TO public; ALTER TABLE t ALTER w SET STATISTICS 7", altered("by place")),
+            ("ALTER TABLE t DROP CONSTRAINT positive", Borrowed),
+            ("ALTER TABLE t DROP CONSTRAINT positive; ALTER TABLE t ADD CONSTRAINT positive CHECK (a > 1)", altered("unchecked")),
+            ("ALTER TABLE t DROP a", altered("by place")),
+            ("ALTER TABLE t DROP a; ALTER TABLE t RENAME w TO a", altered("by place")),
+            ("ALTER TABLE t DROP a; ALTER TABLE t DROP w", altered("by name")),
+            ("ALTER TABLE t DROP a; ALTER TABLE t DROP w; ALTER TABLE t RENAME s TO w", Dumped),
+            ("ALTER TABLE t DROP a; ALTER TABLE t ADD a int DEFAULT 3", altered("by name, 8 is 3")),
+            // Was a row's last value the old one or the new?
+            ("ALTER TABLE t DROP w; ALTER TABLE t ADD w varchar(5)", Dumped),
+            ("ALTER TABLE t ADD b int; ALTER TABLE t DROP b", altered("by name")),
+            ("ALTER TABLE t DROP id", Dumped),
         ]
     }
 
     async fn captured(client: &Client, publication: Oid) -> Vec<TableEntry> {
-        let marks = marks(client, publication, &BTreeMap::new()).await.unwrap();
+        let marks = marks(client, publication, None).await.unwrap();
         let rows = client
             .query("SELECT oid, relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace", &[])
             .await
@@ -420,6 +518,8 @@ mod tests {
                 rows_estimate: None,
                 bytes: 10,
                 unaltered: mark.map(|mark| mark.unaltered.clone()),
+                checks: mark.and_then(|mark| mark.checks.clone()),
+                columns: mark.map_or_else(Vec::new, |mark| mark.columns.clone()),
                 attributes: mark.map(|mark| mark.attributes),
             }
         };
@@ -446,7 +546,15 @@ mod tests {
         }
         let publication = "SELECT oid FROM pg_publication";
         let publication = Oid::new(client.query_one(publication, &[]).await.unwrap().get(0));
-        let newest = manifest(captured(&client, publication).await);
+        let xmax = async || -> u64 {
+            let xmax = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
+            let xmax: String = client.query_one(xmax, &[]).await.unwrap().get(0);
+            xmax.parse().unwrap()
+        };
+        let newest = BaseManifest {
+            snapshot_xmax: Some(xmax().await),
+            ..manifest(captured(&client, publication).await)
+        };
         for sql in change.split(';') {
             let done = client.batch_execute(sql).await;
             done.unwrap_or_else(|error| panic!("{major}: {sql}: {error:?}"));
@@ -458,6 +566,7 @@ mod tests {
             server_version: 1,
             pg_dump_version: "",
             encoding: "UTF8",
+            snapshot_xmax: xmax().await,
         };
         let tables = captured(&client, publication).await;
         let borrows = now.borrows(&newest, &tables, 0).await.unwrap();
@@ -468,18 +577,10 @@ mod tests {
             borrowed: borrows,
             ..after.clone()
         };
-        match (after.lender(oid), after.added(oid)) {
+        match (after.lender(oid), after.altered(oid)) {
             (None, _) => Dumped,
-            (Some(_), []) => Borrowed,
-            (Some(_), values) => {
-                let values = values.iter().cloned();
-                // As long as the test.
-                Grown(
-                    values
-                        .map(|value| value.map(|text| &*text.leak()))
-                        .collect(),
-                )
-            }
+            (Some(_), None) => Borrowed,
+            (Some(_), Some(altered)) => Fate::Altered(said(altered)),
         }
     }
 
@@ -512,7 +613,7 @@ mod tests {
             borrowed: vec![lastgood_proto::manifest::Borrowed {
                 base: lender,
                 tables: vec![Oid::new(1)],
-                added: Vec::new(),
+                altered: Vec::new(),
             }],
             ..whole.clone()
         };
@@ -566,11 +667,22 @@ mod tests {
             CREATE TABLE leaf PARTITION OF root FOR VALUES FROM (0) TO (9); CREATE PUBLICATION pub FOR TABLE par, chi, leaf";
         let change = "ALTER TABLE chi ADD x int DEFAULT 10; ALTER TABLE par ADD y int DEFAULT 20; ALTER TABLE root ADD z int DEFAULT 3";
         for (table, expect) in [
-            ("chi", Dumped),
-            ("par", Grown(vec![Some("20")])),
-            ("leaf", Grown(vec![Some("3")])),
+            ("chi", "by place, 2 is 10, 3 is 20"),
+            ("par", "by place, 2 is 20"),
+            ("leaf", "by place, 2 is 3"),
         ] {
-            assert_eq!(fate(18, child, change, table).await, expect, "{table}");
+            assert_eq!(
+                fate(18, child, change, table).await,
+                altered(expect),
+                "{table}"
+            );
+        }
+        // What is demanded of a partition cannot be loosened.
+        for change in [
+            "ALTER TABLE root ADD CHECK (a < 5)",
+            "ALTER TABLE root ADD z int; ALTER TABLE root ALTER z SET NOT NULL",
+        ] {
+            assert_eq!(fate(18, child, change, "leaf").await, Dumped, "{change}");
         }
     }
 }

@@ -20,6 +20,27 @@ const ADDED: [&str; 9] = [
     "bytea DEFAULT '\\x00ff'",
 ];
 
+/// A command on the first `most` columns that a table got by migrations; it names a column, and a name to come.
+fn each_added(table: &str, command: &str, most: u32) -> String {
+    let table = table.replace('\'', "''");
+    let in_format = table.replace('%', "%%");
+    format!(
+        "DO $$ DECLARE one text; BEGIN
+           FOR one IN SELECT attname FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0
+               AND NOT attisdropped AND attinhcount = 0 AND attname ~ '^m[0-9]+_' ORDER BY attnum LIMIT {most}
+           LOOP EXECUTE format('ALTER TABLE {in_format} {command}', one, one || '_'); END LOOP;
+         END $$"
+    )
+}
+
+/// Tables that migrations have made, with a row more.
+const MADE_RENAMED: &str = "DO $$ DECLARE one text; BEGIN
+      FOR one IN SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+          AND relname ~ '^m[0-9]+_'
+      LOOP EXECUTE format('INSERT INTO public.%1$I DEFAULT VALUES; ALTER TABLE public.%1$I RENAME TO %2$I', one, one || '_');
+      END LOOP;
+    END $$";
+
 impl Schema {
     /// One to four statements, each for itself. `number` tells migrations apart.
     pub(crate) fn migration(&self, number: u32, rng: &mut ChaCha8Rng) -> Vec<String> {
@@ -35,7 +56,8 @@ impl Schema {
             .map_or("public.marks", |table| table.name.as_str());
         let kind = ADDED.choose(rng).copied().unwrap_or("int");
         let add = format!("ALTER TABLE {table} ADD {name} {kind}");
-        match rng.random_range(0..12) {
+        let each = |command: &str, most: u32| each_added(table, command, most);
+        match rng.random_range(0..20) {
             0..4 => vec![add],
             4 => vec![
                 add,
@@ -63,6 +85,34 @@ impl Schema {
             10 => vec![
                 format!("CREATE TABLE public.{name} (id serial PRIMARY KEY, v text)"),
                 format!("INSERT INTO public.{name} (v) VALUES ('x'), (NULL)"),
+            ],
+            11 => vec![each("RENAME %1$I TO %2$I", 9), add],
+            12 => vec![each("DROP %1$I", 1), add],
+            13 => vec![each("DROP %1$I", 1), each("RENAME %1$I TO %2$I", 9)],
+            14 => vec![each("DROP %1$I", 9)],
+            15 => vec![
+                format!("ALTER TABLE {table} ADD {name} text"),
+                format!("ALTER TABLE {table} ALTER {name} SET DEFAULT 'there'"),
+                format!("UPDATE {table} SET {name} = DEFAULT WHERE {name} IS NULL"),
+                format!("ALTER TABLE {table} ALTER {name} SET NOT NULL"),
+            ],
+            16 => vec![
+                format!("ALTER TABLE {table} ADD {name} int DEFAULT 1"),
+                format!("ALTER TABLE {table} ALTER {name} SET DEFAULT 2"),
+                format!("UPDATE {table} SET {name} = DEFAULT WHERE {name} = 1"),
+                format!("ALTER TABLE {table} ADD CHECK ({name} > 1)"),
+            ],
+            17 => vec![
+                format!(
+                    "CREATE TYPE public.{name}_kind AS ENUM ('a', 'b');
+                     ALTER TABLE {table} ADD {name} public.{name}_kind DEFAULT 'a'"
+                ),
+                format!("ALTER TYPE public.{name}_kind ADD VALUE 'c' BEFORE 'b'"),
+                format!("ALTER TABLE {table} ALTER {name} SET DEFAULT 'c'"),
+            ],
+            18 => vec![
+                MADE_RENAMED.to_owned(),
+                format!("CREATE TABLE public.{name} (id serial PRIMARY KEY, v int)"),
             ],
             _ => vec![format!(
                 "ALTER TABLE public.marks ADD {name} {kind}; INSERT INTO public.marks (what) VALUES ('{name}')"

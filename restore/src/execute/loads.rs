@@ -1,6 +1,6 @@
 //! Which archive gives which rows: the base's own, and those of earlier bases whose rows it borrows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use lastgood_pg::ConnectionConfig;
 use lastgood_pg::dump::TocEntry;
@@ -21,9 +21,9 @@ pub(super) struct Giver<'a> {
     pub(super) manifest: &'a BaseManifest,
     /// Whose rows; if none are named, everything that its own archives have.
     pub(super) tables: Option<&'a HashSet<Name>>,
-    /// To another base: then only rows are wanted, also of a table's own archive, which has its sequences'
-    /// states as well.
-    pub(super) lends: bool,
+    /// To another base, which calls its tables so: then only rows are wanted, also of a table's own archive, which
+    /// has its sequences' states as well.
+    pub(super) lends: Option<&'a HashMap<Name, Name>>,
 }
 
 /// What is loaded from one archive.
@@ -34,6 +34,8 @@ pub(super) struct Load<'a> {
     only: Option<Vec<&'a TocEntry>>,
     /// What its rows are merged with.
     waiting: Option<&'a Waiting>,
+    /// Of a lender's archive, what the tables are called.
+    names: Option<&'a HashMap<Name, Name>>,
 }
 
 impl Load<'_> {
@@ -45,7 +47,12 @@ impl Load<'_> {
         let (archives, archive) = (self.archives, self.archive);
         let only = self.only.as_deref();
         match self.waiting {
-            Some(waiting) => waiting.load(archives, target, archive, only, fed).await,
+            Some(waiting) => {
+                let names = self.names;
+                waiting
+                    .load(archives, target, archive, only, names, fed)
+                    .await
+            }
             None => archives.data(target, archive, only, fed).await,
         }
     }
@@ -70,7 +77,7 @@ impl<'a> Giver<'a> {
         let needed = |archive: &&Archive| plan::is_needed(archive, self.manifest, self.tables);
         for archive in self.manifest.archives.iter().filter(needed) {
             let waiting = waiting.filter(|waiting| match &archive.table {
-                _ if self.lends => true,
+                _ if self.lends.is_some() => true,
                 Some(table) => waiting.any(|name| name == table),
                 None => waiting.any(is_in_main),
             });
@@ -79,6 +86,7 @@ impl<'a> Giver<'a> {
                 archive,
                 only,
                 waiting,
+                names: self.lends,
             };
             match (archive.name, waiting) {
                 (ArchiveName::Main, None) => {

@@ -17,14 +17,14 @@ use crate::apply::{self, Replayed};
 use crate::archive::{Archives, Head};
 use crate::changes::BaseTables;
 use crate::existing::Existing;
-use crate::merge::{Added, Waiting};
+use crate::merge::{Altered, Waiting};
 use crate::net::Net;
 use crate::partial::Partial;
 use crate::relations::Name;
 use crate::replay::Outcome;
 use crate::report::Phase;
 use crate::sql::qualified;
-use crate::{Error, catalog, foreign_keys, leftover, partial, plan, replay};
+use crate::{Error, foreign_keys, leftover, partial, plan, replay, sql};
 
 impl Run<'_> {
     /// From the scratch database to the existing one; then nothing is left of the first.
@@ -86,7 +86,11 @@ impl Run<'_> {
             let archives = Archives { base, ..*archives };
             lenders.push((archives, archives.head().await?, loan));
         }
-        let is_lent = |name: &Name| lenders.iter().any(|(.., loan)| loan.tables.contains(name));
+        let lent: HashSet<&Name> = lenders
+            .iter()
+            .flat_map(|(.., loan)| loan.names.values())
+            .collect();
+        let is_lent = |name: &Name| lent.contains(name);
         let own: Option<HashSet<Name>> =
             chosen.map(|chosen| chosen.into_iter().filter(|name| !is_lent(name)).collect());
         let own = Giver {
@@ -94,7 +98,7 @@ impl Run<'_> {
             head,
             manifest: self.manifest,
             tables: own.as_ref(),
-            lends: false,
+            lends: None,
         };
         let mut loads = own.loads(waiting)?;
         for (archives, head, loan) in &lenders {
@@ -103,7 +107,7 @@ impl Run<'_> {
                 head,
                 manifest: &loan.manifest,
                 tables: Some(&loan.tables),
-                lends: true,
+                lends: Some(&loan.names),
             };
             loads.extend(lender.loads(waiting)?);
         }
@@ -130,26 +134,16 @@ impl Run<'_> {
         }
     }
 
-    /// The columns that borrowed rows lack, by table.
-    pub(super) async fn added(&self, client: &Client) -> Result<HashMap<Name, Added>, Error> {
-        let mut added = HashMap::new();
-        if self
-            .manifest
-            .borrowed
-            .iter()
-            .all(|lent| lent.added.is_empty())
-        {
-            return Ok(added);
-        }
-        let tables = catalog::tables(client).await?;
-        for table in BaseTables::of(self.manifest).borrowed.into_values() {
-            if let Some(own) = tables.get(&table.name)
-                && !table.added.is_empty()
-            {
-                added.insert(table.name, Added::new(own, &table.added));
-            }
-        }
-        Ok(added)
+    /// The borrowed tables whose columns are not those of their rows.
+    pub(super) fn altered(&self) -> Result<HashMap<Name, Altered>, Error> {
+        let borrowed = BaseTables::of(self.manifest).borrowed.into_values();
+        let altered = borrowed.filter_map(|table| Some((table.name, table.columns?)));
+        altered
+            .map(|(name, columns)| {
+                let altered = Altered::new(&sql::qualified(&name.0, &name.1), &columns)?;
+                Ok((name, altered))
+            })
+            .collect()
     }
 
     /// The entries that replay needs, and the others but event triggers and privileges.

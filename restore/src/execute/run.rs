@@ -21,7 +21,9 @@ use crate::net::Net;
 use crate::plan::{self, Plan};
 use crate::progress_table::{self, Stage};
 use crate::report::{Phase, PhaseTime, Progress, Report};
-use crate::{Error, gather, identity, indexes, leftover, locale, ownership, prune, sequences};
+use crate::{
+    Error, demands, gather, identity, indexes, leftover, locale, ownership, prune, sequences,
+};
 
 /// Tells of progress and keeps the time of each phase.
 pub(super) struct Tracker<'a> {
@@ -129,7 +131,7 @@ impl Run<'_> {
         }
         let mut merged = None;
         if stage <= Stage::Data {
-            let added = self.added(client).await?;
+            let altered = self.altered()?;
             let mut net = Net::default();
             if let Replay::Merged { bytes_max } = self.options.replay {
                 self.tracker.enter(Phase::Changes);
@@ -138,11 +140,17 @@ impl Run<'_> {
             }
             let is_waiting = net.replayed.transactions > 0 || !self.manifest.borrowed.is_empty();
             let encoding = head.encoding.clone();
-            let waiting = is_waiting.then(|| Waiting::new(net, added, encoding));
+            let waiting = is_waiting.then(|| Waiting::new(net, altered, encoding));
             self.tracker.enter(Phase::Data);
             if stage == Stage::Data {
                 empty_tables(client).await?;
             }
+            // What is merged is loaded as it is in the end.
+            let looser = match merged {
+                Some(_) => Vec::new(),
+                None => demands::looser(self.manifest),
+            };
+            demands::relax(client, &looser).await?;
             self.data(client, &config, &archives, &head, waiting.as_ref())
                 .await?;
             progress_table::loaded(client, &replayed).await?;
@@ -166,6 +174,7 @@ impl Run<'_> {
         let mut sequences = 0;
         if stage <= Stage::Replay {
             apply::drop_lookup_indexes(client).await?;
+            demands::set_back(client).await?;
             identity::set_back(client).await?;
             let unsure;
             let (since, floor) = self.sequences_before().await?;
