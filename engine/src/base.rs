@@ -172,6 +172,7 @@ pub(crate) async fn dump(
     events.send(Event::BaseStarted {
         lineage: lineage.id,
         base,
+        follows_change: matches!(rows, Rows::Altered),
     });
     tracing::info!(%base, lineage = %lineage.id, "base started");
     let (keeper, fresh) = (snapshot.keeper, snapshot.fresh);

@@ -31,6 +31,8 @@ pub enum Event {
     BaseStarted {
         lineage: LineageId,
         base: BaseId,
+        /// The schema was altered since the one before.
+        follows_change: bool,
     },
     BaseProgress {
         base: BaseId,

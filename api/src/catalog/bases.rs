@@ -11,6 +11,7 @@ words! {
     /// Why a base was begun.
     BaseCause {
         First = "first",
+        Change = "change",
         Schedule = "schedule",
         Request = "request",
         Found = "found",

@@ -36,6 +36,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0001_catalog.sql"),
     include_str!("../../../migrations/0002_merged.sql"),
     include_str!("../../../migrations/0003_writer.sql"),
+    include_str!("../../../migrations/0004_change.sql"),
 ];
 
 #[derive(Debug, thiserror::Error)]

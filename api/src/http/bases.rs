@@ -27,6 +27,8 @@ enum BaseStatusView {
 enum BaseCauseView {
     /// The first of its lineage.
     First,
+    /// The schema was altered.
+    Change,
     Schedule,
     Request,
     /// In the repository when the service looked.
@@ -65,6 +67,7 @@ impl From<BaseRow> for BaseView {
             id: row.id,
             cause: match row.cause {
                 BaseCause::First => BaseCauseView::First,
+                BaseCause::Change => BaseCauseView::Change,
                 BaseCause::Schedule => BaseCauseView::Schedule,
                 BaseCause::Request => BaseCauseView::Request,
                 BaseCause::Found => BaseCauseView::Found,

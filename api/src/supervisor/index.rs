@@ -88,13 +88,19 @@ pub(crate) async fn note_base(
     event: Event,
 ) -> CatalogResult<()> {
     match event {
-        Event::BaseStarted { base, .. } => {
+        Event::BaseStarted {
+            base,
+            follows_change,
+            ..
+        } => {
             if job.is_none() {
                 let id = base.to_string();
                 *job = Some(id.clone());
-                catalog
-                    .begin_base(id, source, BaseCause::First, now())
-                    .await?;
+                let cause = match follows_change {
+                    true => BaseCause::Change,
+                    false => BaseCause::First,
+                };
+                catalog.begin_base(id, source, cause, now()).await?;
             }
         }
         Event::BaseProgress { dumped_bytes, .. } => {

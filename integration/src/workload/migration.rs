@@ -33,6 +33,14 @@ fn each_added(table: &str, command: &str, most: u32) -> String {
     )
 }
 
+/// A command that goes on from another, which may have been in vain: somebody may have held the table.
+fn if_there(command: &str) -> String {
+    format!(
+        "DO $there$ BEGIN EXECUTE $command${command}$command$;
+         EXCEPTION WHEN undefined_column OR undefined_object OR undefined_table THEN NULL; END $there$"
+    )
+}
+
 /// Tables that migrations have made, with a row more.
 const MADE_RENAMED: &str = "DO $$ DECLARE one text; BEGIN
       FOR one IN SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
@@ -45,7 +53,14 @@ impl Schema {
     /// One to four statements, each for itself. `number` tells migrations apart.
     pub(crate) fn migration(&self, number: u32, rng: &mut ChaCha8Rng) -> Vec<String> {
         let steps = rng.random_range(1..5);
-        let steps = (0..steps).flat_map(|step| self.step(&format!("m{number}_{step}"), rng));
+        let steps = (0..steps).flat_map(|step| {
+            let commands = self.step(&format!("m{number}_{step}"), rng);
+            let commands = commands.into_iter().enumerate();
+            commands.map(|(at, command)| match at {
+                0 => command,
+                _ => if_there(&command),
+            })
+        });
         steps.collect()
     }
 

@@ -263,6 +263,11 @@ async fn a_base_after_a_migration_borrows_the_rows_that_nothing_touched() -> Res
     )
     .await?;
     history::verify(&shop.service, &storage, "shop").await?;
+    let bases = shop.service.get(&format!("{SHOP}/bases")).await?;
+    let bases = bases["items"].as_array().context("bases")?;
+    let mut causes = bases.iter().rev().map(|base| &base["cause"]);
+    ensure!(causes.next() == Some(&json!("first")), "{bases:#?}");
+    ensure!(causes.all(|cause| cause == "change"), "{bases:#?}");
 
     // The newest base is promised, and so is what it stands on.
     shop.set(json!({"retention": "1 base", "retention_grace_hours": 0}))
