@@ -11,7 +11,7 @@ use lastgood_proto::manifest::{BaseManifest, EndReason, LineageFile, ShapeFile};
 use lastgood_proto::{Lsn, PgTimestamp, encoding};
 use lastgood_store::SourceStore;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -30,7 +30,9 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A migration comes in many steps; the base that follows waits until they are over.
 const SETTLED: Duration = Duration::from_secs(5);
 /// The same where each step is seen as soon as it is made.
-const SETTLED_TOLD: Duration = Duration::from_secs(1);
+const SETTLED_TOLD: Duration = Duration::from_millis(300);
+/// How often it is looked whether a base is due.
+const TICK: Duration = Duration::from_millis(100);
 /// However many steps there are: nothing behind the first one can be restored meanwhile.
 const SETTLED_MAX: Duration = Duration::from_secs(60);
 /// Where steps are further apart than that, bases take one part of so many of the time.
@@ -142,7 +144,9 @@ pub(super) async fn run(
     }
     let mut rebase = Rebase::new();
     let mut lost = pin!(source.writer.lost(store));
-    let mut ticks = interval(STATUS_INTERVAL);
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watched: Option<Instant> = None;
     loop {
         // All branches are cancel-safe: handles live outside the turn, a tick is not lost.
         tokio::select! {
@@ -170,6 +174,10 @@ pub(super) async fn run(
                 if first_base.is_none() && rebase.is_due(&progress, store, file).await {
                     *first_base = Some(Task::begin(source, store, file, None, events, cancel));
                 }
+                if watched.is_some_and(|at| at.elapsed() < STATUS_INTERVAL) {
+                    continue;
+                }
+                watched = Some(Instant::now());
                 let looked = guard.look(&progress, events).await;
                 let looked = looked.and_then(|verdict| guard.check_read().map(|()| verdict));
                 let mut verdict = match looked {
