@@ -409,7 +409,7 @@ pub struct TableEntry {
     pub attributes: Option<u32>,
 }
 
-/// A column that is neither dropped nor generated. Written as an array, there may be very many.
+/// A column that is not dropped. Written as an array, there may be very many.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "ColumnArray", into = "ColumnArray")]
 pub struct ColumnEntry {
@@ -421,18 +421,21 @@ pub struct ColumnEntry {
     /// `xmin` of its row in `pg_attribute`: equal in two bases if it was not altered in between.
     pub version: u32,
     pub not_null: bool,
+    /// Archives do not have it, and segments may.
+    pub generated: bool,
 }
 
-type ColumnArray = (u32, String, String, u32, bool);
+type ColumnArray = (u32, String, String, u32, bool, bool);
 
 impl From<ColumnArray> for ColumnEntry {
-    fn from((number, name, meaning, version, not_null): ColumnArray) -> Self {
+    fn from((number, name, meaning, version, not_null, generated): ColumnArray) -> Self {
         Self {
             number,
             name,
             meaning,
             version,
             not_null,
+            generated,
         }
     }
 }
@@ -445,8 +448,9 @@ impl From<ColumnEntry> for ColumnArray {
             meaning,
             version,
             not_null,
+            generated,
         } = column;
-        (number, name, meaning, version, not_null)
+        (number, name, meaning, version, not_null, generated)
     }
 }
 

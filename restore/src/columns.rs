@@ -42,7 +42,7 @@ impl Columns {
         if altered.layouts.is_empty() {
             return None;
         }
-        let now = table.columns.iter();
+        let now = table.columns.iter().filter(|column| !column.generated);
         let missing = altered.missing.iter();
         let cell = |value: &Option<String>| match value {
             Some(text) => Cell::Text(text.as_str().into()),

@@ -16,6 +16,7 @@ use lastgood_proto::manifest::{
 };
 use lastgood_proto::{BaseId, LineageId, Oid, encoding};
 use lastgood_store::SourceStore;
+use tokio_postgres::types::FromSql;
 use tokio_postgres::{Client, Row};
 
 use super::columns::{Missing, Step};
@@ -86,10 +87,11 @@ CROSS JOIN LATERAL (
     SELECT array_agg(a.attnum::int4 ORDER BY a.attnum), array_agg(a.attname::text ORDER BY a.attnum),
            array_agg(coalesce(own.definitions, CASE a.atttypid WHEN 1043 THEN '25' ELSE a.atttypid::text END) ORDER BY a.attnum),
            array_agg(a.xmin::text ORDER BY a.attnum), array_agg(a.attnotnull ORDER BY a.attnum),
-           array_agg(a.attidentity <> '' ORDER BY a.attnum), bool_or(own.is_named)
+           array_agg(a.attidentity <> '' ORDER BY a.attnum), array_agg(a.attgenerated <> '' ORDER BY a.attnum),
+           bool_or(own.is_named)
     FROM pg_attribute a LEFT JOIN own ON own.root = a.atttypid
-    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-    ) columns(numbers, names, meanings, versions, not_nulls, identities, is_named)
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    ) columns(numbers, names, meanings, versions, not_nulls, identities, generated, is_named)
 WHERE p.oid = $1 AND c.relkind = 'r' AND columns.is_named IS NOT TRUE";
 
 /// New columns, and what rows that were not written anew have there: null, where nothing else stands. And whether that
@@ -124,16 +126,18 @@ pub(super) struct Mark {
 impl Mark {
     fn of(row: &Row) -> Self {
         let number = |number: &i32| u32::try_from(*number).unwrap_or(0);
-        let numbers: Vec<i32> = row.get::<_, Option<_>>(5).unwrap_or_default();
+        let numbers: Vec<i32> = array(row, 5);
         let numbers: Vec<u32> = numbers.iter().map(number).collect();
-        let names: Vec<String> = row.get::<_, Option<_>>(6).unwrap_or_default();
-        let meanings: Vec<String> = row.get::<_, Option<_>>(7).unwrap_or_default();
-        let versions: Vec<String> = row.get::<_, Option<_>>(8).unwrap_or_default();
-        let not_nulls: Vec<bool> = row.get::<_, Option<_>>(9).unwrap_or_default();
-        let identities: Vec<bool> = row.get::<_, Option<_>>(10).unwrap_or_default();
+        let (names, meanings, versions): (Vec<String>, Vec<String>, Vec<String>) =
+            (array(row, 6), array(row, 7), array(row, 8));
+        let (not_nulls, identities, generated): (Vec<bool>, Vec<bool>, Vec<bool>) =
+            (array(row, 9), array(row, 10), array(row, 11));
+        let texts = names.into_iter().zip(meanings).zip(versions);
+        let columns = numbers
+            .iter()
+            .zip(texts)
+            .zip(not_nulls.into_iter().zip(generated));
         let identities = numbers.iter().zip(identities);
-        let columns = numbers.iter().zip(names).zip(meanings).zip(versions);
-        let columns = columns.zip(not_nulls);
         Self {
             unaltered: row.get(1),
             checks: row.get(2),
@@ -145,17 +149,23 @@ impl Mark {
                 .collect(),
             columns: columns
                 .map(
-                    |((((number, name), meaning), version), not_null)| ColumnEntry {
+                    |((number, ((name, meaning), version)), (not_null, generated))| ColumnEntry {
                         number: *number,
                         name,
                         meaning,
                         version: version.parse().unwrap_or(0),
                         not_null,
+                        generated,
                     },
                 )
                 .collect(),
         }
     }
+}
+
+/// Empty where there is none, of a table without columns.
+fn array<'r, T: FromSql<'r>>(row: &'r Row, at: usize) -> Vec<T> {
+    row.get::<_, Option<Vec<T>>>(at).unwrap_or_default()
 }
 
 /// By table, as the client's snapshot has it; labels of enums only if they are older than a transaction id.
@@ -676,6 +686,18 @@ mod tests {
                 altered(expect),
                 "{table}"
             );
+        }
+        // The stream may have what is generated, and archives have not.
+        let generated =
+            "CREATE TABLE g (id int PRIMARY KEY, v int, w int GENERATED ALWAYS AS (v * 2) STORED);
+            CREATE PUBLICATION pub FOR TABLE g";
+        for (change, expect) in [
+            ("CREATE TABLE x (id int)", Borrowed),
+            ("ALTER TABLE g ADD x int", Dumped),
+            ("ALTER TABLE g DROP w", Dumped),
+            ("ALTER TABLE g ALTER w DROP EXPRESSION", Dumped),
+        ] {
+            assert_eq!(fate(18, generated, change, "g").await, expect, "{change}");
         }
         // What is demanded of a partition cannot be loosened.
         for change in [

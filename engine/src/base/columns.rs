@@ -47,14 +47,16 @@ impl Step {
                 new.push(column.number);
             }
         }
-        // One that was there and had no values of its own was generated. And a row that has nothing is no row.
-        if new.iter().any(|number| *number <= attributes) || kept.is_empty() {
+        // A row that has nothing is no row.
+        if kept.is_empty() {
             return None;
         }
-        // Came and went, or is generated.
+        // Came and went.
         let others = mark.attributes.checked_sub(attributes)? as usize - new.len();
         let is_same = |(before, now): &(&ColumnEntry, &ColumnEntry)| {
-            before.name == now.name && before.version == now.version
+            before.name == now.name
+                && before.version == now.version
+                && before.generated == now.generated
         };
         let same = kept.iter().all(is_same);
         let last_kept = kept.last().map_or(0, |(before, _)| before.number);
@@ -63,6 +65,15 @@ impl Step {
             && (new.is_empty() || others == 0 && gone.iter().all(|number| *number < last_kept));
         let told = match (by_place, by_name) {
             (true, true) if gone.is_empty() && new.is_empty() => None,
+            // The stream may have them, which archives have not.
+            _ if before
+                .columns
+                .iter()
+                .chain(&mark.columns)
+                .any(|it| it.generated) =>
+            {
+                return None;
+            }
             (true, _) => Some(Told::Places),
             (false, true) => Some(Told::Names),
             (false, false) => return None,
