@@ -1,5 +1,5 @@
 //! `make bench`: capture beside `pg_recvlogical`, restore beside `pg_restore` of a dump that was taken at
-//! the target and beside native logical replication, latency, many sources, and what a source loses. Both
+//! the target and beside native logical replication, latency, many sources, what a source loses, and what a migration costs. Both
 //! sides of a row run in turn, on the same server, WAL and machine.
 //!
 //! What is printed are the tables of BENCHMARKS.md; the pictures are written beside it. An argument names
@@ -9,6 +9,7 @@
 mod capture;
 mod latency;
 mod many;
+mod migration;
 mod overhead;
 mod picture;
 mod restore;
@@ -53,6 +54,10 @@ async fn main() -> Result<()> {
     }
     if wanted("overhead") {
         table(overhead::HEAD, &overhead::rows().await?);
+    }
+    if wanted("migration") {
+        table(migration::HEAD, &migration::rows().await?);
+        table(migration::HEAD_AFTER, &migration::rows_after().await?);
     }
     if wanted("pictures") {
         picture::draw_all().await?;
