@@ -204,11 +204,11 @@ pub(crate) async fn dump(
         let now = borrow::Now {
             changes_bytes: borrow::changes_bytes(store, lineage.id, &newest).await?,
             client: keeper.client(),
-            publication: lineage.publication_oid,
+            marks: &contents.marks,
             server_version: version,
             pg_dump_version: tools.version(),
             encoding: &encoding,
-            snapshot_xmax: contents.snapshot_xmax,
+            snapshot_xmin: contents.snapshot_xmin,
         };
         let worth_bytes = source.settings.big_table_bytes;
         borrowed = now.borrows(&newest, &contents.tables, worth_bytes).await?;
@@ -286,7 +286,7 @@ pub(crate) async fn dump(
         tables: contents.tables,
         sequences: contents.sequences,
         large_objects: contents.large_objects,
-        snapshot_xmax: Some(contents.snapshot_xmax),
+        snapshot_xmin: Some(contents.snapshot_xmin),
     };
     store
         .put_json(&SourceObject::Manifest(lineage.id, base), &manifest)

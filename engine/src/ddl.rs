@@ -329,6 +329,8 @@ pub(crate) struct Ddl {
 pub(crate) struct What {
     /// It told of it; else its rows have another form than before.
     pub(crate) told: bool,
+    /// Its rows have another form, and nobody told of what made it.
+    pub(crate) untold: bool,
     /// For the operator.
     pub(crate) commands: Vec<String>,
     /// OIDs of relations, types and publications that may look otherwise because of it, as far as they are known.
@@ -339,8 +341,9 @@ pub(crate) struct What {
 const NAMED_MAX: usize = 5;
 
 impl What {
-    /// Takes in what one message says. Whatever stands in it, there was DDL.
-    pub(crate) fn note(&mut self, content: &[u8]) {
+    /// Takes in what one message says, and answers what it touched, if that is known. Whatever stands in it, there was
+    /// DDL.
+    pub(crate) fn note(&mut self, content: &[u8]) -> Option<BTreeSet<u32>> {
         #[derive(Deserialize)]
         struct Told {
             tag: String,
@@ -371,7 +374,9 @@ impl What {
             self.commands.push(command);
         }
         let touched = told.and_then(|told| told.touched);
-        self.touched.extend(touched.into_iter().flatten());
+        let touched: Option<BTreeSet<u32>> = touched.map(|touched| touched.into_iter().collect());
+        self.touched.extend(touched.iter().flatten());
+        touched
     }
 }
 

@@ -64,6 +64,9 @@ impl Look {
     /// A transaction with DDL has come.
     pub(crate) fn committed(&mut self, ddl: Ddl) {
         self.unseen.push((ddl.xid, ddl.what.told));
+        if ddl.what.untold {
+            self.placing.untold(ddl.lsn);
+        }
         if ddl.what.told {
             self.placing.committed(ddl);
         }

@@ -54,6 +54,8 @@ pub(crate) struct OpenSegment {
     types: HashMap<Oid, String>,
     /// What the open transaction has shown of DDL.
     altering: Option<What>,
+    /// Relations that DDL which was told of has touched since they were described.
+    touched: HashSet<u32>,
     xid: Option<Xid>,
     /// Transactions with DDL that have come and nobody has taken note of.
     ddl: Vec<Ddl>,
@@ -106,7 +108,12 @@ pub(crate) struct SealedSegment {
 }
 
 impl OpenSegment {
-    pub(crate) fn new(place: Place, start: Lsn, observed_through: Option<PgTimestamp>) -> Self {
+    pub(crate) fn new(
+        place: Place,
+        start: Lsn,
+        observed_through: Option<PgTimestamp>,
+        latest: Option<PgTimestamp>,
+    ) -> Self {
         Self {
             place,
             start,
@@ -121,9 +128,10 @@ impl OpenSegment {
             relations: HashMap::new(),
             types: HashMap::new(),
             altering: None,
+            touched: HashSet::new(),
             xid: None,
             ddl: Vec::new(),
-            latest: PgTimestamp::MIN,
+            latest: latest.unwrap_or(PgTimestamp::MIN),
         }
     }
 
@@ -271,7 +279,9 @@ impl OpenSegment {
                 }
                 let known = self.relations.get(&relation.oid);
                 if known.is_some_and(|known| *known != relation) {
-                    self.altering.get_or_insert_default();
+                    let is_told = self.touched.remove(&relation.oid.get());
+                    let altering = self.altering.get_or_insert_default();
+                    altering.untold |= !is_told;
                 }
                 self.relations.insert(relation.oid, relation);
                 Ok(())
@@ -297,7 +307,14 @@ impl OpenSegment {
             Message::Message(message) => {
                 if message.transactional {
                     if message.prefix == ddl::PREFIX {
-                        self.altering.get_or_insert_default().note(message.content);
+                        let touched = self.altering.get_or_insert_default().note(message.content);
+                        let known = self.relations.keys().map(|oid| oid.get());
+                        self.touched.extend(match touched {
+                            Some(touched) => known
+                                .filter(|oid| touched.contains(oid))
+                                .collect::<Vec<_>>(),
+                            None => known.collect(),
+                        });
                     }
                     return self.begun()?.writer.message(&message).map_err(broken);
                 }

@@ -25,6 +25,8 @@ pub(crate) struct Placing {
     /// Changes whose end the durable run has not passed, with the OIDs by which each object that looks otherwise may be
     /// named.
     open: Vec<(ShapeKey, Vec<Vec<u32>>)>,
+    /// Something that nobody told of was done before this.
+    untold: Lsn,
 }
 
 impl Placing {
@@ -42,6 +44,11 @@ impl Placing {
             *self = Self::default();
         }
         self.commits.push_back(ddl);
+    }
+
+    /// Rows have another form from here on, and nobody told why: what is told of at the same time is not all.
+    pub(crate) fn untold(&mut self, lsn: Lsn) {
+        self.untold = self.untold.max(lsn);
     }
 
     /// The trigger as a look at `lsn` saw it.
@@ -70,7 +77,8 @@ impl Placing {
             let last = commits.clone().next_back().unwrap_or(first);
             let all: Vec<&Ddl> = std::iter::once(first).chain(commits).collect();
             let touched = |oid: &u32| all.iter().any(|ddl| ddl.what.touched.contains(oid));
-            if !objects.iter().all(|names| names.iter().any(touched)) {
+            let is_all = key.from > self.untold;
+            if !is_all || !objects.iter().all(|names| names.iter().any(touched)) {
                 return None;
             }
             let told: Vec<&String> = all.iter().flat_map(|ddl| &ddl.what.commands).collect();
@@ -112,6 +120,7 @@ mod tests {
             by: PgTimestamp::from_micros(0),
             what: What {
                 told: true,
+                untold: false,
                 commands: vec![format!("DDL {lsn}")],
                 touched: BTreeSet::from([u32::try_from(lsn).unwrap()]),
             },
@@ -178,6 +187,11 @@ mod tests {
     fn a_change_without_ddl_is_not_placed() {
         let mut placing = Placing::new(Some("x".to_owned()), Lsn::new(5));
         placing.changed(key(10, 25), Vec::new());
+        assert_eq!(placing.place(Lsn::new(30), Lsn::new(30)), []);
+        // Nor if something that was not told of was done as well.
+        placing.committed(ddl(27));
+        placing.untold(Lsn::new(28));
+        placing.changed(key(26, 29), vec![vec![27]]);
         assert_eq!(placing.place(Lsn::new(30), Lsn::new(30)), []);
         // Nor if something else told of DDL.
         placing.committed(ddl(35));

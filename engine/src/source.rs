@@ -74,6 +74,8 @@ pub(crate) struct Opened {
     /// Where the stream begins, and what is compared up to `durable`.
     pub(crate) stored: Stored,
     pub(crate) observed_through: Option<PgTimestamp>,
+    /// The latest commit time so far.
+    pub(crate) latest_commit: Option<PgTimestamp>,
     /// Of the shape that was seen last.
     pub(crate) shape: Option<Fingerprints>,
     /// What tells of DDL in the stream, and did before it goes on.

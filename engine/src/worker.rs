@@ -113,6 +113,8 @@ pub struct Start {
     /// End of the durable run: the stream shows nothing below it.
     pub durable: Lsn,
     pub observed_through: Option<PgTimestamp>,
+    /// The latest commit time so far.
+    pub latest_commit: Option<PgTimestamp>,
     /// Of the shape that was seen last; none if the lineage has not been looked at.
     pub shape: Option<Fingerprints>,
     /// What tells of DDL in the stream, and has done so at least since `durable`.
@@ -174,7 +176,12 @@ pub async fn run<S: Stream, M: Marks>(
     };
     let worker = Worker {
         stream,
-        open: OpenSegment::new(place, start.durable, start.observed_through),
+        open: OpenSegment::new(
+            place,
+            start.durable,
+            start.observed_through,
+            start.latest_commit,
+        ),
         upload: None,
         durable: start.durable,
         marks: MarkTimer {

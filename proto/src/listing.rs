@@ -214,6 +214,13 @@ impl LineageListing {
         self.segments.last().map(|segment| segment.end)
     }
 
+    /// The latest commit time in the chain.
+    #[must_use]
+    pub fn latest_commit(&self) -> Option<PgTimestamp> {
+        let segments = self.segments.iter();
+        segments.filter_map(|segment| segment.max_commit_time).max()
+    }
+
     /// The server's clock up to which every commit is in the chain.
     #[must_use]
     pub fn observed_through(&self) -> Option<PgTimestamp> {

@@ -260,9 +260,9 @@ pub struct BaseManifest {
     pub sequences: Vec<SequenceEntry>,
     /// Number of large objects, which are as fresh as the base.
     pub large_objects: u64,
-    /// `pg_snapshot_xmax` of the snapshot: what has a greater transaction id came later. May be there from 0.1.0 on.
+    /// `pg_snapshot_xmin` of the snapshot: what has a lesser transaction id was there. May be there from 0.1.0 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot_xmax: Option<u64>,
+    pub snapshot_xmin: Option<u64>,
 }
 
 impl BaseManifest {

@@ -4,6 +4,7 @@
 
 use lastgood_proto::manifest::BaseManifest;
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use crate::Error;
 use crate::sql::qualified;
@@ -35,39 +36,63 @@ pub(crate) fn looser(manifest: &BaseManifest) -> Vec<Looser> {
         .collect()
 }
 
+/// A table's ancestors, the topmost ones first, and itself: what is inherited is taken away where it comes from.
+const FAMILY: &str = "
+WITH RECURSIVE up(rel, depth) AS (
+    SELECT to_regclass($1)::oid, 0
+    UNION SELECT i.inhparent, up.depth + 1 FROM up JOIN pg_inherits i ON i.inhrelid = up.rel)
+SELECT format('%I.%I', n.nspname, c.relname), max(up.depth)
+FROM up JOIN pg_class c ON c.oid = up.rel JOIN pg_namespace n ON n.oid = c.relnamespace
+GROUP BY 1 ORDER BY 2 DESC";
+
 /// What takes away, and what makes again: checks, and NOT NULL as a constraint, which it is from 18 on, or as a
-/// property of the column.
+/// property of the column. That is inherited by partitions only.
 const DEMANDS: &str = r"
 SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', $1::text, o.conname),
        format('ALTER TABLE %s ADD CONSTRAINT %I %s', $1::text, o.conname, pg_get_constraintdef(o.oid))
        || coalesce(format('; COMMENT ON CONSTRAINT %I ON %s IS %L', o.conname, $1::text, obj_description(o.oid, 'pg_constraint')), '')
 FROM pg_constraint o
-WHERE o.conrelid = to_regclass($1)
+WHERE o.conrelid = to_regclass($1) AND o.coninhcount = 0
   AND (o.contype = 'c' AND $3
        OR o.contype = 'n' AND EXISTS (
            SELECT FROM pg_attribute a
             WHERE a.attrelid = o.conrelid AND a.attnum = o.conkey[1] AND a.attname = ANY ($2)))
 UNION ALL
-SELECT format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', $1::text, a.attname),
-       format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', $1::text, a.attname)
-FROM pg_attribute a
-WHERE a.attrelid = to_regclass($1) AND a.attname = ANY ($2) AND a.attnotnull AND NOT EXISTS (
+SELECT format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', tree, a.attname),
+       format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', tree, a.attname)
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+CROSS JOIN LATERAL (SELECT CASE c.relkind WHEN 'p' THEN $1::text ELSE 'ONLY ' || $1::text END) the(tree)
+WHERE a.attrelid = to_regclass($1) AND a.attname = ANY ($2) AND a.attnotnull
+  AND (c.relkind = 'p' OR $4)
+  AND NOT EXISTS (
     SELECT FROM pg_constraint o WHERE o.conrelid = a.attrelid AND o.contype = 'n' AND o.conkey[1] = a.attnum)";
+
+const MAKE: &str =
+    "BEGIN; CREATE TABLE IF NOT EXISTS lastgood_restore.demands (place serial, command text)";
 
 /// Repeatable: a second call finds nothing new.
 pub(crate) async fn relax(client: &Client, tables: &[Looser]) -> Result<(), Error> {
-    let make = "BEGIN; CREATE TABLE IF NOT EXISTS lastgood_restore.demands (command text)";
-    client.batch_execute(make).await?;
+    client.batch_execute(MAKE).await?;
     for table in tables {
-        let name = qualified(&table.schema, &table.name);
-        let rows = client
-            .query(DEMANDS, &[&name, &table.nullable, &table.unchecked])
-            .await?;
-        for row in rows {
-            let (drop, again): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-            client.batch_execute(&drop).await?;
-            let keep = "INSERT INTO lastgood_restore.demands VALUES ($1)";
-            client.execute(keep, &[&again]).await?;
+        let own = qualified(&table.schema, &table.name);
+        let mut family: Vec<String> = Vec::new();
+        for row in client.query(FAMILY, &[&own]).await? {
+            family.push(row.try_get(0)?);
+        }
+        for (at, name) in family.iter().enumerate() {
+            let is_own = at + 1 == family.len();
+            let of = [
+                &name as &(dyn ToSql + Sync),
+                &table.nullable,
+                &table.unchecked,
+                &is_own,
+            ];
+            for row in client.query(DEMANDS, &of).await? {
+                let (drop, again): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+                client.batch_execute(&drop).await?;
+                let keep = "INSERT INTO lastgood_restore.demands (command) VALUES ($1)";
+                client.execute(keep, &[&again]).await?;
+            }
         }
     }
     client.batch_execute("COMMIT").await?;
@@ -76,12 +101,14 @@ pub(crate) async fn relax(client: &Client, tables: &[Looser]) -> Result<(), Erro
 
 /// Fails if a row does not satisfy it: then it is not what was there.
 pub(crate) async fn set_back(client: &Client) -> Result<(), Error> {
-    let kept = "DELETE FROM lastgood_restore.demands RETURNING command";
-    client.batch_execute("BEGIN").await?;
+    // A child's own before what it inherits, which joins it.
+    let kept = "SELECT command FROM lastgood_restore.demands ORDER BY place DESC";
+    client.batch_execute(MAKE).await?;
     for row in client.query(kept, &[]).await? {
         let command: String = row.try_get(0)?;
         client.batch_execute(&command).await?;
     }
-    client.batch_execute("COMMIT").await?;
+    let done = "DELETE FROM lastgood_restore.demands; COMMIT";
+    client.batch_execute(done).await?;
     Ok(())
 }

@@ -346,7 +346,7 @@ impl Fixture {
             tables: self.tables().await,
             sequences: Vec::new(),
             large_objects: 0,
-            snapshot_xmax: None,
+            snapshot_xmin: None,
         };
         let object = SourceObject::Manifest(self.lineage, base);
         self.store.put_json(&object, &manifest).await.unwrap();

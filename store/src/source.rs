@@ -229,6 +229,13 @@ impl SourceStore {
         };
         let mut text = serde_json::to_vec(value).map_err(|error| spool(error.into()))?;
         text.push(b'\n');
+        if text.len() > JSON_BYTES_MAX {
+            let detail = format!(
+                "{} bytes, of which {JSON_BYTES_MAX} can be read",
+                text.len()
+            );
+            return Err(Error::TooLarge { key: path, detail });
+        }
         let context = object.context(self.inner.id);
         let mut sealer = Sealer::new(key, &context, Vec::new(), LEVEL)?;
         sealer.write_all(&text).map_err(spool)?;

@@ -18,7 +18,8 @@ pub(super) struct Contents {
     pub(super) tables: Vec<TableEntry>,
     pub(super) sequences: Vec<SequenceEntry>,
     pub(super) large_objects: u64,
-    pub(super) snapshot_xmax: u64,
+    pub(super) snapshot_xmin: u64,
+    pub(super) marks: BTreeMap<Oid, borrow::Mark>,
     /// Of the tables that are locked, by OID.
     fingerprints: BTreeMap<u32, String>,
 }
@@ -72,7 +73,7 @@ pub(super) async fn read(
 ) -> Result<Contents, Error> {
     let members = publication::members(client, publication).await?;
     let listed = tables::list(client, server_version).await?;
-    let mut marks = borrow::marks(client, publication, None).await?;
+    let marks = borrow::marks(client, publication).await?;
     let mut entries = Vec::with_capacity(listed.len());
     for table in listed {
         let protection = match table.protection(settings) {
@@ -86,7 +87,7 @@ pub(super) async fn read(
             protection => protection,
         };
         let mark = marks
-            .remove(&table.oid)
+            .get(&table.oid)
             .filter(|_| protection == Protection::Full);
         let entry = TableEntry {
             oid: table.oid,
@@ -97,10 +98,10 @@ pub(super) async fn read(
             identity_index: table.identity_index,
             rows_estimate: table.rows_estimate,
             bytes: 0,
-            unaltered: mark.as_ref().map(|mark| mark.unaltered.clone()),
-            checks: mark.as_ref().and_then(|mark| mark.checks.clone()),
-            attributes: mark.as_ref().map(|mark| mark.attributes),
-            columns: mark.map_or_else(Vec::new, |mark| mark.columns),
+            unaltered: mark.map(|mark| mark.unaltered.clone()),
+            checks: mark.and_then(|mark| mark.checks.clone()),
+            attributes: mark.map(|mark| mark.attributes),
+            columns: mark.map_or_else(Vec::new, |mark| mark.columns.clone()),
         };
         entries.push(entry);
     }
@@ -109,15 +110,16 @@ pub(super) async fn read(
         .await
         .map_err(Error::sql("counting large objects"))?;
     let large_objects: i64 = row.get(0);
-    let xmax = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
-    let xmax = client.query_one(xmax, &[]).await;
-    let xmax: String = xmax.map_err(Error::sql("reading the snapshot"))?.get(0);
+    let xmin = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text";
+    let xmin = client.query_one(xmin, &[]).await;
+    let xmin: String = xmin.map_err(Error::sql("reading the snapshot"))?.get(0);
     let held: Vec<u32> = locked.iter().copied().map(Oid::get).collect();
     Ok(Contents {
         tables: entries,
         sequences: sequences(client, fresh).await?,
         large_objects: u64::try_from(large_objects).unwrap_or(0),
-        snapshot_xmax: xmax.parse().unwrap_or(0),
+        snapshot_xmin: xmin.parse().unwrap_or(0),
+        marks,
         fingerprints: fingerprints(client, &held).await?,
     })
 }

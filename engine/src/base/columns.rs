@@ -102,12 +102,13 @@ impl Step {
         });
         missing.extend(std::mem::take(&mut altered.missing));
         let may_be_null = |column: &&ColumnEntry| {
-            let null = missing.get(&column.number).is_some_and(Option::is_none);
-            let before = find(&before.columns, column.number);
-            column.not_null
-                && (null
-                    || before.is_some_and(|before| !before.not_null)
-                    || altered.nullable.contains(&column.number))
+            // Whatever it is now: it may have been NULL for a while.
+            let held = match find(&before.columns, column.number) {
+                Some(before) => before.not_null && before.version == column.version,
+                None => false,
+            };
+            let held = held && !altered.nullable.contains(&column.number);
+            column.not_null && !held && !mark.keys.contains(&column.number)
         };
         let nullable = mark.columns.iter().filter(may_be_null);
         altered.nullable = nullable.map(|column| column.number).collect();
@@ -115,7 +116,8 @@ impl Step {
             mark.checks.is_some() && (altered.unchecked || before.checks != mark.checks);
         let is_looser = altered.unchecked || !altered.nullable.is_empty();
         let is_identity = |number: &u32| mark.identities.contains(number);
-        if is_looser && mark.is_related || altered.nullable.iter().any(is_identity) {
+        // Such a column cannot be loosened.
+        if altered.nullable.iter().any(is_identity) {
             return None;
         }
         missing.retain(|number, _| find(&mark.columns, *number).is_some());

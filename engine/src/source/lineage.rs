@@ -98,6 +98,7 @@ pub(super) async fn open(
                     .collect(),
             },
             observed_through: newest.observed_through(),
+            latest_commit: newest.latest_commit(),
             shape,
             ddl_trigger,
             // The last segment may have been cut without a look, at a shutdown.
@@ -324,6 +325,7 @@ async fn begin(
             segments: Vec::new(),
         },
         observed_through: None,
+        latest_commit: None,
         shape: None,
         ddl_trigger: None,
         looked_at: file.start,

@@ -110,6 +110,7 @@ pub(super) async fn run(
             encoding: encoding::sent_in(&file.server_encoding).to_owned(),
             durable,
             observed_through: opened.observed_through,
+            latest_commit: opened.latest_commit,
             shape: opened.shape,
             ddl_trigger: opened.ddl_trigger,
             looked_at: opened.looked_at,

@@ -270,6 +270,7 @@ async fn incarnation(
             encoding: "UTF8".to_owned(),
             durable,
             observed_through,
+            latest_commit: lineage.and_then(lastgood_proto::listing::LineageListing::latest_commit),
             shape,
             ddl_trigger: None,
             looked_at,

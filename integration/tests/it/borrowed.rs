@@ -14,7 +14,7 @@ const SHOP: &str = "/api/v1/sources/shop";
 const TABLES: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE EXTENSION hstore;
     CREATE TABLE big (id int PRIMARY KEY, v text, n int, s serial);
     INSERT INTO big SELECT n, repeat(md5(n::text), 8), 0 FROM generate_series(1, 12000) n;
-    CREATE TABLE small (id serial PRIMARY KEY, v text, h hstore);
+    CREATE TABLE small (id serial PRIMARY KEY, v text NOT NULL, h hstore);
     INSERT INTO small (v, h) SELECT md5(n::text), hstore('n', n::text) FROM generate_series(1, 300) n;
     CREATE TABLE \"Odd \"\"one\" (a int, b text); ALTER TABLE \"Odd \"\"one\" REPLICA IDENTITY FULL;
     INSERT INTO \"Odd \"\"one\" SELECT n % 5, 'x' FROM generate_series(1, 50) n;
@@ -58,8 +58,12 @@ const MIGRATIONS: &[(&str, usize)] = &[
          UPDATE big SET v = 'left' WHERE id = 31; UPDATE emptied SET v = 0 WHERE v IS NULL;
          ALTER TABLE emptied ALTER v SET NOT NULL; UPDATE altered SET v = 1000 WHERE v < 5;
          ALTER TABLE altered ADD CONSTRAINT up CHECK (v >= 5); COMMENT ON CONSTRAINT up ON altered IS 'it''s up';
-         ALTER TABLE "Odd ""one" DROP c; ALTER TYPE mood ADD VALUE 'glad' BEFORE 'ok'; UPDATE feels SET f = 'glad' WHERE id = 8"#,
-        8,
+         ALTER TABLE "Odd ""one" DROP c; ALTER TYPE mood ADD VALUE 'glad' BEFORE 'ok'; UPDATE feels SET f = 'glad' WHERE id = 8;
+         UPDATE parts SET more = NULL WHERE id IN (20, 60); UPDATE parts SET more = '' WHERE more IS NULL; ALTER TABLE parts ALTER more SET DEFAULT '', ALTER more SET NOT NULL;
+         UPDATE parts SET v = 5 WHERE v < 5; ALTER TABLE parts ADD CHECK (v > 4); ALTER TABLE part_a ADD CHECK (v > 3);
+         ALTER TABLE small ALTER v DROP NOT NULL; INSERT INTO small (v) VALUES (NULL); UPDATE small SET v = '' WHERE v IS NULL;
+         ALTER TABLE small ALTER v SET NOT NULL; CREATE TABLE child (own int, PRIMARY KEY (id)) INHERITS (altered)"#,
+        7,
     ),
     // There and back; emptied; demands that come and go; one more column.
     (
@@ -67,7 +71,7 @@ const MIGRATIONS: &[(&str, usize)] = &[
          CREATE INDEX ON big (n); CREATE TABLE fresh (id int PRIMARY KEY); INSERT INTO fresh VALUES (1);
          ALTER TABLE small ADD CONSTRAINT apart UNIQUE (v); TRUNCATE emptied RESTART IDENTITY;
          INSERT INTO emptied (v) VALUES (1); ALTER TABLE big ADD z text DEFAULT E'a\\\\\tb'; UPDATE big SET z = NULL WHERE id < 9",
-        7,
+        8,
     ),
     // Another one of the same name, of columns and of tables.
     (
@@ -76,15 +80,15 @@ const MIGRATIONS: &[(&str, usize)] = &[
          CREATE TABLE fresh (id int PRIMARY KEY, x text); INSERT INTO fresh VALUES (5, 'new'); INSERT INTO older VALUES (7);
          CREATE SCHEMA apart; ALTER TABLE feels SET SCHEMA apart; ALTER TABLE apart.feels RENAME TO felt;
          UPDATE apart.felt SET f = 'ok' WHERE id = 9; ALTER TABLE altered ALTER d SET DEFAULT 'd'",
+        10,
+    ),
+    (
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'; ALTER TABLE parts DETACH PARTITION part_b; UPDATE part_b SET v = 11;
+         ALTER TABLE altered DROP d",
         9,
     ),
     (
-        "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'; ALTER TABLE parts DETACH PARTITION part_b; UPDATE part_b SET v = 1;
-         ALTER TABLE altered DROP d",
-        8,
-    ),
-    (
-        "ALTER TABLE apart.felt ALTER f TYPE text; VACUUM FULL part_a; DROP TABLE altered;
+        "ALTER TABLE apart.felt ALTER f TYPE text; VACUUM FULL part_a; DROP TABLE child; DROP TABLE altered;
          ALTER TABLE small ADD r float8 DEFAULT random()",
         6,
     ),

@@ -501,7 +501,7 @@ async fn source(backend: Backend) -> SourceStore {
         tables: Vec::new(),
         sequences: Vec::new(),
         large_objects: 0,
-        snapshot_xmax: None,
+        snapshot_xmin: None,
     };
     store
         .put_json(&SourceObject::Manifest(LINEAGE, base), &manifest)

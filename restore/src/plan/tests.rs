@@ -94,7 +94,7 @@ async fn receiving(base_time: i64, segments: &[(u64, i64, Vec<Commit>)]) -> Sour
         tables: Vec::new(),
         sequences: Vec::new(),
         large_objects: 0,
-        snapshot_xmax: None,
+        snapshot_xmin: None,
     };
     let object = SourceObject::Manifest(LINEAGE, base);
     store.put_json(&object, &manifest).await.unwrap();

@@ -136,7 +136,7 @@ mod tests {
             tables: Vec::new(),
             sequences: Vec::new(),
             large_objects: 0,
-            snapshot_xmax: None,
+            snapshot_xmin: None,
         };
         (store, lineage, manifest)
     }
