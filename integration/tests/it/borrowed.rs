@@ -187,9 +187,9 @@ impl Shop {
 }
 
 /// The tables as a protected source.
-async fn start(settings: Value) -> Result<(Storage, Service, TestDatabase)> {
+async fn start(settings: Value, major: u32) -> Result<(Storage, Service, TestDatabase)> {
     let storage = Storage::local()?;
-    let database = TestDatabase::new(18).await?;
+    let database = TestDatabase::new(major).await?;
     database.execute(TABLES).await?;
     let service = Service::start(&storage).await?;
     service
@@ -201,9 +201,19 @@ async fn start(settings: Value) -> Result<(Storage, Service, TestDatabase)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_after_a_migration_borrows_the_rows_that_nothing_touched() -> Result<()> {
+    migrate(18).await
+}
+
+/// Before 18, NOT NULL is no constraint.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_after_a_migration_of_an_older_major() -> Result<()> {
+    migrate(16).await
+}
+
+async fn migrate(major: u32) -> Result<()> {
     let mut settings = history::settings();
     settings["big_table_bytes"] = json!(1 << 20);
-    let (storage, service, database) = start(settings).await?;
+    let (storage, service, database) = start(settings, major).await?;
     let mut shop = Shop {
         service,
         database,
@@ -299,7 +309,7 @@ async fn a_base_after_a_migration_borrows_the_rows_that_nothing_touched() -> Res
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_source_is_restorable_soon_after_a_migration() -> Result<()> {
     let settings = json!({"big_table_bytes": 1 << 20, "segment_seconds": 1, "idle_seconds": 3600});
-    let (storage, service, database) = start(settings).await?;
+    let (storage, service, database) = start(settings, 18).await?;
     database
         .execute("ALTER TABLE big ADD c int DEFAULT 7")
         .await?;
