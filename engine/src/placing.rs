@@ -72,10 +72,8 @@ impl Placing {
         let passed = self.open.extract_if(.., |(key, _)| key.to <= end);
         let placed = passed.filter_map(|(key, objects)| {
             let within = |ddl: &&Ddl| (key.from..key.to).contains(&ddl.lsn);
-            let mut commits = self.commits.iter().filter(within);
-            let first = commits.next()?;
-            let last = commits.clone().next_back().unwrap_or(first);
-            let all: Vec<&Ddl> = std::iter::once(first).chain(commits).collect();
+            let all: Vec<&Ddl> = self.commits.iter().filter(within).collect();
+            let by = all.iter().map(|ddl| ddl.by).max()?;
             let touched = |oid: &u32| all.iter().any(|ddl| ddl.what.touched.contains(oid));
             let is_all = key.from > self.untold;
             if !is_all || !objects.iter().all(|names| names.iter().any(touched)) {
@@ -86,14 +84,14 @@ impl Placing {
                 v: Version1,
                 from: key.from,
                 to: key.to,
-                first: DdlCommit {
-                    lsn: first.lsn,
-                    time: first.time,
-                },
-                last: DdlCommit {
-                    lsn: last.lsn,
-                    time: last.by,
-                },
+                commits: all
+                    .iter()
+                    .map(|ddl| DdlCommit {
+                        lsn: ddl.lsn,
+                        time: ddl.time,
+                    })
+                    .collect(),
+                by,
                 detail: few(&told, "; "),
             })
         });
@@ -135,10 +133,11 @@ mod tests {
     }
 
     fn spans(placed: &[DdlFile]) -> Vec<(u64, u64)> {
-        let spans = placed.iter();
-        spans
-            .map(|file| (file.first.lsn.as_u64(), file.last.lsn.as_u64()))
-            .collect()
+        let span = |file: &DdlFile| {
+            let lsn = |commit: Option<&DdlCommit>| commit.unwrap().lsn.as_u64();
+            (lsn(file.commits.first()), lsn(file.commits.last()))
+        };
+        placed.iter().map(span).collect()
     }
 
     #[test]

@@ -195,10 +195,11 @@ pub struct DdlFile {
     pub v: Version1,
     pub from: Lsn,
     pub to: Lsn,
-    /// Up to here, and without this transaction itself, everything is as it was.
-    pub first: DdlCommit,
-    /// From its end on, everything is as it was seen at `to`.
-    pub last: DdlCommit,
+    /// By LSN, at least one. Up to the first, and without it, everything is as it was; behind the last one everything is
+    /// as it was seen at `to`; between two of them nothing is altered.
+    pub commits: Vec<DdlCommit>,
+    /// Nothing that committed up to the last one has a later commit time.
+    pub by: PgTimestamp,
     /// What they did, in one sentence for the operator.
     pub detail: String,
 }
@@ -209,8 +210,6 @@ pub struct DdlFile {
 pub struct DdlCommit {
     /// Start of the commit record.
     pub lsn: Lsn,
-    /// Of the first one its commit time; of the last one the latest commit time up to it, because these do not
-    /// rise with the commit LSN.
     pub time: PgTimestamp,
 }
 

@@ -234,7 +234,7 @@ fn beyond_the_windows(survey: &Survey, choice: &Choice) -> Option<Error> {
             // Also what stands behind a hole.
             let captured = newest.segments.iter().chain(&newest.orphans);
             captured.map(|segment| segment.end).find(|end| *end > at)?;
-            let change = survey.change_at(newest.id, at);
+            let change = survey.change_at(newest.id, at, choice.base.reach < at);
             format!(
                 "{}, and no base was taken since",
                 change.as_deref().unwrap_or("a base is missing")

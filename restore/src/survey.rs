@@ -52,21 +52,43 @@ impl Change {
         }
     }
 
-    /// Everything before is as it was, and when the transaction that begins there was committed.
-    pub(crate) fn begin(&self) -> (Lsn, Option<PgTimestamp>) {
-        match &self.ddl {
-            Some(ddl) => (ddl.first.lsn, Some(ddl.first.time)),
+    /// Where of what is at `point` or behind something is altered first, and when that was committed: nothing of the change
+    /// lies between.
+    fn after(&self, point: Lsn) -> (Lsn, Option<PgTimestamp>) {
+        let mut commits = self.ddl.iter().flat_map(|ddl| &ddl.commits);
+        match commits.find(|commit| commit.lsn >= point) {
+            Some(commit) => (commit.lsn, Some(commit.time)),
             None => (self.shape.from, None),
         }
+    }
+
+    /// Everything before is as it was.
+    fn begin(&self) -> Lsn {
+        self.after(Lsn::INVALID).0
     }
 
     /// What commits at or past it finds everything as it was seen then, and what committed below had done so by that
     /// time.
     fn end(&self) -> (Lsn, PgTimestamp) {
-        match &self.ddl {
-            Some(ddl) => (ddl.last.lsn.behind(), ddl.last.time),
-            None => (self.shape.to, self.shape.time),
+        let placed = self.ddl.as_ref();
+        let placed = placed.and_then(|ddl| Some((ddl.commits.last()?.lsn.behind(), ddl.by)));
+        placed.unwrap_or((self.shape.to, self.shape.time))
+    }
+
+    /// In words, if this is what lies at `lsn`, where the reach of a base ends; or around it, if that base is a moment for
+    /// itself, taken in the midst of the change.
+    pub(crate) fn at(&self, lsn: Lsn, is_moment: bool) -> Option<String> {
+        let (shape, detail) = (&self.shape, &self.shape.detail);
+        let mut commits = self.ddl.iter().flat_map(|ddl| &ddl.commits);
+        let commit = commits.find(|commit| commit.lsn == lsn);
+        if let (Some(commit), Some(ddl)) = (commit, &self.ddl) {
+            let (time, told) = (commit.time, &ddl.detail);
+            return Some(format!(
+                "{detail} from {time} on ({told}, committed at {lsn})"
+            ));
         }
+        let is_here = self.begin() == lsn || is_moment && (self.begin()..shape.to).contains(&lsn);
+        is_here.then(|| format!("{detail} between {} and {}", shape.from, shape.to))
     }
 }
 
@@ -110,7 +132,8 @@ impl Survey {
                 let point = id.consistent_point();
                 let ends = seen.iter();
                 let ends = ends.filter(|change| change.shape.ends(point, &manifest.fingerprint));
-                let end = ends.map(Change::begin).min_by_key(|(lsn, _)| *lsn);
+                let ends = ends.map(|change| change.after(point));
+                let end = ends.min_by_key(|(lsn, _)| *lsn);
                 let (reach, reach_time) = end.unwrap_or((Lsn::MAX, None));
                 let is_looked_at = lineage.durable_lsn() >= Some(point);
                 let back = match is_looked_at && borrows_all(&manifest) {
@@ -199,7 +222,7 @@ fn reaches_back(
     bases: &[BaseInfo],
 ) -> Option<(Lsn, PgTimestamp)> {
     let point = manifest.consistent_point;
-    let before = || changes.iter().filter(|change| change.begin().0 < point);
+    let before = || changes.iter().filter(|change| change.begin() < point);
     let last = before().max_by_key(|change| change.shape.to)?;
     let is_last = last.shape.fingerprint == manifest.fingerprint
         && manifest.definitions.is_some()
@@ -315,8 +338,8 @@ mod placed {
                 v: Version1,
                 from,
                 to,
-                first: commit(first),
-                last: commit(last),
+                commits: vec![commit(first), commit(last)],
+                by: commit(last).time,
                 detail: String::new(),
             }),
         }
@@ -372,6 +395,20 @@ mod placed {
         assert_eq!(from(&[first.clone(), redefined], bases), None);
         // One that is gone lends nothing.
         assert_eq!(from(&[first, last], &[]), None);
+    }
+
+    /// One that was taken between two transactions of a change holds until the next.
+    #[test]
+    fn a_base_in_the_midst_of_a_change_reaches_up_to_what_follows() {
+        let placed = change(20, 40, "c", Some((25, 35)));
+        let after = |point| placed.after(Lsn::new(point)).0.as_u64();
+        assert_eq!([22, 25, 26, 35, 36].map(after), [25, 25, 35, 35, 20]);
+        let at = |lsn, is_moment| placed.at(Lsn::new(lsn), is_moment).is_some();
+        assert!(at(25, false) && at(35, false) && !at(30, false));
+        assert!(at(30, true) && !at(40, true) && !at(20, true));
+        let unplaced = change(20, 40, "c", None);
+        assert!(unplaced.at(Lsn::new(20), false).is_some());
+        assert!(unplaced.at(Lsn::new(30), true).is_some());
     }
 
     #[test]

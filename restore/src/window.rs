@@ -215,20 +215,14 @@ impl Survey {
     }
 
     /// What changed the shape of the source after `lsn`, if that is why no replay goes further.
-    pub(crate) fn change_at(&self, lineage: LineageId, lsn: Lsn) -> Option<String> {
+    pub(crate) fn change_at(
+        &self,
+        lineage: LineageId,
+        lsn: Lsn,
+        is_moment: bool,
+    ) -> Option<String> {
         let changes = self.changes.get(&lineage)?;
-        let change = changes.iter().find(|change| change.begin().0 == lsn)?;
-        let detail = &change.shape.detail;
-        Some(match &change.ddl {
-            Some(ddl) => format!(
-                "{detail} from {} on ({}, committed at {})",
-                ddl.first.time, ddl.detail, ddl.first.lsn
-            ),
-            None => format!(
-                "{detail} between {} and {}",
-                change.shape.from, change.shape.to
-            ),
-        })
+        changes.iter().find_map(|change| change.at(lsn, is_moment))
     }
 
     /// Whether what followed a window is gone because nobody wanted it kept.
@@ -251,7 +245,8 @@ impl Survey {
     /// Why nothing right after a window can be restored; none if a segment is missing, or if nothing
     /// came after it.
     pub(crate) fn why_ended(&self, window: &Window, next: Option<&Window>) -> Option<String> {
-        let change = || self.change_at(window.lineage, window.to.lsn);
+        let is_moment = window.from.lsn == window.to.lsn;
+        let change = || self.change_at(window.lineage, window.to.lsn, is_moment);
         let Some(next) = next else {
             return change();
         };
