@@ -70,8 +70,11 @@ pub async fn take_base(
 pub(crate) enum Rows {
     All,
     /// Those of tables that were altered, or that are not captured; the others are borrowed from earlier
-    /// bases of the lineage, as far as that spares much.
-    Altered,
+    /// bases of the lineage, as far as that spares much. It is taken in the midst of a migration as a rule: if it gives
+    /// way, it ends as soon as somebody waits for it.
+    Altered {
+        gives_way: bool,
+    },
 }
 
 /// As [`take_base`].
@@ -102,6 +105,11 @@ async fn take(
 ) -> Result<BaseManifest, Error> {
     let mut attempt = 1;
     loop {
+        // The last one does not: one has to be taken at last.
+        let rows = match rows {
+            Rows::Altered { .. } if attempt == ATTEMPTS => Rows::Altered { gives_way: false },
+            rows => rows,
+        };
         match attempt_once(source, store, rows, events).await {
             Err(Error::CatalogMoved | Error::TablesLocked) if attempt < ATTEMPTS => {
                 tokio::time::sleep(PAUSE * attempt).await;
@@ -172,7 +180,7 @@ pub(crate) async fn dump(
     events.send(Event::BaseStarted {
         lineage: lineage.id,
         base,
-        follows_change: matches!(rows, Rows::Altered),
+        follows_change: matches!(rows, Rows::Altered { .. }),
     });
     tracing::info!(%base, lineage = %lineage.id, "base started");
     let (keeper, fresh) = (snapshot.keeper, snapshot.fresh);
@@ -197,7 +205,7 @@ pub(crate) async fn dump(
     let fingerprints = shape.with(definitions).fingerprints();
     let newest = match rows {
         Rows::All => None,
-        Rows::Altered => borrow::newest(store, lineage.id).await,
+        Rows::Altered { .. } => borrow::newest(store, lineage.id).await,
     };
     let mut borrowed = Vec::new();
     if let Some(newest) = newest {
@@ -209,6 +217,7 @@ pub(crate) async fn dump(
             pg_dump_version: tools.version(),
             encoding: &encoding,
             snapshot_xmin: contents.snapshot_xmin,
+            definitions: &fingerprints.definitions,
         };
         let worth_bytes = source.settings.big_table_bytes;
         borrowed = now.borrows(&newest, &contents.tables, worth_bytes).await?;
@@ -251,7 +260,8 @@ pub(crate) async fn dump(
     let dumped_bytes = Arc::clone(&place.dumped_bytes);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     let archives = archive::all(&place, sessions, big, &elsewhere, &source.settings);
-    let waiting = waits::until_one_waits(fresh.client(), &pids);
+    let gives_way = matches!(rows, Rows::Altered { gives_way: true });
+    let waiting = waits::until_one_waits(fresh.client(), &pids, gives_way);
     tokio::pin!(archives, waiting);
     let archives = loop {
         // What is left of the archives ends with the sessions that it is made in.

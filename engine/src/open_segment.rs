@@ -278,7 +278,8 @@ impl OpenSegment {
                     writing.last_described = None;
                 }
                 let known = self.relations.get(&relation.oid);
-                if known.is_some_and(|known| *known != relation) {
+                // Outside, it was only shown: what was in between has been left out.
+                if self.in_transaction && known.is_some_and(|known| *known != relation) {
                     let is_told = self.touched.remove(&relation.oid.get());
                     let altering = self.altering.get_or_insert_default();
                     altering.untold |= !is_told;

@@ -26,7 +26,8 @@ use crate::error::{Error, chain};
 const BORROWED_MAX: usize = 5000;
 
 /// What the rows' text of each published table depends on beside the changes of the stream: storage, identity, the
-/// publication and the table's place in it, with their `xmin`; its columns, and the definitions of types that are not
+/// publication and the table's place in it, with their `xmin`; of a partition all that bounds it, of a default one also
+/// its siblings; its columns, and the definitions of types that are not
 /// PostgreSQL's own, because what was changed there and back has left text in the stream that means something else.
 /// `varchar` is text: they become each other without a row being written. Not of a table with values that are
 /// printed as names of other objects, which may be renamed.
@@ -67,19 +68,45 @@ types(typ, definition) AS (
          WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid
            AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'))
     FROM pg_type t WHERE t.oid IN (SELECT typ FROM used)),
-own(root, definitions, is_named) AS MATERIALIZED (
-    SELECT used.root, md5(string_agg(types.definition, ';' ORDER BY types.typ)), bool_or(named.typ IS NOT NULL)
+calling(con) AS MATERIALIZED (
+    SELECT DISTINCT d.objid FROM pg_depend d
+    WHERE d.classid = 'pg_constraint'::regclass AND d.refobjid >= 16384
+      AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)),
+own(root, definitions, is_named, calls) AS MATERIALIZED (
+    SELECT used.root, md5(string_agg(types.definition, ';' ORDER BY types.typ)), bool_or(named.typ IS NOT NULL),
+           bool_or(EXISTS (SELECT FROM pg_constraint o JOIN calling ON calling.con = o.oid WHERE o.contypid = used.typ))
     FROM used JOIN types ON types.typ = used.typ LEFT JOIN named ON named.typ = used.typ
-    GROUP BY used.root)
-SELECT c.oid, md5(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, c.relreplident, c.relpartbound::text,
+    GROUP BY used.root),
+members(top, rel) AS (
+    SELECT i.inhparent, i.inhparent FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent AND c.relkind IN ('r', 'p')
+    WHERE NOT EXISTS (SELECT FROM pg_inherits u WHERE u.inhrelid = i.inhparent)
+    UNION SELECT m.top, i.inhrelid FROM members m JOIN pg_inherits i ON i.inhparent = m.rel),
+rigid(rel, names) AS MATERIALIZED (
+    SELECT m.rel, array_agg(r.attname) FROM members m JOIN (
+        SELECT DISTINCT m.top, a.attname FROM members m
+        JOIN pg_attribute a ON a.attrelid = m.rel AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE a.attidentity <> '' OR EXISTS (
+            SELECT FROM pg_index x WHERE x.indrelid = m.rel AND (x.indisprimary OR x.indisreplident)
+               AND a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1]))) r ON r.top = m.top
+    GROUP BY m.rel)
+SELECT c.oid, md5(concat_ws(' ', c.oid, c.relfilenode, c.relpersistence, c.relreplident,
+           CASE WHEN c.relispartition THEN (
+               SELECT string_agg(concat_ws(':', k.rel, k.version, m.relpartbound::text), ',' ORDER BY k.rel)
+               FROM pg_partition_ancestors(c.oid) up(rel) JOIN pg_inherits own ON own.inhrelid = up.rel
+               LEFT JOIN pg_partitioned_table t ON t.partrelid = own.inhparent AND t.partdefid = own.inhrelid
+               CROSS JOIN LATERAL (
+                   SELECT own.inhrelid, own.xmin::text
+                   UNION SELECT s.inhrelid, s.xmin::text FROM pg_inherits s WHERE s.inhparent = t.partrelid) k(rel, version)
+               JOIN pg_class m ON m.oid = k.rel) END,
            p.oid, p.xmin, wanted.place, wanted.version,
            (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
             WHERE x.indrelid = c.oid AND x.indisvalid AND (x.indisprimary OR x.indisreplident)))),
        (SELECT md5(string_agg(concat_ws(':', o.oid, o.xmin), ',' ORDER BY o.oid))
         FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c'),
        c.relnatts::int4,
-       columns.*
-FROM wanted JOIN pg_class c ON c.oid = wanted.rel CROSS JOIN pg_publication p
+       columns.*,
+       EXISTS (SELECT FROM pg_constraint o JOIN calling ON calling.con = o.oid WHERE o.conrelid = c.oid AND o.contype = 'c')
+FROM wanted JOIN pg_class c ON c.oid = wanted.rel CROSS JOIN pg_publication p LEFT JOIN rigid ON rigid.rel = c.oid
 CROSS JOIN LATERAL (
     SELECT array_agg(a.attnum::int4 ORDER BY a.attnum), array_agg(a.attname::text ORDER BY a.attnum),
            array_agg(coalesce(own.definitions, CASE a.atttypid WHEN 1043 THEN '25' ELSE a.atttypid::text END) ORDER BY a.attnum),
@@ -88,13 +115,15 @@ CROSS JOIN LATERAL (
                SELECT FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'n' AND o.conkey[1] = a.attnum
                   AND NOT o.convalidated) ORDER BY a.attnum),
            array_agg(a.attgenerated <> '' ORDER BY a.attnum), bool_or(own.is_named),
-           array_agg(a.attnum::int4) FILTER (WHERE a.attidentity <> ''),
+           array_agg(a.attnum::int4) FILTER (WHERE a.attidentity <> '' OR a.attname = ANY (rigid.names)),
            array_agg(a.attnum::int4) FILTER (WHERE EXISTS (
                SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisvalid
-                  AND (x.indisprimary OR x.indisreplident) AND a.attnum = ANY (x.indkey)))
+                  AND (x.indisprimary OR x.indisreplident)
+                  AND a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1]))),
+           bool_or(own.calls)
     FROM pg_attribute a LEFT JOIN own ON own.root = a.atttypid
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    ) columns(numbers, names, meanings, versions, not_nulls, generated, is_named, identities, keys)
+    ) columns(numbers, names, meanings, versions, not_nulls, generated, is_named, rigid, keys, calls)
 WHERE p.oid = $1 AND c.relkind = 'r' AND columns.is_named IS NOT TRUE
   AND NOT (c.relispartition AND EXISTS (
       SELECT FROM pg_partition_ancestors(c.oid) up(rel) JOIN pg_partitioned_table t ON t.partrelid = up.rel
@@ -125,10 +154,14 @@ pub(super) struct Mark {
     /// `pg_class.relnatts`.
     pub(super) attributes: u32,
     pub(super) columns: Vec<ColumnEntry>,
-    /// Numbers of identity columns.
-    pub(super) identities: Vec<u32>,
+    /// Numbers of columns whose NOT NULL cannot be left out for a while: identities, and what is one or part of a key
+    /// somewhere among parents, children and siblings.
+    pub(super) rigid: Vec<u32>,
     /// Numbers of columns of primary key and identity index, which are never null.
     pub(super) keys: Vec<u32>,
+    /// A check calls functions of users, or that of a type does.
+    pub(super) checks_call: bool,
+    pub(super) types_call: bool,
 }
 
 impl Mark {
@@ -148,8 +181,10 @@ impl Mark {
             unaltered: row.get(1),
             checks: row.get(2),
             attributes: number(&row.get(3)),
-            identities: numbers_at(11),
+            rigid: numbers_at(11),
             keys: numbers_at(12),
+            types_call: row.get::<_, Option<bool>>(13).unwrap_or(false),
+            checks_call: row.get(14),
             columns: columns
                 .map(
                     |((number, ((name, meaning), version)), (not_null, generated))| ColumnEntry {
@@ -253,6 +288,7 @@ pub(super) struct Now<'a> {
     pub(super) pg_dump_version: &'a str,
     pub(super) encoding: &'a str,
     pub(super) snapshot_xmin: u64,
+    pub(super) definitions: &'a Option<String>,
 }
 
 impl Now<'_> {
@@ -309,8 +345,14 @@ impl Now<'_> {
         let before: BTreeMap<Oid, &TableEntry> = before.map(|table| (table.oid, table)).collect();
         let pairs = tables.iter().filter(is_captured);
         let pairs = pairs.filter_map(|table| Some((*before.get(&table.oid)?, table)));
+        let is_redefined = newest.definitions.is_none() || newest.definitions != *self.definitions;
+        let calls = |table: Oid| {
+            let mark = self.marks.get(&table);
+            mark.is_none_or(|mark| mark.checks_call || mark.types_call)
+        };
         let is_same = |before: &TableEntry, table: &TableEntry| {
             before.unaltered == table.unaltered
+                && !(is_redefined && calls(table.oid))
                 && before.checks == table.checks
                 && before.attributes == table.attributes
                 && before.columns == table.columns
@@ -332,7 +374,7 @@ impl Now<'_> {
         let mut steps = Vec::new();
         for (before, table) in other {
             if let Some(mark) = self.marks.get(&table.oid)
-                && let Some(step) = Step::between(before, mark)
+                && let Some(step) = Step::between(before, mark, is_redefined)
             {
                 steps.push((before, table, mark, step));
             }
@@ -582,6 +624,7 @@ mod tests {
             pg_dump_version: "",
             encoding: "UTF8",
             snapshot_xmin: xmin().await,
+            definitions: &Some("now".to_owned()),
         };
         let tables = captured(&client, publication).await;
         let borrows = now.borrows(&newest, &tables, 0).await.unwrap();
@@ -712,6 +755,55 @@ mod tests {
             "ALTER TABLE root ADD z int; ALTER TABLE root ALTER z SET NOT NULL, ADD CHECK (a < 5)";
         let expect = altered("by place, 2 is null, 2 may be null, unchecked");
         assert_eq!(fate(18, child, change, "leaf").await, expect);
+        // A default partition has what its siblings have not, and all have what their ancestors have.
+        let bounds = "CREATE TABLE top (a int PRIMARY KEY) PARTITION BY RANGE (a); CREATE TABLE rest PARTITION OF top DEFAULT;
+            CREATE TABLE mid PARTITION OF top FOR VALUES FROM (0) TO (9) PARTITION BY RANGE (a);
+            CREATE TABLE low PARTITION OF mid FOR VALUES FROM (0) TO (5); CREATE TABLE next (a int NOT NULL PRIMARY KEY);
+            CREATE PUBLICATION pub FOR TABLE rest, low, next";
+        let attach = "ALTER TABLE top ATTACH PARTITION next FOR VALUES FROM (10) TO (20)";
+        let again = "ALTER TABLE top DETACH PARTITION mid; ALTER TABLE top ATTACH PARTITION mid FOR VALUES FROM (0) TO (9)";
+        for (change, table, expect) in [
+            (attach, "rest", Dumped),
+            (attach, "next", Dumped),
+            (attach, "low", Borrowed),
+            (again, "low", Dumped),
+        ] {
+            assert_eq!(
+                fate(18, bounds, change, table).await,
+                expect,
+                "{change} {table}"
+            );
+        }
+        // What a function says of rows may be something else now.
+        let calls = "CREATE FUNCTION ok(int) RETURNS bool LANGUAGE sql AS 'SELECT true'; CREATE DOMAIN fine AS int CHECK (ok(VALUE));
+            CREATE TABLE c (id int PRIMARY KEY, v int CHECK (ok(v))); CREATE TABLE d (id int PRIMARY KEY, v fine);
+            CREATE PUBLICATION pub FOR TABLE c, d";
+        for (table, expect) in [("c", altered("unchecked")), ("d", Dumped)] {
+            let change =
+                "CREATE OR REPLACE FUNCTION ok(int) RETURNS bool LANGUAGE sql AS 'SELECT $1 > 5'";
+            assert_eq!(fate(18, calls, change, table).await, expect, "{table}");
+        }
+        // NOT NULL is part of something else there, or none of the key.
+        let held = "CREATE TABLE r (k int, seq int GENERATED ALWAYS AS IDENTITY, v int NOT NULL) PARTITION BY LIST (k);
+            CREATE TABLE l PARTITION OF r FOR VALUES IN (1); CREATE TABLE s PARTITION OF r FOR VALUES IN (2);
+            ALTER TABLE l ADD PRIMARY KEY (k); ALTER TABLE s ADD PRIMARY KEY (v);
+            CREATE TABLE i (id int, v int, PRIMARY KEY (id) INCLUDE (v)); CREATE PUBLICATION pub FOR TABLE l, i";
+        for (change, table, expect) in [
+            ("ALTER TABLE r RENAME seq TO no", "l", Dumped),
+            ("ALTER TABLE r RENAME v TO x", "l", Dumped),
+            (
+                "ALTER TABLE r ALTER k SET STATISTICS 7",
+                "l",
+                altered("by place"),
+            ),
+            (
+                "ALTER TABLE i ALTER v SET NOT NULL",
+                "i",
+                altered("by place, 2 may be null"),
+            ),
+        ] {
+            assert_eq!(fate(16, held, change, table).await, expect, "{change}");
+        }
         // Rows of such partitions are not in an archive by themselves.
         let hashed = "CREATE TYPE e AS ENUM ('a'); CREATE TABLE h (m e, id int, PRIMARY KEY (m, id)) PARTITION BY HASH (m);
             CREATE TABLE h0 PARTITION OF h FOR VALUES WITH (MODULUS 1, REMAINDER 0); CREATE TABLE o (id int PRIMARY KEY);

@@ -21,6 +21,7 @@ pub(super) struct Step {
     told: Option<Told>,
     /// Numbers of those that were not there.
     pub(super) new: Vec<u32>,
+    is_redefined: bool,
 }
 
 fn find(columns: &[ColumnEntry], number: u32) -> Option<&ColumnEntry> {
@@ -28,9 +29,11 @@ fn find(columns: &[ColumnEntry], number: u32) -> Option<&ColumnEntry> {
 }
 
 impl Step {
-    /// None if rows were touched, or if the columns of rows in between cannot be told.
-    pub(super) fn between(before: &TableEntry, mark: &Mark) -> Option<Self> {
-        if before.unaltered.as_ref() != Some(&mark.unaltered) {
+    /// None if rows were touched, or if the columns of rows in between cannot be told. `is_redefined`: functions may be
+    /// others.
+    pub(super) fn between(before: &TableEntry, mark: &Mark, is_redefined: bool) -> Option<Self> {
+        let is_touched = before.unaltered.as_ref() != Some(&mark.unaltered);
+        if is_touched || mark.types_call && is_redefined {
             return None;
         }
         let attributes = before.attributes?;
@@ -78,7 +81,11 @@ impl Step {
             (false, true) => Some(Told::Names),
             (false, false) => return None,
         };
-        Some(Self { told, new })
+        Some(Self {
+            told,
+            new,
+            is_redefined,
+        })
     }
 
     /// What became of the table since its lender, given what had become of it at `at`. None if it cannot be borrowed.
@@ -112,27 +119,89 @@ impl Step {
         };
         let nullable = mark.columns.iter().filter(may_be_null);
         altered.nullable = nullable.map(|column| column.number).collect();
-        altered.unchecked =
-            mark.checks.is_some() && (altered.unchecked || before.checks != mark.checks);
+        let may_differ = before.checks != mark.checks || mark.checks_call && self.is_redefined;
+        altered.unchecked = mark.checks.is_some() && (altered.unchecked || may_differ);
         let is_looser = altered.unchecked || !altered.nullable.is_empty();
-        let is_identity = |number: &u32| mark.identities.contains(number);
+        let is_rigid = |number: &u32| mark.rigid.contains(number);
         // Such a column cannot be loosened.
-        if altered.nullable.iter().any(is_identity) {
+        if altered.nullable.iter().any(is_rigid) {
             return None;
         }
         missing.retain(|number, _| find(&mark.columns, *number).is_some());
         altered.missing = missing.into_iter().collect();
-        if let Some(until_next) = self.told {
-            let columns = before.columns.iter();
-            altered.layouts.push(Layout {
+        let columns = before.columns.iter();
+        let columns: Vec<(u32, String)> = columns
+            .map(|column| (column.number, column.name.clone()))
+            .collect();
+        // Nothing has become of them since: then that one says it.
+        let is_known =
+            |layout: &Layout| layout.columns == columns && layout.until_next == Told::Places;
+        match self.told {
+            None => {}
+            Some(Told::Places) if altered.layouts.last().is_some_and(is_known) => {}
+            Some(until_next) => altered.layouts.push(Layout {
                 at,
-                columns: columns
-                    .map(|column| (column.number, column.name.clone()))
-                    .collect(),
+                columns,
                 until_next,
-            });
+            }),
         }
         let is_altered = is_looser || !altered.layouts.is_empty();
         Some(is_altered.then_some(altered))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_proto::Oid;
+    use lastgood_proto::manifest::Protection;
+
+    /// A job that repeats its GRANT on a column leaves another version of it each time.
+    #[test]
+    fn what_alters_nothing_adds_no_layout() {
+        let columns = |version| {
+            vec![ColumnEntry {
+                number: 1,
+                name: "id".to_owned(),
+                meaning: "23".to_owned(),
+                version,
+                not_null: false,
+                generated: false,
+            }]
+        };
+        let mut altered = None;
+        for version in 1..9 {
+            let before = TableEntry {
+                oid: Oid::new(1),
+                schema: "public".to_owned(),
+                name: "t".to_owned(),
+                kind: 'r',
+                protection: Protection::Full,
+                identity_index: None,
+                rows_estimate: None,
+                bytes: 0,
+                unaltered: Some("x".to_owned()),
+                checks: None,
+                columns: columns(version),
+                attributes: Some(1),
+            };
+            let mark = Mark {
+                unaltered: "x".to_owned(),
+                checks: None,
+                attributes: 1,
+                columns: columns(version + 1),
+                rigid: Vec::new(),
+                keys: Vec::new(),
+                checks_call: false,
+                types_call: false,
+            };
+            let step = Step::between(&before, &mark, false).unwrap();
+            let at = Lsn::new(u64::from(version));
+            let taken = step.take(at, &before, &mark, Missing::new(), altered);
+            altered = taken.unwrap();
+        }
+        let layouts = altered.unwrap().layouts;
+        assert_eq!(layouts.len(), 1);
+        assert_eq!(layouts[0].at, Lsn::new(1));
     }
 }

@@ -1,9 +1,10 @@
-//! Whether somebody is in the way of a base.
+//! Whether somebody is in the way of a base, or a base in somebody's.
 //!
 //! `pg_dump` sets the session's `lock_timeout` back and reads views and sequences, which nobody has
 //! locked for it: it would wait for one that is being altered as long as that takes, and hold all
 //! tables meanwhile. Whoever alters it may want one of those next.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use lastgood_pg::Session;
@@ -19,9 +20,15 @@ const INTERVAL: Duration = Duration::from_millis(300);
 /// the other sessions would wait for ever.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Not `pg_locks`: reading that holds up everybody who locks something.
-const WAITS: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity
-    WHERE pid = ANY ($1) AND wait_event_type = 'Lock')";
+/// Not `pg_locks`: reading that holds up everybody who locks something. Of other roles' sessions not everybody sees
+/// whether they wait.
+const WAITS: &str = "SELECT pid, pid = ANY ($1) FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND (pid = ANY ($1) OR datname = current_database())";
+
+/// Locks the lock table for a moment: asked for one that waits for longer than that.
+const BLOCKED: &str = "SELECT pg_blocking_pids($1) && $2";
+/// Looks after which one that still waits is asked for, and again after as many.
+const LOOKS: u32 = 2;
 
 /// The server process of a session.
 pub(super) async fn pid(session: &Session) -> Result<i32, Error> {
@@ -33,16 +40,35 @@ pub(super) async fn pid(session: &Session) -> Result<i32, Error> {
     Ok(row.get(0))
 }
 
-/// Looks at server processes of ours until one waits for a lock: [`Error::TablesLocked`], or why
-/// nothing can be seen any more.
-pub(super) async fn until_one_waits(client: &Client, pids: &[i32]) -> Error {
+/// Looks at server processes of ours until one waits for a lock, or if the base gives way, until somebody waits for one:
+/// [`Error::TablesLocked`], or why nothing can be seen any more.
+pub(super) async fn until_one_waits(client: &Client, pids: &[i32], gives_way: bool) -> Error {
     let mut looks = tokio::time::interval(INTERVAL);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut others: HashMap<i32, u32> = HashMap::new();
     loop {
         looks.tick().await;
-        match timeout(PATIENCE, client.query_one(WAITS, &[&pids])).await {
-            Ok(Ok(row)) if row.get(0) => return Error::TablesLocked,
-            Ok(Ok(_)) => {}
+        let look = async {
+            let rows = client.query(WAITS, &[&pids]).await?;
+            if rows.iter().any(|row| row.get(1)) {
+                return Ok(true);
+            }
+            let seen = rows.iter().filter(|_| gives_way).map(|row| row.get(0));
+            let count = |pid| (pid, others.get(&pid).map_or(1, |count| count + 1));
+            others = seen.map(count).collect();
+            for (pid, count) in &others {
+                if count.is_multiple_of(LOOKS) {
+                    let blocked = client.query_one(BLOCKED, &[pid, &pids]).await?;
+                    if blocked.get(0) {
+                        return Ok(true);
+                    }
+                }
+            }
+            Ok(false)
+        };
+        match timeout(PATIENCE, look).await {
+            Ok(Ok(true)) => return Error::TablesLocked,
+            Ok(Ok(false)) => {}
             Ok(Err(error)) => return Error::sql("looking for locks that a base waits for")(error),
             Err(_) => {
                 let seconds = PATIENCE.as_secs();

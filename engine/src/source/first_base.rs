@@ -121,7 +121,8 @@ impl Work {
             let (events, cancel) = (self.events.clone(), self.cancel.clone());
             let (source, store) = (&self.source, &self.store);
             let begun = Instant::now();
-            match base::take_rows(source, store, Rows::Altered, events, cancel).await {
+            let rows = Rows::Altered { gives_way: true };
+            match base::take_rows(source, store, rows, events, cancel).await {
                 Ok(base) => {
                     self.taken.send_replace(Taken {
                         point: base.consistent_point,

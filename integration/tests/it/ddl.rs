@@ -341,7 +341,14 @@ async fn ddl_is_told_of_and_never_fails() -> Result<()> {
                     .await
                     .with_context(|| format!("{major}: {one}"))?;
             }
-            let told = told(&admin).await?;
+            let mut told = told(&admin).await?;
+            // Bases that follow put new tables into the publication.
+            let is_ours = |one: &Value| {
+                one["names"]
+                    .as_str()
+                    .is_some_and(|it| it.contains("in publication lastgood_"))
+            };
+            told.retain(|one| !is_ours(one));
             let texts = told.iter().map(|told| {
                 let role = told["role"]
                     .as_str()
