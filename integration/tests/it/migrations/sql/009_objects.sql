@@ -1,0 +1,13 @@
+CREATE EXTENSION hstore;
+CREATE TABLE attributes (id int PRIMARY KEY, h hstore);
+INSERT INTO attributes VALUES (1, 'a => 1');
+CREATE AGGREGATE total (int) (sfunc = int4pl, stype = int, initcond = '0');
+CREATE SEQUENCE counter START 100;
+SELECT nextval('counter');
+ALTER TABLE booking OWNER TO pg_monitor;
+GRANT SELECT ON accounts TO pg_monitor;
+ALTER DEFAULT PRIVILEGES IN SCHEMA ledger GRANT SELECT ON TABLES TO pg_monitor;
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TABLE felt (id int PRIMARY KEY, m mood DEFAULT 'ok');
+INSERT INTO felt SELECT generate_series(1, 9);
+COMMENT ON COLUMN felt.m IS 'how it was';

@@ -1,0 +1,11 @@
+BEGIN;
+SAVEPOINT one;
+CREATE TABLE gone (id int);
+ALTER TABLE felt DROP m;
+ROLLBACK TO one;
+CREATE TABLE kept AS SELECT * FROM felt;
+ALTER TABLE kept ADD PRIMARY KEY (id);
+SELECT id INTO taken FROM felt;
+ALTER TABLE taken ADD PRIMARY KEY (id);
+UPDATE felt SET m = 'sad' WHERE id = 1;
+COMMIT;

@@ -1,0 +1,7 @@
+INSERT INTO felt VALUES (77, 'glad');
+ALTER TYPE mood RENAME VALUE 'sad' TO 'blue';
+ALTER TYPE mood RENAME TO feeling;
+ALTER DOMAIN ledger.amount ADD CHECK (VALUE <> 13);
+ALTER SEQUENCE counter RENAME TO counted;
+ALTER EXTENSION hstore SET SCHEMA ledger;
+ALTER SCHEMA ledger RENAME TO book;
