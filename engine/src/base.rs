@@ -16,6 +16,7 @@ mod archive;
 mod borrow;
 mod catalog;
 mod columns;
+mod mark;
 mod snapshot;
 mod waits;
 

@@ -257,19 +257,29 @@ impl Survey {
             })
     }
 
+    /// The windows, and why each ends where it does: none if a segment is missing, or if nothing came after it.
+    #[must_use]
+    pub fn ends(&self) -> Vec<(Window, Option<String>)> {
+        let windows = self.windows();
+        let next = windows.iter().skip(1).map(Some).chain([None]);
+        let ends = windows.iter().zip(next);
+        ends.map(|(window, next)| (*window, self.why_ended(window, next)))
+            .collect()
+    }
+
     /// What lies between the windows. A single transaction that ends one and begins the next is nothing.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
-        let windows = self.windows();
-        let pairs = windows.iter().zip(windows.iter().skip(1));
+        let ends = self.ends();
+        let pairs = ends.iter().zip(ends.iter().skip(1));
         pairs
-            .filter(|(before, after)| {
+            .filter(|((before, _), (after, _))| {
                 before.lineage != after.lineage || before.to.lsn.behind() < after.from.lsn
             })
-            .map(|(before, after)| Gap {
+            .map(|((before, reason), (after, _))| Gap {
                 from: before.to,
                 to: after.from,
-                reason: self.why_ended(before, Some(after)),
+                reason: reason.clone(),
             })
             .collect()
     }

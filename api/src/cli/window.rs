@@ -41,7 +41,7 @@ fn describe(value: &Value) -> String {
         return "nothing can be restored yet: the first base is not complete\n".to_owned();
     }
     let mut text = String::new();
-    for window in &windows {
+    for (at, window) in windows.iter().enumerate() {
         text.push_str(&format!("recoverable  {}\n", span(window)));
         let gap = gaps
             .iter()
@@ -49,6 +49,10 @@ fn describe(value: &Value) -> String {
         if let Some(gap) = gap {
             text.push_str(&format!("GAP          {}\n", span(gap)));
             text.push_str(&format!("             because {}\n", show(&gap["reason"])));
+        } else if let Some(reason) = window["reason"].as_str()
+            && at + 1 < windows.len()
+        {
+            text.push_str(&format!("             then {reason}, without a gap\n"));
         }
     }
     if let Some(why) = value["latest_refused"].as_str() {

@@ -26,6 +26,9 @@ pub(super) struct WindowView {
     lineage: String,
     from: MomentView,
     to: MomentView,
+    /// Why it ends there, as where the schema was altered; absent if it goes on, or if a segment is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// Nothing between these moments can be restored.
@@ -58,10 +61,17 @@ impl From<Moment> for MomentView {
 
 impl From<Window> for WindowView {
     fn from(window: Window) -> Self {
+        (window, None).into()
+    }
+}
+
+impl From<(Window, Option<String>)> for WindowView {
+    fn from((window, reason): (Window, Option<String>)) -> Self {
         Self {
             lineage: window.lineage.to_string(),
             from: window.from.into(),
             to: window.to.into(),
+            reason,
         }
     }
 }
@@ -79,7 +89,7 @@ impl From<Gap> for GapView {
 impl From<&Survey> for WindowsView {
     fn from(survey: &Survey) -> Self {
         Self {
-            windows: survey.windows().into_iter().map(Into::into).collect(),
+            windows: survey.ends().into_iter().map(Into::into).collect(),
             gaps: survey.gaps().into_iter().map(Into::into).collect(),
             latest_refused: survey.latest_refused(),
         }

@@ -6,7 +6,7 @@ use lastgood_proto::Oid;
 use lastgood_proto::manifest::{Protection, SequenceEntry, TableEntry};
 use tokio_postgres::Client;
 
-use super::borrow;
+use super::mark::{self, Mark};
 use super::snapshot::refused;
 use crate::error::Error;
 use crate::publication;
@@ -19,7 +19,7 @@ pub(super) struct Contents {
     pub(super) sequences: Vec<SequenceEntry>,
     pub(super) large_objects: u64,
     pub(super) snapshot_xmin: u64,
-    pub(super) marks: BTreeMap<Oid, borrow::Mark>,
+    pub(super) marks: BTreeMap<Oid, Mark>,
     /// Of the tables that are locked, by OID.
     fingerprints: BTreeMap<u32, String>,
 }
@@ -73,7 +73,7 @@ pub(super) async fn read(
 ) -> Result<Contents, Error> {
     let members = publication::members(client, publication).await?;
     let listed = tables::list(client, server_version).await?;
-    let marks = borrow::marks(client, publication).await?;
+    let marks = mark::marks(client, publication).await?;
     let mut entries = Vec::with_capacity(listed.len());
     for table in listed {
         let protection = match table.protection(settings) {

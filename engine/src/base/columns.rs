@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use lastgood_proto::Lsn;
 use lastgood_proto::manifest::{AlteredTable, ColumnEntry, Layout, TableEntry, Told};
 
-use super::borrow::Mark;
+use super::mark::Mark;
 
 /// What rows have in columns that they lack, by number.
 pub(super) type Missing = BTreeMap<u32, Option<String>>;

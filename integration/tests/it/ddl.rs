@@ -455,6 +455,15 @@ async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
     let reached = truth::wal_position(&client).await?;
     let window = wait::until_value("a base", || service.get(&path), |it| based(it, 2)).await?;
     ensure!(window["gaps"] == json!([]), "{window:#}");
+    // It is told all the same, for who wants to be back before it.
+    let reason = window["windows"][0]["reason"].as_str();
+    ensure!(
+        reason.is_some_and(|reason| reason.contains("ALTER TABLE public.t")),
+        "{window:#}"
+    );
+    let shown = service.cli(&["window", &name]).await?;
+    let shown = String::from_utf8(shown.stdout)?;
+    ensure!(shown.contains("then table public.t changed"), "{shown}");
     wait_beyond(service, &name, &reached).await?;
     for (what, target, truth) in [
         ("time before", json!({"time": time_before}), &before),
