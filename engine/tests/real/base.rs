@@ -277,3 +277,42 @@ async fn a_base_gives_way_to_whoever_it_waits_for() -> Result<()> {
     }
     Ok(())
 }
+
+/// A migration goes on while the base that follows its first step is still being taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_follows_a_change_gives_way_to_the_next() -> Result<()> {
+    let database = TestDatabase::new(18).await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY, n int, v text);
+             INSERT INTO t SELECT i, i, repeat(md5(i::text), 30) FROM generate_series(1, 200000) i",
+        )
+        .await?;
+    let fixture = Fixture::new(&database.url(), quick()).await?;
+    let mut running = fixture.start();
+    running.base().await?;
+    client
+        .batch_execute("ALTER TABLE t ALTER n TYPE bigint")
+        .await?;
+    running
+        .wait("a base after the change", |event| match event {
+            Event::BaseStarted {
+                follows_change: true,
+                ..
+            } => Some(()),
+            _ => None,
+        })
+        .await?;
+    client.batch_execute("ALTER TABLE t ADD c int").await?;
+    let gave_way = running
+        .wait("what becomes of the base", |event| match event {
+            Event::BaseStarted { .. } => Some(true),
+            Event::BaseFinished { .. } => Some(false),
+            _ => None,
+        })
+        .await?;
+    ensure!(gave_way, "the migration waited until the base was taken");
+    running.base().await?;
+    running.stop().await
+}
