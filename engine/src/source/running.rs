@@ -172,10 +172,8 @@ pub(super) async fn run(
                     rebase = rebase.again();
                     rebase.pause(taken.took);
                 }
-                if first_base.is_none() && rebase.is_due(&progress, store, file).await {
-                    *first_base = Some(Task::begin(source, store, file, None, events, cancel));
-                }
-                if watched.is_some_and(|at| at.elapsed() < STATUS_INTERVAL) {
+                let is_due = first_base.is_none() && rebase.is_due(&progress, store, file).await;
+                if !is_due && watched.is_some_and(|at| at.elapsed() < STATUS_INTERVAL) {
                     continue;
                 }
                 watched = Some(Instant::now());
@@ -190,6 +188,10 @@ pub(super) async fn run(
                         return Err(error);
                     }
                 };
+                // After the look, which says what it has let go; the base would do so without a word.
+                if is_due {
+                    *first_base = Some(Task::begin(source, store, file, None, events, cancel));
+                }
                 let failure = first_base.as_ref().and_then(Task::failure);
                 if let (Verdict::Well, Some(failure)) = (&verdict, failure) {
                     verdict = Verdict::Degraded(format!("there is no base yet: {failure}"));
