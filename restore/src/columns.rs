@@ -7,8 +7,10 @@ use lastgood_proto::Lsn;
 use lastgood_proto::manifest::{AlteredTable, BaseManifest, Layout, TableEntry, Told};
 use lastgood_proto::segment::{Cell, ColumnRecord, RelationRecord};
 
+use crate::Error;
 use crate::binding::Mismatch;
 use crate::catalog::TargetTable;
+use crate::copy_text::field;
 
 /// What became of a table's columns.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ pub(crate) struct Columns {
 pub(crate) struct Arrangement(Vec<From>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum From {
+enum From {
     /// The place among what there is.
     Place(usize),
     /// There is nothing.
@@ -64,7 +66,7 @@ impl Columns {
     ///
     /// # Errors
     /// If the manifest contradicts itself.
-    pub(crate) fn lent(&self) -> Result<(Vec<&str>, Arrangement), Mismatch> {
+    fn lent(&self) -> Result<(Vec<&str>, Arrangement), Mismatch> {
         let lender = self.layouts.first().map_or(&[][..], |first| &first.columns);
         let names = lender.iter().map(|(_, name)| name.as_str());
         let numbers: Vec<Option<u32>> = lender.iter().map(|(number, _)| Some(*number)).collect();
@@ -72,7 +74,7 @@ impl Columns {
     }
 
     /// The names they have in the base, in the order of an arrangement.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    fn names(&self) -> impl Iterator<Item = &str> {
         self.now.iter().map(|(_, name)| name.as_str())
     }
 
@@ -211,10 +213,6 @@ fn told(
 }
 
 impl Arrangement {
-    pub(crate) fn from(&self) -> &[From] {
-        &self.0
-    }
-
     pub(crate) fn row(&self, row: &mut Vec<Cell>) {
         self.arrange(row, Cell::clone);
     }
@@ -235,6 +233,69 @@ impl Arrangement {
                 From::Value(value) => lacking(value),
             }
         }));
+    }
+}
+
+/// A table whose columns were altered after its rows were dumped.
+pub(crate) struct Altered {
+    /// As the lender's archive has them.
+    pub(crate) lent: Vec<String>,
+    /// As they are, in the order of the pieces.
+    pub(crate) columns: Vec<String>,
+    pieces: Vec<Piece>,
+}
+
+/// One field of a row.
+enum Piece {
+    /// The place among the lender's.
+    Place(usize),
+    /// COPY text.
+    Text(Vec<u8>),
+}
+
+impl Altered {
+    /// # Errors
+    /// If the manifest contradicts itself.
+    pub(crate) fn new(table: &str, columns: &Columns) -> Result<Self, Error> {
+        let (lent, arrangement) = columns.lent().map_err(|_| Error::OtherColumns {
+            table: table.to_owned(),
+        })?;
+        let pieces = arrangement.0.iter().map(|from| match from {
+            From::Place(place) => Piece::Place(*place),
+            From::Value(cell) => {
+                let mut text = Vec::new();
+                field(cell, &mut text);
+                Piece::Text(text)
+            }
+        });
+        Ok(Self {
+            lent: lent.into_iter().map(ToOwned::to_owned).collect(),
+            columns: columns.names().map(ToOwned::to_owned).collect(),
+            pieces: pieces.collect(),
+        })
+    }
+
+    /// A row of the lender's, as one of the table; false if it has not as many fields.
+    pub(crate) fn arrange(&self, row: &[u8], ends: &mut Vec<usize>, wide: &mut Vec<u8>) -> bool {
+        ends.clear();
+        ends.extend(memchr::memchr_iter(b'\t', row));
+        ends.push(row.len());
+        wide.clear();
+        for (at, piece) in self.pieces.iter().enumerate() {
+            if at > 0 {
+                wide.push(b'\t');
+            }
+            match piece {
+                Piece::Text(text) => wide.extend_from_slice(text),
+                Piece::Place(place) => {
+                    let start = place.checked_sub(1).and_then(|before| ends.get(before));
+                    let start = start.map_or(0, |end| end + 1);
+                    let end = ends.get(*place).copied().unwrap_or(0);
+                    wide.extend_from_slice(row.get(start..end).unwrap_or_default());
+                }
+            }
+        }
+        ends.len() == self.lent.len()
     }
 }
 

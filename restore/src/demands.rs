@@ -67,12 +67,14 @@ WHERE a.attrelid = to_regclass($1) AND a.attname = ANY ($2) AND a.attnotnull
   AND NOT EXISTS (
     SELECT FROM pg_constraint o WHERE o.conrelid = a.attrelid AND o.contype = 'n' AND o.conkey[1] = a.attnum)";
 
-const MAKE: &str =
-    "BEGIN; CREATE TABLE IF NOT EXISTS lastgood_restore.demands (place serial, command text)";
-
 /// Repeatable: a second call finds nothing new.
 pub(crate) async fn relax(client: &Client, tables: &[Looser]) -> Result<(), Error> {
-    client.batch_execute(MAKE).await?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let make =
+        "BEGIN; CREATE TABLE IF NOT EXISTS lastgood_restore.demands (place serial, command text)";
+    client.batch_execute(make).await?;
     for table in tables {
         let own = qualified(&table.schema, &table.name);
         let mut family: Vec<String> = Vec::new();
@@ -101,9 +103,13 @@ pub(crate) async fn relax(client: &Client, tables: &[Looser]) -> Result<(), Erro
 
 /// Fails if a row does not satisfy it: then it is not what was there.
 pub(crate) async fn set_back(client: &Client) -> Result<(), Error> {
+    let any = "SELECT to_regclass('lastgood_restore.demands') IS NOT NULL";
+    if !client.query_one(any, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(());
+    }
     // A child's own before what it inherits, which joins it.
     let kept = "SELECT command FROM lastgood_restore.demands ORDER BY place DESC";
-    client.batch_execute(MAKE).await?;
+    client.batch_execute("BEGIN").await?;
     for row in client.query(kept, &[]).await? {
         let command: String = row.try_get(0)?;
         client.batch_execute(&command).await?;

@@ -19,8 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_postgres::{Client, CopyInSink};
 
 use crate::archive::{Archives, list_file};
-use crate::columns::{Columns, From};
-use crate::copy_text::field;
+use crate::columns::Altered;
 use crate::net::{Met, Net, NetRows, NetTable, filled};
 use crate::relations::{Name, qualified};
 use crate::selection::identifier;
@@ -40,69 +39,6 @@ pub(crate) struct Waiting {
     altered: HashMap<Name, Altered>,
     /// Of the base's text, and of every image.
     encoding: String,
-}
-
-/// A table whose columns were altered after its rows were dumped.
-pub(crate) struct Altered {
-    /// As the lender's archive has them.
-    lent: Vec<String>,
-    /// As they are, in the order of the pieces.
-    columns: Vec<String>,
-    pieces: Vec<Piece>,
-}
-
-/// One field of a row.
-enum Piece {
-    /// The place among the lender's.
-    Place(usize),
-    /// COPY text.
-    Text(Vec<u8>),
-}
-
-impl Altered {
-    /// # Errors
-    /// If the manifest contradicts itself.
-    pub(crate) fn new(table: &str, columns: &Columns) -> Result<Self, Error> {
-        let (lent, arrangement) = columns.lent().map_err(|_| Error::OtherColumns {
-            table: table.to_owned(),
-        })?;
-        let pieces = arrangement.from().iter().map(|from| match from {
-            From::Place(place) => Piece::Place(*place),
-            From::Value(cell) => {
-                let mut text = Vec::new();
-                field(cell, &mut text);
-                Piece::Text(text)
-            }
-        });
-        Ok(Self {
-            lent: lent.into_iter().map(ToOwned::to_owned).collect(),
-            columns: columns.names().map(ToOwned::to_owned).collect(),
-            pieces: pieces.collect(),
-        })
-    }
-
-    /// A row of the lender's, as one of the table; false if it has not as many fields.
-    fn arrange(&self, row: &[u8], ends: &mut Vec<usize>, wide: &mut Vec<u8>) -> bool {
-        ends.clear();
-        ends.extend(memchr::memchr_iter(b'\t', row));
-        ends.push(row.len());
-        wide.clear();
-        for (at, piece) in self.pieces.iter().enumerate() {
-            if at > 0 {
-                wide.push(b'\t');
-            }
-            match piece {
-                Piece::Text(text) => wide.extend_from_slice(text),
-                Piece::Place(place) => {
-                    let start = place.checked_sub(1).and_then(|before| ends.get(before));
-                    let start = start.map_or(0, |end| end + 1);
-                    let end = ends.get(*place).copied().unwrap_or(0);
-                    wide.extend_from_slice(row.get(start..end).unwrap_or_default());
-                }
-            }
-        }
-        ends.len() == self.lent.len()
-    }
 }
 
 impl Waiting {

@@ -170,33 +170,12 @@ impl Now<'_> {
         let pairs = tables.iter().filter(is_captured);
         let pairs = pairs.filter_map(|table| Some((*before.get(&table.oid)?, table)));
         let is_redefined = newest.definitions.is_none() || newest.definitions != *self.definitions;
-        let calls = |table: Oid| {
-            let mark = self.marks.get(&table);
-            mark.is_none_or(|mark| mark.checks_call || mark.types_call)
-        };
-        let is_same = |before: &TableEntry, table: &TableEntry| {
-            before.unaltered == table.unaltered
-                && !(is_redefined && calls(table.oid))
-                && before.checks == table.checks
-                && before.attributes == table.attributes
-                && before.columns == table.columns
-        };
-        let (same, other): (Vec<_>, Vec<_>) =
-            pairs.partition(|(before, table)| is_same(before, table));
-        let kept = |table: Oid| newest.altered(table).cloned();
-        let mut untouched: Vec<_> = same
-            .into_iter()
-            .map(|(_, table)| (table, kept(table.oid)))
-            .collect();
-        if other.is_empty() {
-            return Ok(untouched);
-        }
         // A transaction id that is too old to be compared with others' says nothing.
         let xmin = newest.snapshot_xmin;
         let xmin = xmin.filter(|xmin| self.snapshot_xmin.saturating_sub(*xmin) < 1 << 31);
         let older = xmin.map(|xmin| (xmin & u64::from(u32::MAX)).to_string());
         let mut steps = Vec::new();
-        for (before, table) in other {
+        for (before, table) in pairs {
             if let Some(mark) = self.marks.get(&table.oid)
                 && let Some(step) = Step::between(before, mark, is_redefined)
             {
@@ -207,9 +186,10 @@ impl Now<'_> {
             .iter()
             .map(|(_, table, _, step)| (table.oid, step.new.as_slice()));
         let mut missing = self.missing(new, older.as_deref()).await?;
+        let mut untouched = Vec::new();
         for (before, table, mark, step) in steps {
             let missing = missing.remove(&table.oid).unwrap_or_default();
-            let altered = kept(table.oid);
+            let altered = newest.altered(table.oid).cloned();
             let at = newest.consistent_point;
             if let Some(altered) = step.take(at, before, mark, missing, altered) {
                 untouched.push((table, altered));

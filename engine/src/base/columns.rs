@@ -51,7 +51,7 @@ impl Step {
             }
         }
         // A row that has nothing is no row.
-        if kept.is_empty() {
+        if kept.is_empty() && !(gone.is_empty() && new.is_empty()) {
             return None;
         }
         // Came and went.

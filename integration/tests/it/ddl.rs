@@ -27,15 +27,8 @@ async fn a_restore_goes_up_to_the_transaction_with_the_ddl() -> Result<()> {
 }
 
 async fn up_to_the_ddl(service: &Service, major: u32) -> Result<()> {
-    let database = TestDatabase::new(major).await?;
-    database.execute(TABLES).await?;
     let name = format!("ddl{major}");
-    service
-        .add_source(&name, &database.url(), history::settings())
-        .await?;
-    service.wait_protected(&name).await?;
-    let mut client = database.connect().await?;
-    trusted(service, &name, &client).await?;
+    let (database, mut client) = protected(service, &name, major, "").await?;
 
     // All in one go: no look lies between.
     client
@@ -154,6 +147,25 @@ async fn restored(
     let content = digest::of(&mut database.server.connect(&copy).await?, None).await?;
     truth.assert_restored(&content, what);
     Ok(copy)
+}
+
+/// [`TABLES`] and `more` as a source whose event triggers are trusted.
+async fn protected(
+    service: &Service,
+    name: &str,
+    major: u32,
+    more: &str,
+) -> Result<(TestDatabase, Client)> {
+    let database = TestDatabase::new(major).await?;
+    database.execute(TABLES).await?;
+    database.execute(more).await?;
+    service
+        .add_source(name, &database.url(), history::settings())
+        .await?;
+    service.wait_protected(name).await?;
+    let client = database.connect().await?;
+    trusted(service, name, &client).await?;
+    Ok((database, client))
 }
 
 /// Three cuts, with looks between: the event trigger is known to have been there from one to the next, and whatever was
@@ -418,19 +430,11 @@ const MIGRATION: &[&str] = &[
 ];
 
 async fn after_a_migration(service: &Service, major: u32) -> Result<()> {
-    let database = TestDatabase::new(major).await?;
-    database.execute(TABLES).await?;
-    // More than what is captured of what follows.
-    database
-        .execute("INSERT INTO t SELECT i, i, repeat(md5(i::text), 4) FROM generate_series(1001, 21000) i")
-        .await?;
     let name = format!("after{major}");
-    service
-        .add_source(&name, &database.url(), history::settings())
-        .await?;
-    service.wait_protected(&name).await?;
-    let mut client = database.connect().await?;
-    trusted(service, &name, &client).await?;
+    // More than what is captured of what follows.
+    let more =
+        "INSERT INTO t SELECT i, i, repeat(md5(i::text), 4) FROM generate_series(1001, 21000) i";
+    let (database, mut client) = protected(service, &name, major, more).await?;
     let path = format!("/api/v1/sources/{name}/window");
     // A base is there once there is another window and nothing between.
     let based = |window: &Value, count: usize| {
@@ -691,23 +695,12 @@ async fn what_alters_a_table_is_placed_whatever_it_names() -> Result<()> {
     let runs = [14, 18].map(|major| {
         let service = &service;
         async move {
-            let database = TestDatabase::new(major).await?;
-            database.execute(TABLES).await?;
-            database
-                .execute(
-                    "CREATE UNIQUE INDEX once ON other (id, v); CREATE TYPE mood AS ENUM ('ok');
-                     CREATE TABLE feels (id int PRIMARY KEY, m mood);
-                     CREATE TABLE root (id int PRIMARY KEY) PARTITION BY RANGE (id);
-                     CREATE TABLE leaf PARTITION OF root FOR VALUES FROM (0) TO (9);",
-                )
-                .await?;
             let name = format!("names{major}");
-            service
-                .add_source(&name, &database.url(), history::settings())
-                .await?;
-            service.wait_protected(&name).await?;
-            let client = database.connect().await?;
-            trusted(service, &name, &client).await?;
+            let more = "CREATE UNIQUE INDEX once ON other (id, v); CREATE TYPE mood AS ENUM ('ok');
+                CREATE TABLE feels (id int PRIMARY KEY, m mood);
+                CREATE TABLE root (id int PRIMARY KEY) PARTITION BY RANGE (id);
+                CREATE TABLE leaf PARTITION OF root FOR VALUES FROM (0) TO (9);";
+            let (_database, client) = protected(service, &name, major, more).await?;
             for ddl in [
                 "DROP INDEX once",
                 "ALTER TABLE root DETACH PARTITION leaf",
@@ -731,15 +724,7 @@ async fn what_alters_a_table_is_placed_whatever_it_names() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sequence_that_is_dropped_is_named_where_it_may_be_behind() -> Result<()> {
     let service = Service::start(&Storage::local()?).await?;
-    let database = TestDatabase::new(18).await?;
-    database.execute(TABLES).await?;
-    database.execute("CREATE SEQUENCE numbers").await?;
-    service
-        .add_source("numbers", &database.url(), history::settings())
-        .await?;
-    service.wait_protected("numbers").await?;
-    let client = database.connect().await?;
-    trusted(&service, "numbers", &client).await?;
+    let (database, client) = protected(&service, "numbers", 18, "CREATE SEQUENCE numbers").await?;
     client
         .batch_execute("SELECT count(nextval('numbers')) FROM generate_series(1, 500); INSERT INTO other (v) VALUES ('x')")
         .await?;
