@@ -88,7 +88,7 @@ pub(crate) async fn take_rows(
 ) -> Result<BaseManifest, Error> {
     let result = tokio::select! {
         () = cancel.cancelled() => Err(Error::Cancelled),
-        result = Box::pin(take(source, store, rows, &events)) => result,
+        result = take(source, store, rows, &events) => result,
     };
     if let Err(error) = &result {
         events.send(Event::BaseFailed {
@@ -111,7 +111,7 @@ async fn take(
             Rows::Altered { .. } if attempt == ATTEMPTS => Rows::Altered { gives_way: false },
             rows => rows,
         };
-        match attempt_once(source, store, rows, events).await {
+        match Box::pin(attempt_once(source, store, rows, events)).await {
             Err(Error::CatalogMoved | Error::TablesLocked) if attempt < ATTEMPTS => {
                 tokio::time::sleep(PAUSE * attempt).await;
                 attempt += 1;
