@@ -8,6 +8,8 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -20,6 +22,7 @@ use lastgood_store::{ObjectReader, SourceStore, failpoint};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
 use tokio::process::ChildStdin;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::Error;
 use crate::tool_errors::judge;
@@ -120,58 +123,64 @@ impl Archives<'_> {
         judge(process.wait().await)
     }
 
-    /// Restores the rows of one archive, or only the entries given. `fed` is told of each piece.
-    pub(crate) async fn data(
+    /// Restores the data of an archive's entries that is no table's rows.
+    pub(crate) async fn others(
         &self,
         target: &ConnectionConfig,
         archive: &Archive,
-        only: Option<&[&TocEntry]>,
-        fed: &(dyn Fn(u64) + Sync),
+        only: &[&TocEntry],
+        fed: &Arc<AtomicU64>,
     ) -> Result<(), Error> {
-        let list = only.map(list_file).transpose()?;
+        let list = list_file(only)?;
         let options = RestoreOptions {
             input: RestoreInput::Stdin,
             sections: vec![Section::Data],
-            list_file: list.as_ref().map(|file| file.path().to_owned()),
+            list_file: Some(list.path().to_owned()),
             no_owner: true,
             no_privileges: true,
             ..RestoreOptions::default()
         };
         let mut process = self.tools.restore(target, &options)?;
         if let Some(stdin) = process.stdin.take() {
-            self.feed(archive, stdin, fed).await?;
+            self.feed(archive, stdin, fed).await??;
         }
         judge(process.wait().await).map(drop)
     }
 
-    /// Gives an archive to a tool and verifies it.
-    pub(crate) async fn feed(
+    /// Gives an archive to a tool and verifies it, on a task of its own: to unseal and decompress is work for a
+    /// core. `fed` counts its bytes.
+    pub(crate) fn feed(
         &self,
         archive: &Archive,
         stdin: ChildStdin,
-        fed: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), Error> {
-        let mut reader = self.open(archive.name).await?;
-        let mut stdin = Some(stdin);
-        let mut digest = Sha256::new();
-        while let Some(chunk) = reader.next_chunk().await? {
-            digest.update(&chunk);
-            fed(chunk.len() as u64);
-            // The tool leaves after the last data it wants; the rest is read to be verified.
-            if let Some(pipe) = &mut stdin
-                && pipe.write_all(&chunk).await.is_err()
-            {
-                stdin = None;
+        fed: &Arc<AtomicU64>,
+    ) -> AbortOnDropHandle<Result<(), Error>> {
+        let object = SourceObject::Archive(self.lineage, self.base, archive.name);
+        let (store, archive) = (self.store.clone(), archive.clone());
+        let fed = Arc::clone(fed);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut reader = store.open(&object).await?;
+            let mut stdin = Some(stdin);
+            let mut digest = Sha256::new();
+            while let Some(chunk) = reader.next_chunk().await? {
+                digest.update(&chunk);
+                fed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                // The tool leaves after the last data it wants; the rest is read to be verified.
+                if let Some(pipe) = &mut stdin
+                    && pipe.write_all(&chunk).await.is_err()
+                {
+                    stdin = None;
+                }
+                failpoint!("restore.data");
             }
-            failpoint!("restore.data");
-        }
-        drop(stdin);
-        match digest.digest().to_string() == archive.sha256 {
-            true => Ok(()),
-            false => Err(Error::ArchiveAltered {
-                archive: archive.name.to_string(),
-            }),
-        }
+            drop(stdin);
+            match digest.digest().to_string() == archive.sha256 {
+                true => Ok(()),
+                false => Err(Error::ArchiveAltered {
+                    archive: archive.name.to_string(),
+                }),
+            }
+        }))
     }
 
     /// The definitions of some kinds as SQL text.

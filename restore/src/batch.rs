@@ -74,7 +74,7 @@ impl Batcher {
     /// If a change fits no table, or cannot be a change.
     pub(crate) fn feed(&mut self, record: Record) -> Result<Option<Batch>, Error> {
         match self.changes.step(record)? {
-            Step::Nothing => Ok(None),
+            Step::Nothing | Step::Over => Ok(None),
             // What is pending was read by the old description.
             Step::Described(rel) => {
                 let is_pending = self.portion.pending.contains_key(&rel);

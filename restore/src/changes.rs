@@ -117,6 +117,8 @@ pub(crate) enum Change {
 /// What a record is to a restore.
 pub(crate) enum Step<'a> {
     Nothing,
+    /// Nothing, and neither is any that comes.
+    Over,
     /// A relation is described, and not as before.
     Described(Oid),
     Row(At, &'a Arc<Binding>, Change),
@@ -216,8 +218,7 @@ impl Changes {
     pub(crate) fn step(&mut self, record: Record) -> Result<Step<'_>, Error> {
         let (rel, mut change) = match record {
             Record::Begin { xid, lsn, .. } => {
-                self.begin(xid, lsn);
-                return Ok(Step::Nothing);
+                return Ok(self.begin(xid, lsn));
             }
             Record::Commit { end, .. } => return Ok(self.commit(end)),
             Record::Relation(relation) => return Ok(self.relation(relation)),
@@ -247,7 +248,7 @@ impl Changes {
         Ok(Step::Row(at, binding, change))
     }
 
-    fn begin(&mut self, xid: Xid, commit_lsn: Lsn) {
+    fn begin(&mut self, xid: Xid, commit_lsn: Lsn) -> Step<'_> {
         let is_before = commit_lsn < self.range.from;
         let kept = self.range.last_kept.is_some_and(|last| commit_lsn <= last);
         self.current = Current::Skipped;
@@ -259,6 +260,11 @@ impl Changes {
             if commit_lsn >= self.range.replayed.through {
                 self.current = Current::Kept(At { xid, commit_lsn });
             }
+        }
+        match is_before || kept {
+            true => Step::Nothing,
+            // Commit LSNs rise.
+            false => Step::Over,
         }
     }
 

@@ -28,6 +28,10 @@ pub(crate) async fn relax(client: &Client) -> Result<(), Error> {
 }
 
 pub(crate) async fn set_back(client: &Client) -> Result<(), Error> {
+    let any = "SELECT to_regclass('lastgood_restore.identity_always') IS NOT NULL";
+    if !client.query_one(any, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(());
+    }
     let sql = "SELECT schema, name, \"column\" FROM lastgood_restore.identity_always";
     let mut sets = String::new();
     for row in client.query(sql, &[]).await? {

@@ -33,6 +33,7 @@ mod foreign_keys;
 mod gather;
 mod identity;
 mod indexes;
+mod lanes;
 mod leftover;
 mod locale;
 mod lock;

@@ -6,28 +6,26 @@
 //! by and cannot be there, ends the restore.
 
 use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures::SinkExt as _;
 use lastgood_pg::dump::TocEntry;
-use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use lastgood_proto::encoding;
 use lastgood_proto::manifest::Archive;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio_postgres::{Client, CopyInSink};
+use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::archive::{Archives, list_file};
 use crate::columns::Altered;
+use crate::lanes::{Copy, Lane, Lanes, PIECE_BYTES};
 use crate::net::{Met, Net, NetRows, NetTable, filled};
 use crate::relations::{Name, qualified};
 use crate::selection::identifier;
-use crate::sql::{ends_statement, literal, quoted};
-use crate::{Error, apply, sql};
+use crate::sql::ends_statement;
+use crate::{Error, sql};
 
-/// What is read from the tool and sent to the server at a time.
-const PIECE_BYTES: usize = 256 << 10;
 /// Ends the rows of a table.
 const END: &[u8] = b"\\.\n";
 /// How much of a row is shown as evidence.
@@ -54,11 +52,6 @@ impl Waiting {
         self.net.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the rows of such a table have changed.
-    pub(crate) fn any(&self, is_one: impl Fn(&Name) -> bool) -> bool {
-        self.net().tables.keys().any(is_one)
-    }
-
     /// Sets back the sequences of tables that were truncated so. While the tables are empty.
     pub(crate) async fn restart(&self, client: &Client) -> Result<(), Error> {
         let restarted = std::mem::take(&mut self.net().restarted);
@@ -70,50 +63,48 @@ impl Waiting {
     }
 
     /// Loads the rows of one archive, or only of the entries given; of a lender's, `names` says what its tables
-    /// are called. `fed` is told of each piece.
+    /// are called. `fed` counts the archive's bytes.
     pub(crate) async fn load(
-        &self,
+        self: &Arc<Self>,
         archives: &Archives<'_>,
-        target: &ConnectionConfig,
+        lanes: &Arc<Lanes>,
         archive: &Archive,
         only: Option<&[&TocEntry]>,
-        names: Option<&HashMap<Name, Name>>,
-        fed: &(dyn Fn(u64) + Sync),
+        names: Option<&Arc<HashMap<Name, Name>>>,
+        fed: &Arc<AtomicU64>,
     ) -> Result<(), Error> {
+        let lane = lanes.enter().await?;
         let list = only.map(list_file).transpose()?;
         let tool = archives
             .tools
             .rows(list.as_ref().map(tempfile::NamedTempFile::path))?;
-        let session = Session::connect(target, Purpose::Restore).await?;
-        session.client().batch_execute(apply::SESSION).await?;
         // Both until their ends: the archive is read to be verified, also what the tool does not want.
         // Whichever fails ends the other.
-        let ended = {
-            let mut fed = pin!(archives.feed(archive, tool.stdin, fed));
-            let mut rows = pin!(self.tables(session.client(), tool.stdout, names));
-            tokio::select! {
-                loaded = &mut rows => match loaded {
-                    Ok(()) => fed.await,
-                    failed => failed,
-                },
-                fed = &mut fed => match fed {
-                    Ok(()) => rows.await,
-                    failed => failed,
-                },
-            }
+        let mut fed = archives.feed(archive, tool.stdin, fed);
+        let (waiting, names) = (Arc::clone(self), names.cloned());
+        let rows = async move { waiting.tables(&lane, tool.stdout, names.as_deref()).await };
+        let mut rows = AbortOnDropHandle::new(tokio::spawn(rows));
+        let ended = tokio::select! {
+            loaded = &mut rows => match loaded? {
+                Ok(()) => fed.await?,
+                failed => failed,
+            },
+            fed = &mut fed => match fed? {
+                Ok(()) => rows.await?,
+                failed => failed,
+            },
         };
         if matches!(ended, Ok(()) | Err(Error::RowsEnded)) {
             // If it has not printed all, it knows why.
             tool.process.wait().await?;
         }
-        ended?;
-        session.close().await;
-        Ok(())
+        ended
     }
 
     /// Tables whose rows are all new, and that no archive has.
-    pub(crate) async fn load_rest(&self, client: &Client) -> Result<(), Error> {
+    pub(crate) async fn load_rest(&self, lanes: &Arc<Lanes>) -> Result<(), Error> {
         let rest = std::mem::take(&mut self.net().tables);
+        let lane = lanes.enter().await?;
         for (name, table) in rest {
             let written = &table.binding.written;
             let columns = written
@@ -124,7 +115,7 @@ impl Waiting {
                 name,
             };
             let mut merge = Merge::new(table, &block)?;
-            let mut copy = Copy::begin(client, &block, &self.encoding).await?;
+            let mut copy = block.copy(&lane, &self.encoding);
             merge.end(&mut copy).await?;
             copy.finish().await?;
         }
@@ -133,7 +124,7 @@ impl Waiting {
 
     async fn tables(
         &self,
-        client: &Client,
+        lane: &Lane,
         script: impl AsyncRead + Unpin,
         names: Option<&HashMap<Name, Name>>,
     ) -> Result<(), Error> {
@@ -156,7 +147,7 @@ impl Waiting {
                 }
                 block.columns.clone_from(&altered.columns);
             }
-            let mut copy = Copy::begin(client, &block, &self.encoding).await?;
+            let mut copy = block.copy(lane, &self.encoding);
             let changed = self.net().tables.remove(&block.name);
             let mut merge = changed.map(|table| Merge::new(table, &block)).transpose()?;
             while let Some(mut rows) = script.rows().await? {
@@ -221,6 +212,10 @@ impl Block {
 
     fn table(&self) -> String {
         sql::qualified(&self.name.0, &self.name.1)
+    }
+
+    fn copy<'a>(&self, lane: &'a Lane, encoding: &str) -> Copy<'a> {
+        Copy::new(lane, self.table(), &self.columns, encoding)
     }
 
     fn unexpected(&self) -> Error {
@@ -299,80 +294,6 @@ impl<R: AsyncRead + Unpin> Script<R> {
         self.buffer.reserve(PIECE_BYTES);
         let read = self.input.read_buf(&mut self.buffer).await;
         Ok(read.map_err(Error::Scratch)? > 0)
-    }
-}
-
-/// A COPY into a table.
-struct Copy<'a> {
-    table: String,
-    sink: std::pin::Pin<Box<CopyInSink<Bytes>>>,
-    waiting: BytesMut,
-    client: std::marker::PhantomData<&'a Client>,
-}
-
-impl<'a> Copy<'a> {
-    async fn begin(client: &'a Client, block: &Block, encoding: &str) -> Result<Self, Error> {
-        let table = block.table();
-        let columns: Vec<String> = block.columns.iter().map(|name| quoted(name)).collect();
-        let columns = match columns.is_empty() {
-            true => String::new(),
-            false => format!(" ({})", columns.join(", ")),
-        };
-        let encoding = literal(encoding);
-        let statement = format!("COPY {table}{columns} FROM STDIN (ENCODING {encoding})");
-        let sink = client.copy_in::<_, Bytes>(&statement).await;
-        let sink = sink.map_err(|source| Error::Load {
-            table: table.clone(),
-            source,
-        })?;
-        Ok(Self {
-            table,
-            sink: Box::pin(sink),
-            waiting: BytesMut::with_capacity(PIECE_BYTES),
-            client: std::marker::PhantomData,
-        })
-    }
-
-    /// In pieces: one message must not be longer than a row may be.
-    async fn send(&mut self, mut rows: Bytes) -> Result<(), Error> {
-        while !rows.is_empty() {
-            let piece = rows.split_to(PIECE_BYTES.min(rows.len()));
-            let sent = self.sink.feed(piece).await;
-            sent.map_err(|source| self.failed(source))?;
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, row: &[u8]) {
-        self.waiting.extend_from_slice(row);
-        self.waiting.extend_from_slice(b"\n");
-    }
-
-    /// What was pushed, if it is worth sending.
-    async fn send_full(&mut self) -> Result<(), Error> {
-        match self.waiting.len() >= PIECE_BYTES {
-            true => {
-                let rows = self.waiting.split().freeze();
-                self.send(rows).await
-            }
-            false => Ok(()),
-        }
-    }
-
-    async fn finish(mut self) -> Result<(), Error> {
-        if !self.waiting.is_empty() {
-            let rows = self.waiting.split().freeze();
-            self.send(rows).await?;
-        }
-        let finished = self.sink.as_mut().finish().await;
-        finished.map(drop).map_err(|source| self.failed(source))
-    }
-
-    fn failed(&self, source: tokio_postgres::Error) -> Error {
-        Error::Load {
-            table: self.table.clone(),
-            source,
-        }
     }
 }
 

@@ -328,6 +328,7 @@ impl Gatherer {
         self.committed = false;
         match self.changes.step(record)? {
             Step::Nothing | Step::Described(_) => Ok(Flow::GoOn),
+            Step::Over => Ok(Flow::Enough),
             Step::Row(_, binding, _) if is_found_by_generated(binding) => Ok(self.end()),
             Step::Truncate { tables, .. }
                 if tables.iter().any(|binding| is_found_by_generated(binding)) =>

@@ -5,6 +5,7 @@
 //! here connects to a server.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use lastgood_proto::key::{ArchiveName, SegmentKey, SegmentKind, SourceObject};
 use lastgood_proto::manifest::{Archive, BaseManifest, Protection, SourceFile, TableEntry};
@@ -425,7 +426,7 @@ pub(crate) struct Loan {
     /// Whose rows come from it, by the names that it has for them; never empty.
     pub(crate) tables: HashSet<Name>,
     /// What the borrower calls these.
-    pub(crate) names: HashMap<Name, Name>,
+    pub(crate) names: Arc<HashMap<Name, Name>>,
 }
 
 /// Where the rows come from that a base borrows, as far as they are wanted.
@@ -455,7 +456,7 @@ pub(crate) async fn lent(
         let names: HashMap<Name, Name> = there.collect();
         loans.push(Loan {
             tables: names.keys().cloned().collect(),
-            names,
+            names: Arc::new(names),
             manifest,
         });
     }

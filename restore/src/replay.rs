@@ -1,14 +1,16 @@
-//! Segments → changes → the target. Reading, decoding and what is made of a record happen on a thread of
-//! their own: net changes are gathered there, or batches for ordered replay are made one ahead of the
-//! server that applies the last one.
+//! Segments → changes → the target. Segments are read and decoded on one thread, and what is made of a
+//! record on the next: net changes are gathered there, or batches for ordered replay are made one ahead of
+//! the server that applies the last one.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 
 use lastgood_proto::Lsn;
 use lastgood_proto::segment::Record;
 use lastgood_store::{SourceStore, failpoint};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::interval;
 use tokio_postgres::Client;
 
@@ -19,17 +21,15 @@ use crate::changes::{BaseTables, Changes, Range, Reached};
 use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
+use crate::report::LOOK_INTERVAL;
 use crate::segments::{Segment, Segments};
 use crate::sequences::Samples;
 use crate::{Error, catalog};
 
-/// How often what was gathered is reported.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
 /// The result of a replay that came to its end.
 pub(crate) struct Outcome {
     pub(crate) replayed: Replayed,
-    pub(crate) samples: Samples,
+    pub(crate) reading: Reading,
 }
 
 /// What a plan's changes are read from, and what they are bound to.
@@ -63,12 +63,12 @@ pub(crate) async fn replay(
                 false => Flow::Stop,
             }
         };
-        let samples = reader.run(|item| match item {
-            Item::Segment(encoding) => Ok(send(batcher.segment(encoding))),
+        let reading = reader.run(|item| match item {
+            Item::Segment(encoding) => Ok(send(batcher.segment(&encoding))),
             Item::Record(record) => Ok(send(batcher.feed(record)?)),
             Item::End => Ok(send(batcher.finish())),
         })?;
-        Ok::<_, Error>((batcher.reached(), samples))
+        Ok::<_, Error>((batcher.reached(), reading))
     });
     let mut applier = Applier::new(client, replayed);
     let mut outcome = replayed;
@@ -81,11 +81,11 @@ pub(crate) async fn replay(
             failpoint!("restore.replay");
         }
     }
-    let (reached, samples) = reading.await??;
+    let (reached, reading) = reading.await??;
     source.is_end(reached)?;
     Ok(Outcome {
         replayed: outcome,
-        samples,
+        reading,
     })
 }
 
@@ -110,8 +110,8 @@ pub(crate) async fn gather(
         let reader = source.reader();
         let (sender, mut progress) = watch::channel(Replayed::default());
         let mut gathering = tokio::task::spawn_blocking(move || {
-            let samples = reader.run(|item| match item {
-                Item::Segment(encoding) => Ok(gatherer.segment(encoding)),
+            let reading = reader.run(|item| match item {
+                Item::Segment(encoding) => Ok(gatherer.segment(&encoding)),
                 // Nobody wants it any more.
                 Item::Record(_) if sender.is_closed() => Ok(Flow::Stop),
                 Item::Record(record) => {
@@ -123,11 +123,11 @@ pub(crate) async fn gather(
                 }
                 Item::End => Ok(Flow::GoOn),
             })?;
-            Ok::<_, Error>((gatherer, samples))
+            Ok::<_, Error>((gatherer, reading))
         });
         // Looked at now and then: to be woken for each commit costs more than to gather it.
         let mut looks = interval(LOOK_INTERVAL);
-        let (gatherer, samples) = loop {
+        let (gatherer, reading) = loop {
             tokio::select! {
                 gathered = &mut gathering => break gathered??,
                 _ = looks.tick() => {
@@ -152,7 +152,7 @@ pub(crate) async fn gather(
                 source.is_end(gatherer.reached())?;
                 let net = gatherer.finish();
                 let replayed = net.replayed;
-                return Ok((net, Some(Outcome { replayed, samples })));
+                return Ok((net, Some(Outcome { replayed, reading })));
             }
             None => return Ok((gatherer.finish(), None)),
         }
@@ -229,17 +229,24 @@ impl Source<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     GoOn,
+    /// No change that comes counts.
+    Enough,
+    /// Not even to its end.
     Stop,
 }
 
 /// What a reader comes upon.
-enum Item<'a> {
+enum Item {
     /// A segment with values in this encoding.
-    Segment(&'a str),
+    Segment(String),
     Record(Record),
     /// All needed segments were read.
     End,
 }
+
+/// What is read before it is handed on, in bytes of lines: to hand on every record alone costs more than to
+/// decode it.
+const HANDED_BYTES: usize = 256 << 10;
 
 struct Reader {
     needed: Segments,
@@ -249,51 +256,135 @@ struct Reader {
 }
 
 impl Reader {
-    fn run(mut self, mut take: impl FnMut(Item) -> Result<Flow, Error>) -> Result<Samples, Error> {
+    /// Reads on a thread of its own, up to one batch ahead of `take`, which runs on this one until it has
+    /// enough.
+    fn run(self, mut take: impl FnMut(Item) -> Result<Flow, Error>) -> Result<Reading, Error> {
+        let (sender, batches) = sync_channel(0);
+        let wanted = Arc::new(());
+        let hand = Hand {
+            batches: Some(sender),
+            wanted: Arc::downgrade(&wanted),
+            items: Vec::new(),
+            bytes: 0,
+        };
+        let runtime = Handle::current();
+        let task = runtime.spawn_blocking(|| self.read(hand));
+        let reading = Reading {
+            task,
+            _wanted: wanted,
+        };
+        for item in batches.into_iter().flatten() {
+            let is_last = matches!(item, Item::End);
+            if take(item)? != Flow::GoOn || is_last {
+                return Ok(reading);
+            }
+        }
+        // It ended before its end, and says why.
+        runtime
+            .block_on(reading.end())
+            .and(Err(Error::UnexpectedRecord))
+    }
+
+    fn read(mut self, mut hand: Hand) -> Result<Samples, Error> {
         // Every needed segment is read to its footer, which vouches for what came before.
         while let Some(mut segment) = self.needed.next()? {
             let encoding = segment.header().encoding.as_deref();
-            let encoding = encoding.unwrap_or(self.unnamed_encoding);
-            if take(Item::Segment(encoding))? == Flow::Stop {
-                return Ok(self.samples);
+            let encoding = encoding.unwrap_or(self.unnamed_encoding).to_owned();
+            hand.take(Item::Segment(encoding), 0);
+            while hand.is_wanted()
+                && let Some(record) = segment.next()?
+            {
+                if let Some(record) = self.sample(record) {
+                    hand.take(Item::Record(record), segment.line_bytes());
+                }
             }
-            while let Some(record) = segment.next()? {
-                if let Record::Truncate {
-                    rels,
-                    restart_identity: true,
-                    ..
-                } = &record
-                {
-                    self.samples.restart(rels);
-                }
-                if let Record::Sequences { lsn, samples } = record {
-                    self.samples.see(lsn, samples);
-                } else if take(Item::Record(record))? == Flow::Stop {
-                    return Ok(self.samples);
-                }
+            if !hand.is_wanted() {
+                return Ok(self.samples);
             }
             self.samples.read_to(end(&segment));
         }
-        if take(Item::End)? == Flow::Stop {
-            return Ok(self.samples);
-        }
+        hand.take(Item::End, 0);
+        hand.over();
+        hand.batches = None;
         while !self.samples.found()
             && let Some(mut segment) = self.following.next()?
         {
-            while let Some(record) = segment.next()? {
-                match record {
-                    Record::Sequences { lsn, samples } => self.samples.see(lsn, samples),
-                    Record::Truncate {
-                        rels,
-                        restart_identity: true,
-                        ..
-                    } => self.samples.restart(&rels),
-                    _ => {}
-                }
+            while hand.is_wanted()
+                && let Some(record) = segment.next()?
+            {
+                self.sample(record);
+            }
+            if !hand.is_wanted() {
+                break;
             }
             self.samples.read_to(end(&segment));
         }
         Ok(self.samples)
+    }
+
+    /// Takes from a record what it says of sequences; answers it unless that is all.
+    fn sample(&mut self, record: Record) -> Option<Record> {
+        match record {
+            Record::Sequences { lsn, samples } => {
+                self.samples.see(lsn, samples);
+                return None;
+            }
+            Record::Truncate {
+                ref rels,
+                restart_identity: true,
+                ..
+            } => self.samples.restart(rels),
+            _ => {}
+        }
+        Some(record)
+    }
+}
+
+/// What is still being read: the rest of the last segment, and where sequences stood. Dropped, it ends.
+pub(crate) struct Reading {
+    task: JoinHandle<Result<Samples, Error>>,
+    _wanted: Arc<()>,
+}
+
+impl Reading {
+    /// Only then is what was read vouched for.
+    pub(crate) async fn end(self) -> Result<Samples, Error> {
+        self.task.await?
+    }
+}
+
+/// Hands what is read to the next thread, as long as that takes it.
+struct Hand {
+    batches: Option<SyncSender<Vec<Item>>>,
+    wanted: Weak<()>,
+    items: Vec<Item>,
+    bytes: usize,
+}
+
+impl Hand {
+    fn take(&mut self, item: Item, bytes: usize) {
+        if self.batches.is_none() {
+            return;
+        }
+        self.items.push(item);
+        self.bytes += bytes;
+        if self.bytes >= HANDED_BYTES {
+            self.over();
+        }
+    }
+
+    fn over(&mut self) {
+        self.bytes = 0;
+        let room = self.items.len();
+        let items = std::mem::replace(&mut self.items, Vec::with_capacity(room));
+        let sent = self.batches.as_ref().map(|batches| batches.send(items));
+        if sent.is_none_or(|sent| sent.is_err()) {
+            self.batches = None;
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.strong_count() > 0
     }
 }
 

@@ -50,6 +50,9 @@ impl Phase {
     }
 }
 
+/// How often it is looked how far something is.
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// A snapshot of the work, sent whenever something moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {

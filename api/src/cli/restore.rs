@@ -71,7 +71,7 @@ pub(super) struct RestoreArgs {
     /// What merged changes may take of memory; what does not fit is replayed in order [default: 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::bytes)]
     memory: Option<u64>,
-    /// Parallel jobs of pg_restore
+    /// Sessions that load rows and build indexes at once [default: 4]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(JOBS_MAX)))]
     jobs: Option<u32>,
     /// Go on with an earlier restore of the same target into the same database

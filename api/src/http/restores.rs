@@ -74,7 +74,7 @@ pub(super) struct RestoreRequest {
     /// `into.connection`'s own. A scratch database on its server serves to make them.
     #[schema(example = "recovered")]
     into_schema: Option<String>,
-    /// Parallel jobs of `pg_restore`.
+    /// Sessions that load rows and build indexes at once; 4 if nothing is said.
     #[schema(minimum = 1, maximum = 64)]
     jobs: Option<u32>,
     /// How changes are brought in.

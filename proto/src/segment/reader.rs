@@ -160,6 +160,12 @@ impl<R: BufRead> SegmentReader<R> {
         self.lines.line()
     }
 
+    /// Bytes of the line that the last record was read from.
+    #[must_use]
+    pub fn line_bytes(&self) -> usize {
+        self.lines.line().len()
+    }
+
     /// The next record between header and footer; `None` when the footer has been read and the
     /// whole segment agrees with it. After an error there is nothing but errors.
     #[expect(

@@ -1,6 +1,8 @@
 //! Which archive gives which rows: the base's own, and those of earlier bases whose rows it borrows.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use lastgood_pg::ConnectionConfig;
 use lastgood_pg::dump::TocEntry;
@@ -9,6 +11,7 @@ use lastgood_proto::manifest::{Archive, BaseManifest};
 
 use super::of_kind;
 use crate::archive::{Archives, Head};
+use crate::lanes::Lanes;
 use crate::merge::Waiting;
 use crate::relations::Name;
 use crate::sql::qualified;
@@ -23,83 +26,73 @@ pub(super) struct Giver<'a> {
     pub(super) tables: Option<&'a HashSet<Name>>,
     /// To another base, which calls its tables so: then only rows are wanted, also of a table's own archive, which
     /// has its sequences' states as well.
-    pub(super) lends: Option<&'a HashMap<Name, Name>>,
+    pub(super) lends: Option<&'a Arc<HashMap<Name, Name>>>,
 }
 
 /// What is loaded from one archive.
 pub(super) struct Load<'a> {
     archives: &'a Archives<'a>,
     pub(super) archive: &'a Archive,
-    /// Of a main archive; a table's own is loaded whole.
-    only: Option<Vec<&'a TocEntry>>,
-    /// What its rows are merged with.
-    waiting: Option<&'a Waiting>,
-    /// Of a lender's archive, what the tables are called.
-    names: Option<&'a HashMap<Name, Name>>,
+    what: What<'a>,
+}
+
+enum What<'a> {
+    /// Rows, of these entries of a main archive; of a table's own, whatever it has. Of a lender's archive, with
+    /// what the tables are called.
+    Rows(
+        Option<Vec<&'a TocEntry>>,
+        Option<&'a Arc<HashMap<Name, Name>>>,
+    ),
+    /// Of a main archive, what is neither rows nor a sequence's state.
+    Others(Vec<&'a TocEntry>),
 }
 
 impl Load<'_> {
     pub(super) async fn run(
         &self,
+        waiting: &Arc<Waiting>,
         target: &ConnectionConfig,
-        fed: &(dyn Fn(u64) + Sync),
+        lanes: &Arc<Lanes>,
+        fed: &Arc<AtomicU64>,
     ) -> Result<(), Error> {
         let (archives, archive) = (self.archives, self.archive);
-        let only = self.only.as_deref();
-        match self.waiting {
-            Some(waiting) => {
-                let names = self.names;
+        match &self.what {
+            What::Rows(only, names) => {
+                let only = only.as_deref();
                 waiting
-                    .load(archives, target, archive, only, names, fed)
+                    .load(archives, lanes, archive, only, *names, fed)
                     .await
             }
-            None => archives.data(target, archive, only, fed).await,
+            What::Others(only) => {
+                let _lane = lanes.enter().await?;
+                archives.others(target, archive, only, fed).await
+            }
         }
     }
 }
 
 impl<'a> Giver<'a> {
-    pub(super) fn loads(&self, waiting: Option<&'a Waiting>) -> Result<Vec<Load<'a>>, Error> {
+    pub(super) fn loads(&self) -> Result<Vec<Load<'a>>, Error> {
         let rows = match self.tables {
             Some(tables) => self.rows_of(tables)?,
             None => of_kind(self.head, "TABLE DATA").collect(),
         };
-        let apart = self.apart();
-        let lent: HashSet<Name> = match self.tables {
-            Some(_) => HashSet::new(),
-            None => self.lent().collect(),
-        };
-        let is_in_main = |name: &Name| {
-            let is_wanted = self.tables.is_none_or(|tables| tables.contains(name));
-            is_wanted && !apart.contains(name) && !lent.contains(name)
-        };
         let mut loads = Vec::new();
         let needed = |archive: &&Archive| plan::is_needed(archive, self.manifest, self.tables);
         for archive in self.manifest.archives.iter().filter(needed) {
-            let waiting = waiting.filter(|waiting| match &archive.table {
-                _ if self.lends.is_some() => true,
-                Some(table) => waiting.any(|name| name == table),
-                None => waiting.any(is_in_main),
-            });
-            let load = |only, waiting| Load {
+            let load = |what| Load {
                 archives: self.archives,
                 archive,
-                only,
-                waiting,
-                names: self.lends,
+                what,
             };
-            match (archive.name, waiting) {
-                (ArchiveName::Main, None) => {
-                    loads.push(load(Some(self.all(&rows)), None));
-                }
-                (ArchiveName::Main, Some(_)) => {
-                    loads.push(load(Some(rows.clone()), waiting));
-                    let others = self.others();
-                    if !others.is_empty() {
-                        loads.push(load(Some(others), None));
-                    }
-                }
-                (_, waiting) => loads.push(load(None, waiting)),
+            if archive.name != ArchiveName::Main {
+                loads.push(load(What::Rows(None, self.lends)));
+                continue;
+            }
+            loads.push(load(What::Rows(Some(rows.clone()), self.lends)));
+            let others = self.others();
+            if !others.is_empty() {
+                loads.push(load(What::Others(others)));
             }
         }
         Ok(loads)
@@ -111,27 +104,6 @@ impl<'a> Giver<'a> {
         archives
             .filter_map(|archive| archive.table.as_ref())
             .collect()
-    }
-
-    /// The tables whose rows it borrows itself.
-    fn lent(&self) -> impl Iterator<Item = Name> {
-        let tables = self.manifest.tables.iter();
-        let lent = tables.filter(|table| self.manifest.lender(table.oid).is_some());
-        lent.map(|table| (table.schema.clone(), table.name.clone()))
-    }
-
-    /// Of a main archive, whatever is data: that differs from one version to the other, and the tool knows.
-    /// The state of sequences is in place.
-    fn all(&self, rows: &[&'a TocEntry]) -> Vec<&'a TocEntry> {
-        match self.tables {
-            Some(_) => rows.to_vec(),
-            None => {
-                let entries = self.head.entries.iter();
-                entries
-                    .filter(|entry| entry.kind() != "SEQUENCE SET")
-                    .collect()
-            }
-        }
     }
 
     /// Of a main archive, what is neither rows nor a sequence's state (large objects), if there is any.

@@ -1,13 +1,16 @@
 //! What each stage does: rows, changes, the rest of the definitions, the way under a schema.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures::FutureExt as _;
+use futures::future::try_join_all;
 use lastgood_pg::dump::{Section, TocEntry};
 use lastgood_pg::{ConnectionConfig, Session};
 use lastgood_proto::manifest::Protection;
+use tokio::time::interval;
 use tokio_postgres::Client;
 
 use super::loads::Giver;
@@ -18,12 +21,13 @@ use crate::archive::{Archives, Head};
 use crate::changes::BaseTables;
 use crate::columns::Altered;
 use crate::existing::Existing;
+use crate::lanes::Lanes;
 use crate::merge::Waiting;
 use crate::net::Net;
 use crate::partial::Partial;
 use crate::relations::Name;
 use crate::replay::Outcome;
-use crate::report::Phase;
+use crate::report::{LOOK_INTERVAL, Phase};
 use crate::sql::qualified;
 use crate::{Error, foreign_keys, leftover, partial, plan, replay, sql};
 
@@ -69,15 +73,14 @@ impl Run<'_> {
         target: &ConnectionConfig,
         archives: &Archives<'_>,
         head: &Head,
-        waiting: Option<&Waiting>,
+        waiting: Waiting,
     ) -> Result<(), Error> {
         // They belong to no table's rows. A sample may not be newer than the base.
         let sets: Vec<&TocEntry> = of_kind(head, "SEQUENCE SET").collect();
         let set = archives.definitions(target, head, Section::Data, Some(&sets), 1);
         set.await?;
-        if let Some(waiting) = waiting {
-            waiting.restart(client).await?;
-        }
+        waiting.restart(client).await?;
+        let waiting = Arc::new(waiting);
         let chosen = self.plan.partial.as_ref().map(Partial::names);
         let mut lenders = Vec::new();
         let (store, lineage) = (self.store, self.plan.lineage);
@@ -101,7 +104,7 @@ impl Run<'_> {
             tables: own.as_ref(),
             lends: None,
         };
-        let mut loads = own.loads(waiting)?;
+        let mut loads = own.loads()?;
         for (archives, head, loan) in &lenders {
             let lender = Giver {
                 archives,
@@ -110,29 +113,29 @@ impl Run<'_> {
                 tables: Some(&loan.tables),
                 lends: Some(&loan.names),
             };
-            loads.extend(lender.loads(waiting)?);
+            loads.extend(lender.loads()?);
         }
         loads.sort_by_key(|load| std::cmp::Reverse(load.archive.bytes));
         let total = loads.iter().map(|load| load.archive.bytes).sum();
-        let done = AtomicU64::new(0);
-        let tracker = &self.tracker;
-        let fed = |bytes| {
-            let before = done.fetch_add(bytes, Ordering::Relaxed);
-            // Every few megabytes: a listener has better things to do.
-            if before >> 22 != (before + bytes) >> 22 {
-                tracker.now(before + bytes, total, None);
+        let lanes = Lanes::new(target, self.options.jobs);
+        let fed = Arc::new(AtomicU64::new(0));
+        let loading = loads
+            .iter()
+            .map(|load| load.run(&waiting, target, &lanes, &fed).boxed());
+        let mut loading = pin!(try_join_all(loading));
+        let mut ticks = interval(LOOK_INTERVAL);
+        loop {
+            tokio::select! {
+                loaded = &mut loading => {
+                    loaded?;
+                    break;
+                }
+                _ = ticks.tick() => self.tracker.now(fed.load(Ordering::Relaxed), total, None),
             }
-        };
-        let jobs = usize::try_from(self.options.jobs.max(1)).unwrap_or(1);
-        let loads = loads.iter().map(|load| load.run(target, &fed).boxed());
-        futures::stream::iter(loads.collect::<Vec<_>>())
-            .buffer_unordered(jobs)
-            .try_collect::<()>()
-            .await?;
-        match waiting {
-            Some(waiting) => waiting.load_rest(client).await,
-            None => Ok(()),
         }
+        waiting.load_rest(&lanes).await?;
+        lanes.close().await;
+        Ok(())
     }
 
     /// The borrowed tables whose columns are not those of their rows.
@@ -147,11 +150,17 @@ impl Run<'_> {
             .collect()
     }
 
-    /// The entries that replay needs, and the others but event triggers and privileges.
-    pub(super) fn post_data<'h>(&self, head: &'h Head) -> (Vec<&'h TocEntry>, Vec<&'h TocEntry>) {
+    /// The entries that replay needs, none if it has nothing to do, and the others but event triggers and
+    /// privileges.
+    pub(super) fn post_data<'h>(
+        &self,
+        head: &'h Head,
+        is_merged: bool,
+    ) -> (Vec<&'h TocEntry>, Vec<&'h TocEntry>) {
         let mut wanted = HashSet::new();
         for table in &self.manifest.tables {
-            if table.protection == Protection::Full
+            if !is_merged
+                && table.protection == Protection::Full
                 && table.kind != 'p'
                 && let Some(index) = &table.identity_index
             {

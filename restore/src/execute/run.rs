@@ -138,9 +138,7 @@ impl Run<'_> {
                 (net, merged) = self.gather(client, &head, bytes_max).await?;
                 replayed = net.replayed;
             }
-            let is_waiting = net.replayed.transactions > 0 || !self.manifest.borrowed.is_empty();
-            let encoding = head.encoding.clone();
-            let waiting = is_waiting.then(|| Waiting::new(net, altered, encoding));
+            let waiting = Waiting::new(net, altered, head.encoding.clone());
             self.tracker.enter(Phase::Data);
             if stage == Stage::Data {
                 empty_tables(client).await?;
@@ -151,12 +149,12 @@ impl Run<'_> {
                 None => demands::looser(self.manifest),
             };
             demands::relax(client, &looser).await?;
-            self.data(client, &config, &archives, &head, waiting.as_ref())
+            self.data(client, &config, &archives, &head, waiting)
                 .await?;
             progress_table::loaded(client, &replayed).await?;
         }
-        let (keys, rest) = self.post_data(&head);
-        if stage <= Stage::Keys {
+        let (keys, rest) = self.post_data(&head, merged.is_some());
+        if stage <= Stage::Keys && merged.is_none() {
             self.tracker.enter(Phase::Keys);
             let missing = leftover::missing(client, keys).await?;
             let jobs = self.options.jobs;
@@ -166,11 +164,15 @@ impl Run<'_> {
             identity::relax(client).await?;
             progress_table::enter(client, Stage::Replay).await?;
         }
-        self.tracker.enter(Phase::Replay);
-        let mut outcome = match merged {
+        let outcome = match merged {
             Some(outcome) => outcome,
-            None => self.replay(client, replayed).await?,
+            None => {
+                self.tracker.enter(Phase::Replay);
+                self.replay(client, replayed).await?
+            }
         };
+        // Where everything was merged, the rest was read beside the load.
+        let mut samples = outcome.reading.end().await?;
         let mut sequences = 0;
         if stage <= Stage::Replay {
             apply::drop_lookup_indexes(client).await?;
@@ -178,9 +180,8 @@ impl Run<'_> {
             identity::set_back(client).await?;
             let unsure;
             let (since, floor) = self.sequences_before().await?;
-            outcome.samples.floor = floor;
-            (sequences, unsure) =
-                sequences::set(client, &outcome.samples, self.manifest, since).await?;
+            samples.floor = floor;
+            (sequences, unsure) = sequences::set(client, &samples, self.manifest, since).await?;
             self.notes.extend(unsure);
             progress_table::enter(client, Stage::Finish).await?;
         }
@@ -188,7 +189,11 @@ impl Run<'_> {
             self.tracker.enter(Phase::Constraints);
             failpoint!("restore.indexes");
             let rest = match stage {
-                Stage::Finish => leftover::missing(client, rest).await?,
+                // An attempt that merged everything has not made the keys before.
+                Stage::Finish => {
+                    let (_, all) = self.post_data(&head, true);
+                    leftover::missing(client, all).await?
+                }
                 _ => rest,
             };
             self.constraints(client, &config, &archives, &head, rest)

@@ -351,10 +351,11 @@ async fn an_interrupted_restore_resumes() {
     for (phase, run) in [
         (Phase::Changes, RUN),
         (Phase::Data, RUN),
-        (Phase::Keys, RUN),
+        (Phase::Keys, ORDERED),
         (Phase::Replay, ORDERED),
         (Phase::Replay, some),
         (Phase::Constraints, ORDERED),
+        (Phase::Constraints, RUN),
         (Phase::Finish, RUN),
     ] {
         let copy = fixture.source.sibling().await.unwrap();
@@ -529,9 +530,9 @@ async fn what_becomes_of_a_scratch_database() {
         .unwrap();
     let copy = fixture.source.sibling().await.unwrap();
     for (is_cancel, phase, resume, stays) in [
-        (true, Phase::Replay, false, false),
+        (true, Phase::Data, false, false),
         (false, Phase::Schema, false, false),
-        (false, Phase::Replay, false, true),
+        (false, Phase::Data, false, true),
         (true, Phase::Constraints, true, true),
         (false, Phase::Constraints, true, true),
     ] {

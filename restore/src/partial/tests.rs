@@ -103,7 +103,7 @@ async fn attempt(
     let options = Options {
         jobs: 2,
         replay: match until {
-            Some(Phase::Replay) => Replay::Ordered,
+            Some(Phase::Keys | Phase::Replay) => Replay::Ordered,
             _ => Replay::Merged { bytes_max: 1 << 30 },
         },
         resume,
