@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
@@ -9,6 +10,16 @@ use lastgood_proto::Class;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio_util::task::AbortOnDropHandle;
+
+/// What a pipe holds; Linux lets anybody have so much.
+const PIPE_BYTES: usize = 1 << 20;
+
+/// Tools write a few kilobytes at a time, and with the 64 KiB that a pipe has of itself each end wakes the
+/// other all the time. Where it may not be larger, it works as well.
+fn widen(pipe: &impl AsFd) {
+    #[cfg(target_os = "linux")]
+    let _size = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
+}
 
 /// A tool could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +141,8 @@ impl Process {
             .spawn()
             .map_err(|source| ToolError::Spawn { path, source })?;
         let stderr = child.stderr.take().ok_or(ToolError::NoPipe { tool })?;
+        child.stdin.as_ref().map(widen);
+        child.stdout.as_ref().map(widen);
         Ok(Self {
             tool,
             child,
