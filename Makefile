@@ -49,10 +49,10 @@ oracle: ## restores to random moments of random histories on all majors, SEEDS=n
 	cargo build --workspace --all-targets
 	LASTGOOD_ORACLE_SEEDS=$(SEEDS) tools/with-s3.sh cargo test -p lastgood-integration --test it oracle::oracle -- --exact --nocapture
 
-matrix: ## every major with every other, on each storage, with TLS or not, …: every two of these at least once; and types and scenarios on every major
+matrix: ## every major with every other, on each storage, with TLS or not, …: every two of these at least once; types and scenarios on every major; every step of the migrations
 	tools/setup.sh test
 	cargo build --workspace --all-targets
-	LASTGOOD_MATRIX=all LASTGOOD_MAJORS=all tools/with-s3.sh cargo test -p lastgood-integration --test it -- --nocapture matrix:: types:: scenarios:: s3::
+	LASTGOOD_MATRIX=all LASTGOOD_MAJORS=all tools/with-s3.sh cargo test -p lastgood-integration --test it -- --nocapture matrix:: types:: scenarios:: s3:: migrations:: borrowed:: ddl::
 
 extremes: ## values of 100 MB and rows of 300 MB, which `make test` has smaller
 	tools/setup.sh test

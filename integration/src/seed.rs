@@ -43,6 +43,11 @@ pub fn majors(test: &str) -> Vec<u32> {
     }
 }
 
+/// Whether all of them are wanted: then a test that has a share only does all of its own, too.
+pub fn all_majors() -> bool {
+    std::env::var("LASTGOOD_MAJORS").is_ok_and(|majors| majors == "all")
+}
+
 /// A generator whose sequence depends on the seed and the name only.
 pub fn rng(seed: u64, name: &str) -> ChaCha8Rng {
     let mut key = [0; 32];

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::service::parse_lsn;
 use lastgood_integration::{
-    Postgres, Service, Storage, TestDatabase, digest, history, truth, wait,
+    Postgres, Service, Storage, TestDatabase, digest, history, seed, truth, wait,
 };
 use serde_json::{Value, json};
 use tokio_postgres::Client;
@@ -413,8 +413,12 @@ fn split(command: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_follows_a_migration_at_once_can_be_restored() -> Result<()> {
     let service = Service::start(&Storage::local()?).await?;
-    let runs = [14, 15, 17, 18].map(|major| {
-        let run = after_a_migration(&service, major);
+    let others: &[u32] = match seed::all_majors() {
+        true => &[15, 16, 17],
+        false => &[],
+    };
+    let runs = [14, 18].iter().chain(others).map(|major| {
+        let run = after_a_migration(&service, *major);
         async move { run.await.with_context(|| format!("PostgreSQL {major}")) }
     });
     futures::future::try_join_all(runs).await?;
