@@ -160,6 +160,7 @@ pub(crate) mod tests {
             schema: "public".to_owned(),
             name: "t".to_owned(),
             kind: 'r',
+            is_scattered: false,
             columns,
         }
     }

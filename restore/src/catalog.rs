@@ -19,6 +19,9 @@ pub(crate) struct TargetTable {
     pub(crate) name: String,
     /// `pg_class.relkind`.
     pub(crate) kind: char,
+    /// A partition that an enum decides on by its hash: labels have other numbers in each database, so its rows lie in
+    /// other partitions here.
+    pub(crate) is_scattered: bool,
     /// In the order of `pg_attribute.attnum`.
     pub(crate) columns: Vec<TargetColumn>,
 }
@@ -69,6 +72,12 @@ impl TargetColumn {
 /// By schema and name.
 pub(crate) type Tables = HashMap<(String, String), TargetTable>;
 
+/// Of `c`.
+pub(crate) const SCATTERED: &str = "(c.relispartition AND EXISTS (
+    SELECT FROM pg_partition_ancestors(c.oid) up(rel) JOIN pg_partitioned_table t ON t.partrelid = up.rel
+      JOIN pg_opclass o ON o.oid = ANY (t.partclass) JOIN pg_am m ON m.oid = o.opcmethod
+     WHERE m.amname = 'hash' AND o.opcname = 'enum_ops' AND o.opcnamespace = 'pg_catalog'::regnamespace))";
+
 const TABLES: &str = "
 WITH RECURSIVE domain(column_type, type, modifier) AS (
     SELECT t.oid, t.typbasetype, t.typtypmod FROM pg_type t WHERE t.typtype = 'd'
@@ -88,7 +97,8 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
        CASE WHEN co.oid <> 100 OR a.attcollation <> 100
             THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
        identity.equality,
-       hash.equality
+       hash.equality,
+       {SCATTERED}
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -127,15 +137,18 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
 /// Reads every ordinary and partitioned table.
 pub(crate) async fn tables(client: &Client) -> Result<Tables, Error> {
     let mut tables = Tables::new();
-    for row in client.query(TABLES, &[]).await? {
+    let sql = TABLES.replace("{SCATTERED}", SCATTERED);
+    for row in client.query(&sql, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let kind: String = row.try_get(2)?;
+        let is_scattered = row.try_get(12)?;
         let table = tables
             .entry((schema.clone(), name.clone()))
             .or_insert_with(|| TargetTable {
                 schema,
                 name,
                 kind: kind.chars().next().unwrap_or('r'),
+                is_scattered,
                 columns: Vec::new(),
             });
         let Some(name) = row.try_get::<_, Option<String>>(3)? else {

@@ -385,6 +385,11 @@ fn bound(
 ) -> Result<(&Arc<Binding>, Option<&Arrangement>), Error> {
     let described = relations.get(&rel).ok_or(Error::UnexpectedRecord)?;
     match &described.binding {
+        Ok(binding) if binding.table.is_scattered => Err(Error::Scattered {
+            table: binding.table.sql(),
+            xid: at.xid,
+            commit_lsn: at.commit_lsn,
+        }),
         Ok(binding) => Ok((binding, described.arrangement.as_ref())),
         Err(Mismatch(why)) => Err(Error::SchemaChanged {
             table: crate::sql::qualified(&described.record.schema, &described.record.table),

@@ -83,6 +83,18 @@ pub enum Error {
         commit_lsn: Lsn,
         why: String,
     },
+    #[error(
+        "{table} is hashed by an enum, so its rows lie in other partitions here: restore {root} instead"
+    )]
+    NotWithoutRoot { table: String, root: String },
+    #[error(
+        "rows of {table} were changed in transaction {xid} at {commit_lsn}, and it is hashed by an enum, so they lie in other partitions here; take a base after the change, or restore to before it"
+    )]
+    Scattered {
+        table: String,
+        xid: Xid,
+        commit_lsn: Lsn,
+    },
     #[error("a change of {table} in transaction {xid} at {commit_lsn} cannot be replayed: {why}")]
     UnusableChange {
         table: String,
@@ -396,6 +408,7 @@ impl Error {
             | Error::LatestNotRecoverable { .. }
             | Error::InvalidTable { .. }
             | Error::UnknownTable { .. }
+            | Error::NotWithoutRoot { .. }
             | Error::AmbiguousTable { .. }
             | Error::TableNeedsOther { .. }
             | Error::InvalidSchema { .. }
@@ -419,9 +432,10 @@ impl Error {
                 .code()
                 .map_or(Class::Transient, |code| lastgood_pg::class_of(code.code())),
             Error::Thread(_) => Class::Transient,
-            Error::Change { .. } | Error::SchemaChanged { .. } | Error::NotResumable { .. } => {
-                Class::NeedsOperator
-            }
+            Error::Change { .. }
+            | Error::SchemaChanged { .. }
+            | Error::Scattered { .. }
+            | Error::NotResumable { .. } => Class::NeedsOperator,
             Error::Load { source, .. } => source
                 .code()
                 .map_or(Class::Transient, |code| lastgood_pg::class_of(code.code())),

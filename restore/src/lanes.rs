@@ -2,12 +2,13 @@
 //! a single core of the server busy, and the largest table would decide when a restore is done.
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
 use futures::SinkExt as _;
 use lastgood_pg::{ConnectionConfig, Purpose, Session};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::sql::{literal, quoted};
@@ -19,7 +20,7 @@ pub(crate) const PIECE_BYTES: usize = 256 << 10;
 const SHARE_BYTES: usize = 4 << 20;
 /// Many: how much waits is bounded by bytes.
 const ROWS_MAX: usize = 64;
-/// What of a table waits for the server at most; a longer row waits alone.
+/// What waits for each session at most; a longer row takes all of that.
 const WAITING_BYTES: u32 = 2 << 20;
 
 /// The sessions that rows go through, as many as the restore has jobs.
@@ -32,7 +33,7 @@ pub(crate) struct Lanes {
 /// The right to one session. Whoever loads an archive has one of his own; more come and go.
 pub(crate) struct Lane {
     lanes: Arc<Lanes>,
-    _place: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 }
 
 impl Lanes {
@@ -61,7 +62,7 @@ impl Lanes {
     fn lane(self: &Arc<Self>, place: OwnedSemaphorePermit) -> Lane {
         Lane {
             lanes: Arc::clone(self),
-            _place: place,
+            place,
         }
     }
 
@@ -70,9 +71,12 @@ impl Lanes {
     }
 
     async fn session(&self) -> Result<Session, Error> {
-        let idle = self.idle().pop();
-        if let Some(session) = idle {
-            return Ok(session);
+        loop {
+            match self.idle().pop() {
+                Some(session) if session.client().is_closed() => {}
+                Some(session) => return Ok(session),
+                None => break,
+            }
         }
         let session = Session::connect(&self.target, Purpose::Restore).await?;
         session.client().batch_execute(apply::SESSION).await?;
@@ -92,16 +96,20 @@ impl Lanes {
 type Rows = (Bytes, OwnedSemaphorePermit);
 
 /// They wait for whichever session takes them first.
-type Queue = Arc<tokio::sync::Mutex<mpsc::Receiver<Rows>>>;
+type Queue = tokio::sync::Mutex<mpsc::Receiver<Rows>>;
 
 /// A COPY into a table.
 pub(crate) struct Copy<'a> {
     lane: &'a Lane,
     table: String,
     statement: String,
-    sender: mpsc::Sender<Rows>,
-    queue: Queue,
+    /// None before there are rows.
+    sender: Option<mpsc::Sender<Rows>>,
+    /// The sessions have it: it goes with the last of them, whatever that ended of.
+    queue: Weak<Queue>,
     room: Arc<Semaphore>,
+    /// No more rows come.
+    over: CancellationToken,
     running: Vec<AbortOnDropHandle<Result<(), Error>>>,
     /// When another session is asked for.
     share_at: usize,
@@ -119,14 +127,14 @@ impl<'a> Copy<'a> {
         };
         let encoding = literal(encoding);
         let statement = format!("COPY {table}{columns} FROM STDIN (ENCODING {encoding})");
-        let (sender, receiver) = mpsc::channel(ROWS_MAX);
         Self {
             lane,
             table,
             statement,
-            sender,
-            queue: Arc::new(tokio::sync::Mutex::new(receiver)),
-            room: Arc::new(Semaphore::new(WAITING_BYTES as usize)),
+            sender: None,
+            queue: Weak::new(),
+            room: Arc::new(Semaphore::new(0)),
+            over: CancellationToken::new(),
             running: Vec::new(),
             share_at: 0,
             sent: 0,
@@ -140,15 +148,25 @@ impl<'a> Copy<'a> {
             self.share();
         }
         self.sent += rows.len();
+        let Some(sender) = &self.sender else {
+            return Err(Error::Cancelled);
+        };
         let bytes = u32::try_from(rows.len()).unwrap_or(WAITING_BYTES);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes.min(WAITING_BYTES));
-        if let Ok(room) = room.await
-            && self.sender.send((rows, room)).await.is_ok()
-        {
-            return Ok(());
+        let sent = tokio::select! {
+            biased;
+            // Nobody makes room any more.
+            () = sender.closed() => false,
+            room = room => match room {
+                Ok(room) => sender.send((rows, room)).await.is_ok(),
+                Err(_closed) => false,
+            },
+        };
+        match sent {
+            true => Ok(()),
+            // Somebody has given up, and says why.
+            false => self.ended().await.and(Err(Error::Cancelled)),
         }
-        // Somebody has given up, and says why.
-        self.ended().await.and(Err(Error::Cancelled))
     }
 
     pub(crate) fn push(&mut self, row: &[u8]) {
@@ -178,32 +196,40 @@ impl<'a> Copy<'a> {
     /// One more session, at first the one that is ours by right.
     fn share(&mut self) {
         let lanes = &self.lane.lanes;
-        let place = match self.running.is_empty() {
-            true => None,
-            false => match lanes.another() {
-                Some(lane) => Some(lane),
-                None => return,
-            },
+        let (queue, another) = if self.running.is_empty() {
+            let (sender, receiver) = mpsc::channel(ROWS_MAX);
+            let queue = Arc::new(Queue::new(receiver));
+            self.sender = Some(sender);
+            self.queue = Arc::downgrade(&queue);
+            (queue, None)
+        } else {
+            match (self.queue.upgrade(), lanes.another()) {
+                (Some(queue), Some(another)) => (queue, Some(another)),
+                _ => return,
+            }
         };
         self.share_at = self.sent + SHARE_BYTES;
-        let (lanes, queue) = (Arc::clone(lanes), Arc::clone(&self.queue));
+        self.room.add_permits(WAITING_BYTES as usize);
+        let session = session(Arc::clone(lanes), another, self.over.clone());
         let (table, statement) = (self.table.clone(), self.statement.clone());
-        let copy = async move {
-            let copied = copy(&lanes, &statement, &queue, &table).await;
-            if copied.is_err() {
-                // Nobody is to wait until the others have taken the rest.
-                queue.lock().await.close();
-            }
-            drop(place);
-            copied
-        };
         self.running
-            .push(AbortOnDropHandle::new(tokio::spawn(copy)));
+            .push(AbortOnDropHandle::new(tokio::spawn(async move {
+                let copied = match session.await {
+                    Ok(Some(lent)) => copy(lent, &statement, &queue, &table).await,
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                if copied.is_err() {
+                    // Nobody is to wait until the others have taken the rest.
+                    queue.lock().await.close();
+                }
+                copied
+            })));
     }
 
     async fn ended(&mut self) -> Result<(), Error> {
-        // No more rows come.
-        self.sender = mpsc::channel(1).0;
+        self.sender = None;
+        self.over.cancel();
         for running in std::mem::take(&mut self.running) {
             running.await??;
         }
@@ -211,14 +237,54 @@ impl<'a> Copy<'a> {
     }
 }
 
-async fn copy(lanes: &Lanes, statement: &str, queue: &Queue, table: &str) -> Result<(), Error> {
+/// A session while it is used, with its place unless that is its user's own.
+struct Lent {
+    lanes: Arc<Lanes>,
+    session: Session,
+    _another: Option<Lane>,
+}
+
+/// One that is not ours by right may be missing: when the rows are over, or if the server has none left.
+async fn session(
+    lanes: Arc<Lanes>,
+    another: Option<Lane>,
+    over: CancellationToken,
+) -> Result<Option<Lent>, Error> {
+    let session = match &another {
+        None => lanes.session().await?,
+        Some(_) => {
+            let session = tokio::select! {
+                () = over.cancelled() => return Ok(None),
+                session = lanes.session() => session,
+            };
+            match session {
+                Ok(session) => session,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::info!(error, "rows go through fewer sessions than asked for");
+                    if let Some(lane) = another {
+                        // It is not tried again.
+                        lane.place.forget();
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+    };
+    Ok(Some(Lent {
+        lanes,
+        session,
+        _another: another,
+    }))
+}
+
+async fn copy(lent: Lent, statement: &str, queue: &Queue, table: &str) -> Result<(), Error> {
     let failed = |source| Error::Load {
         table: table.to_owned(),
         source,
     };
-    let session = lanes.session().await?;
     {
-        let sink = session.client().copy_in::<_, Bytes>(statement).await;
+        let sink = lent.session.client().copy_in::<_, Bytes>(statement).await;
         let mut sink = pin!(sink.map_err(failed)?);
         loop {
             let rows = queue.lock().await.recv().await;
@@ -233,6 +299,9 @@ async fn copy(lanes: &Lanes, statement: &str, queue: &Queue, table: &str) -> Res
         }
         sink.finish().await.map_err(failed)?;
     }
-    lanes.idle().push(session);
+    lent.lanes.idle().push(lent.session);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

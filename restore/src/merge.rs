@@ -85,12 +85,14 @@ impl Waiting {
         let rows = async move { waiting.tables(&lane, tool.stdout, names.as_deref()).await };
         let mut rows = AbortOnDropHandle::new(tokio::spawn(rows));
         let ended = tokio::select! {
-            loaded = &mut rows => match loaded? {
-                Ok(()) => fed.await?,
-                failed => failed,
-            },
+            biased;
+            // Rows that end too early may be all that an archive had.
             fed = &mut fed => match fed? {
                 Ok(()) => rows.await?,
+                failed => failed,
+            },
+            loaded = &mut rows => match loaded? {
+                Ok(()) => fed.await?,
                 failed => failed,
             },
         };

@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use crate::gather::gather;
 use crate::partial::{LeftOut, Partial};
 use crate::sql::qualified;
-use crate::{Error, indexes};
+use crate::{Error, catalog, indexes};
 
 const CHOSEN: &str = "
 CREATE TABLE IF NOT EXISTS lastgood_restore.chosen (oid oid PRIMARY KEY);
@@ -25,6 +25,13 @@ SELECT pn.nspname::text, p.relname::text, p.relkind = 'p', cn.nspname::text, c.r
   JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace pn ON pn.oid = p.relnamespace
   JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace
  WHERE i.inhparent NOT IN (SELECT oid FROM lastgood_restore.chosen)";
+
+/// Partitions whose rows lie in others here, and the root that has them all.
+const SCATTERED: &str = "
+SELECT n.nspname::text, c.relname::text, rn.nspname::text, r.relname::text
+  FROM lastgood_restore.chosen JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_class r ON r.oid = pg_partition_root(c.oid) JOIN pg_namespace rn ON rn.oid = r.relnamespace
+ WHERE r.oid NOT IN (SELECT oid FROM lastgood_restore.chosen) AND ";
 
 /// Sequences that chosen tables own or draw from.
 const SEQUENCES: &str = "
@@ -117,6 +124,18 @@ async fn mark(client: &Client, partial: &Partial) -> Result<(), Error> {
     client
         .batch_execute(&format!("{DOOMED} AND c.oid NOT IN ({SEQUENCES})"))
         .await?;
+    let scattered = format!("{SCATTERED} {}", catalog::SCATTERED);
+    if let Some(row) = client
+        .query_opt(&format!("{scattered} LIMIT 1"), &[])
+        .await?
+    {
+        let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (root_schema, root): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+        return Err(Error::NotWithoutRoot {
+            table: qualified(&schema, &name),
+            root: qualified(&root_schema, &root),
+        });
+    }
     // A partition without its root, a child without its parent: its own table from here on.
     for row in client.query(PARENTS, &[]).await? {
         let (parent_schema, parent): (String, String) = (row.try_get(0)?, row.try_get(1)?);

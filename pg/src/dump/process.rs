@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio_util::task::AbortOnDropHandle;
 
-/// What a pipe holds; Linux lets anybody have so much.
-const PIPE_BYTES: usize = 1 << 20;
+/// What a pipe holds. A user may have 64 MiB of them in all, unless it is root.
+const PIPE_BYTES: usize = 256 << 10;
 
 /// Tools write a few kilobytes at a time, and with the 64 KiB that a pipe has of itself each end wakes the
 /// other all the time. Where it may not be larger, it works as well.

@@ -1,5 +1,7 @@
 //! Base and segments of a real source, restored into a real server and compared with what was seen.
 
+mod scattered;
+
 use std::sync::{Arc, Mutex};
 
 use lastgood_integration::TestDatabase;
