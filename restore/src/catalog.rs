@@ -88,6 +88,8 @@ WITH RECURSIVE domain(column_type, type, modifier) AS (
 ), resolved(column_type, type, modifier) AS (
     SELECT d.column_type, d.type, d.modifier
       FROM domain d JOIN pg_type t ON t.oid = d.type AND t.typtype <> 'd'
+), scattered AS (
+    SELECT c.oid FROM pg_class c WHERE {SCATTERED}
 )
 SELECT n.nspname::text, c.relname::text, c.relkind::text,
        a.attname::text, a.atttypid, a.atttypmod,
@@ -98,7 +100,7 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text,
             THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
        identity.equality,
        hash.equality,
-       {SCATTERED}
+       c.oid IN (SELECT oid FROM scattered)
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -250,32 +250,29 @@ async fn session(
     another: Option<Lane>,
     over: CancellationToken,
 ) -> Result<Option<Lent>, Error> {
-    let session = match &another {
-        None => lanes.session().await?,
-        Some(_) => {
-            let session = tokio::select! {
-                () = over.cancelled() => return Ok(None),
-                session = lanes.session() => session,
-            };
-            match session {
-                Ok(session) => session,
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::info!(error, "rows go through fewer sessions than asked for");
-                    if let Some(lane) = another {
-                        // It is not tried again.
-                        lane.place.forget();
-                    }
-                    return Ok(None);
-                }
-            }
-        }
-    };
-    Ok(Some(Lent {
+    let lent = |session, another, lanes| Lent {
         lanes,
         session,
         _another: another,
-    }))
+    };
+    let Some(lane) = another else {
+        let session = lanes.session().await?;
+        return Ok(Some(lent(session, None, lanes)));
+    };
+    let session = tokio::select! {
+        () = over.cancelled() => return Ok(None),
+        session = lanes.session() => session,
+    };
+    match session {
+        Ok(session) => Ok(Some(lent(session, Some(lane), lanes))),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::info!(error, "rows go through fewer sessions than asked for");
+            // It is not tried again.
+            lane.place.forget();
+            Ok(None)
+        }
+    }
 }
 
 async fn copy(lent: Lent, statement: &str, queue: &Queue, table: &str) -> Result<(), Error> {

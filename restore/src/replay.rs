@@ -286,40 +286,39 @@ impl Reader {
     }
 
     fn read(mut self, mut hand: Hand) -> Result<Samples, Error> {
-        // Every needed segment is read to its footer, which vouches for what came before.
-        while let Some(mut segment) = self.needed.next()? {
+        while let Some(segment) = self.needed.next()? {
             let encoding = segment.header().encoding.as_deref();
             let encoding = encoding.unwrap_or(self.unnamed_encoding).to_owned();
             hand.take(Item::Segment(encoding), 0);
-            while hand.is_wanted()
-                && let Some(record) = segment.next()?
-            {
-                if let Some(record) = self.sample(record) {
-                    hand.take(Item::Record(record), segment.line_bytes());
-                }
-            }
-            if !hand.is_wanted() {
+            if self.segment(segment, &mut hand)? == Flow::Stop {
                 return Ok(self.samples);
             }
-            self.samples.read_to(end(&segment));
         }
         hand.take(Item::End, 0);
         hand.over();
         hand.batches = None;
         while !self.samples.found()
-            && let Some(mut segment) = self.following.next()?
+            && let Some(segment) = self.following.next()?
         {
-            while hand.is_wanted()
-                && let Some(record) = segment.next()?
-            {
-                self.sample(record);
-            }
-            if !hand.is_wanted() {
+            if self.segment(segment, &mut hand)? == Flow::Stop {
                 break;
             }
-            self.samples.read_to(end(&segment));
         }
         Ok(self.samples)
+    }
+
+    /// To its footer, which vouches for what came before, as long as somebody wants it.
+    fn segment(&mut self, mut segment: Segment, hand: &mut Hand) -> Result<Flow, Error> {
+        while hand.is_wanted() {
+            let Some(record) = segment.next()? else {
+                self.samples.read_to(end(&segment));
+                return Ok(Flow::GoOn);
+            };
+            if let Some(record) = self.sample(record) {
+                hand.take(Item::Record(record), segment.line_bytes());
+            }
+        }
+        Ok(Flow::Stop)
     }
 
     /// Takes from a record what it says of sequences; answers it unless that is all.

@@ -153,7 +153,8 @@ impl Run<'_> {
                 .await?;
             progress_table::loaded(client, &replayed).await?;
         }
-        let (keys, rest) = self.post_data(&head, merged.is_some());
+        // An attempt that merged everything has not made the keys before.
+        let (keys, rest) = self.post_data(&head, merged.is_some() || stage >= Stage::Finish);
         if stage <= Stage::Keys && merged.is_none() {
             self.tracker.enter(Phase::Keys);
             let missing = leftover::missing(client, keys).await?;
@@ -189,11 +190,7 @@ impl Run<'_> {
             self.tracker.enter(Phase::Constraints);
             failpoint!("restore.indexes");
             let rest = match stage {
-                // An attempt that merged everything has not made the keys before.
-                Stage::Finish => {
-                    let (_, all) = self.post_data(&head, true);
-                    leftover::missing(client, all).await?
-                }
+                Stage::Finish => leftover::missing(client, rest).await?,
                 _ => rest,
             };
             self.constraints(client, &config, &archives, &head, rest)
