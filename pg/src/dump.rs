@@ -89,6 +89,13 @@ impl RowsEnd {
     }
 }
 
+/// Whether `pg_class c` is a partition that an enum decides on by its hash (`pg_dump`, forcePartitionRootLoad): its
+/// rows are in an archive as its root's, because labels have other numbers in each database.
+pub const SCATTERED: &str = "(c.relispartition AND EXISTS (
+    SELECT FROM pg_partition_ancestors(c.oid) up(rel) JOIN pg_partitioned_table t ON t.partrelid = up.rel
+      JOIN pg_opclass o ON o.oid = ANY (t.partclass) JOIN pg_am m ON m.oid = o.opcmethod
+     WHERE m.amname = 'hash' AND o.opcname = 'enum_ops' AND o.opcnamespace = 'pg_catalog'::regnamespace))";
+
 /// A section of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {

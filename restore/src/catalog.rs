@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use lastgood_pg::dump::SCATTERED;
 use lastgood_proto::Oid;
 use tokio_postgres::Client;
 
@@ -71,12 +72,6 @@ impl TargetColumn {
 
 /// By schema and name.
 pub(crate) type Tables = HashMap<(String, String), TargetTable>;
-
-/// Of `c`.
-pub(crate) const SCATTERED: &str = "(c.relispartition AND EXISTS (
-    SELECT FROM pg_partition_ancestors(c.oid) up(rel) JOIN pg_partitioned_table t ON t.partrelid = up.rel
-      JOIN pg_opclass o ON o.oid = ANY (t.partclass) JOIN pg_am m ON m.oid = o.opcmethod
-     WHERE m.amname = 'hash' AND o.opcname = 'enum_ops' AND o.opcnamespace = 'pg_catalog'::regnamespace))";
 
 const TABLES: &str = "
 WITH RECURSIVE domain(column_type, type, modifier) AS (

@@ -5,12 +5,13 @@
 //! chosen table may go, and is named; anything else of a chosen table may not, and then the restore
 //! fails rather than bring back less than the table. Repeatable.
 
+use lastgood_pg::dump::SCATTERED;
 use tokio_postgres::Client;
 
 use crate::gather::gather;
 use crate::partial::{LeftOut, Partial};
 use crate::sql::qualified;
-use crate::{Error, catalog, indexes};
+use crate::{Error, indexes};
 
 const CHOSEN: &str = "
 CREATE TABLE IF NOT EXISTS lastgood_restore.chosen (oid oid PRIMARY KEY);
@@ -27,7 +28,7 @@ SELECT pn.nspname::text, p.relname::text, p.relkind = 'p', cn.nspname::text, c.r
  WHERE i.inhparent NOT IN (SELECT oid FROM lastgood_restore.chosen)";
 
 /// Partitions whose rows lie in others here, and the root that has them all.
-const SCATTERED: &str = "
+const WITHOUT_ROOT: &str = "
 SELECT n.nspname::text, c.relname::text, rn.nspname::text, r.relname::text
   FROM lastgood_restore.chosen JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_class r ON r.oid = pg_partition_root(c.oid) JOIN pg_namespace rn ON rn.oid = r.relnamespace
@@ -124,7 +125,7 @@ async fn mark(client: &Client, partial: &Partial) -> Result<(), Error> {
     client
         .batch_execute(&format!("{DOOMED} AND c.oid NOT IN ({SEQUENCES})"))
         .await?;
-    let scattered = format!("{SCATTERED} {}", catalog::SCATTERED);
+    let scattered = format!("{WITHOUT_ROOT} {SCATTERED}");
     if let Some(row) = client
         .query_opt(&format!("{scattered} LIMIT 1"), &[])
         .await?

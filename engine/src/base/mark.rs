@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use lastgood_pg::dump::SCATTERED;
 use lastgood_proto::Oid;
 use lastgood_proto::manifest::ColumnEntry;
 use tokio_postgres::types::FromSql;
@@ -110,10 +111,7 @@ CROSS JOIN LATERAL (
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     ) columns(numbers, names, meanings, versions, not_nulls, generated, is_named, rigid, keys, calls)
 WHERE p.oid = $1 AND c.relkind = 'r' AND columns.is_named IS NOT TRUE
-  AND NOT (c.relispartition AND EXISTS (
-      SELECT FROM pg_partition_ancestors(c.oid) up(rel) JOIN pg_partitioned_table t ON t.partrelid = up.rel
-        JOIN pg_opclass o ON o.oid = ANY (t.partclass) JOIN pg_am m ON m.oid = o.opcmethod
-       WHERE m.amname = 'hash' AND o.opcname = 'enum_ops' AND o.opcnamespace = 'pg_catalog'::regnamespace))";
+  AND NOT {SCATTERED}";
 
 /// What a table's rows depend on.
 pub(super) struct Mark {
@@ -176,7 +174,12 @@ fn array<'r, T: FromSql<'r>>(row: &'r Row, at: usize) -> Vec<T> {
 
 /// By table, as the client's snapshot has it.
 pub(super) async fn marks(client: &Client, publication: Oid) -> Result<BTreeMap<Oid, Mark>, Error> {
-    let rows = client.query(MARKS, &[&publication.get()]).await;
+    let rows = client
+        .query(
+            &MARKS.replace("{SCATTERED}", SCATTERED),
+            &[&publication.get()],
+        )
+        .await;
     let rows = rows.map_err(Error::sql("reading what rows depend on"))?;
     let marks = rows.iter();
     Ok(marks
