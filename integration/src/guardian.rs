@@ -12,17 +12,19 @@ use std::process::{Child, Command, Stdio};
 pub(crate) struct Guardian(Child);
 
 impl Guardian {
-    /// Watches over the process whose id stands in the first line of `pid_file`; `folder` is
-    /// removed after the process is gone.
+    /// Watches over the process whose id stands in the first line of `pid_file` and whose arguments name
+    /// `folder`, which is removed after the process is gone. The id alone does not tell: it outlives its
+    /// process in the file, and where there are 32,768 of them a long run hands each out again.
     pub(crate) fn new(pid_file: &Path, folder: &Path) -> io::Result<Self> {
         const SCRIPT: &str = r#"
             trap '' HUP INT TERM
             read -r _
-            if read -r pid _ 2>/dev/null <"$1"; then
+            runs() { grep -qF "$1" "/proc/$pid/cmdline" 2>/dev/null; }
+            if read -r pid _ 2>/dev/null <"$1" && runs "$2"; then
                 kill -QUIT "$pid" 2>/dev/null
                 n=0
-                while kill -0 "$pid" 2>/dev/null && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
-                kill -KILL "$pid" 2>/dev/null
+                while runs "$2" && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
+                runs "$2" && kill -KILL "$pid" 2>/dev/null
             fi
             rm -rf "$2"
         "#;

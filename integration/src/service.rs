@@ -506,7 +506,10 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        let mut ended = None;
         if let Some(mut child) = self.process().take() {
+            // One that nobody asked to end is what a test failed of, however it fails.
+            ended = child.try_wait().ok().flatten();
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -519,10 +522,13 @@ impl Drop for Service {
                 eprintln!("the log is not kept: {error}");
             }
         }
-        if std::thread::panicking() {
+        if ended.is_some() || std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().rev().take(80).collect();
-            eprintln!("--- the service's log ends:");
+            match ended {
+                Some(status) => eprintln!("--- the service had ended: {status}; its log ends:"),
+                None => eprintln!("--- the service's log ends:"),
+            }
             lines.iter().rev().for_each(|line| eprintln!("{line}"));
         }
     }
@@ -561,7 +567,8 @@ pub fn cli() -> Result<Command> {
     }
     command
         .env("LASTGOOD_PG_BIN_DIRS", tools::bin_dirs())
-        .env("RUST_BACKTRACE", "1");
+        .env("RUST_BACKTRACE", "1")
+        .env("RUST_LIB_BACKTRACE", "0");
     Ok(command)
 }
 
