@@ -72,7 +72,7 @@ impl Batcher {
     ///
     /// # Errors
     /// If a change fits no table, or cannot be a change.
-    pub(crate) fn feed(&mut self, record: Record) -> Result<Option<Batch>, Error> {
+    pub(crate) fn feed(&mut self, record: Record<'_>) -> Result<Option<Batch>, Error> {
         match self.changes.step(record)? {
             Step::Nothing | Step::Over => Ok(None),
             // What is pending was read by the old description.

@@ -4,8 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use lastgood_proto::manifest::BaseManifest;
-use lastgood_proto::segment::{Cell, Old, Record, RelationRecord};
+use lastgood_proto::segment::{Old, Record, RelationRecord, Row};
 use lastgood_proto::{Lsn, Oid, Xid};
 
 use crate::Error;
@@ -34,7 +35,7 @@ pub(crate) struct BaseTables {
     /// What the base calls each: another OID of the same name is another table.
     pub(crate) oids: HashMap<(String, String), Oid>,
     /// Those whose rows it borrows.
-    pub(crate) borrowed: HashMap<Oid, BorrowedTable>,
+    pub(crate) borrowed: HashMap<Oid, BorrowedTable, RandomState>,
     /// Where the oldest of the rows are from.
     pub(crate) rows_from: Lsn,
 }
@@ -108,10 +109,10 @@ impl At {
 
 /// What became of one row.
 #[derive(Debug)]
-pub(crate) enum Change {
-    Insert { new: Vec<Cell> },
-    Update { old: Old, new: Vec<Cell> },
-    Delete { old: Old },
+pub(crate) enum Change<'a> {
+    Insert { new: Row<'a> },
+    Update { old: Old<Row<'a>>, new: Row<'a> },
+    Delete { old: Old<Row<'a>> },
 }
 
 /// What a record is to a restore.
@@ -121,7 +122,7 @@ pub(crate) enum Step<'a> {
     Over,
     /// A relation is described, and not as before.
     Described(Oid),
-    Row(At, &'a Arc<Binding>, Change),
+    Row(At, &'a Arc<Binding>, Change<'a>),
     /// Emptied together: all that are named, whatever CASCADE found, each stands for itself.
     Truncate {
         at: At,
@@ -138,9 +139,9 @@ pub(crate) struct Changes {
     base: Arc<BaseTables>,
     /// The only tables that count, if not all.
     only: Option<HashSet<(String, String)>>,
-    relations: HashMap<Oid, Described>,
+    relations: HashMap<Oid, Described, RandomState>,
     /// Relations of tables that do not count.
-    skipped: HashSet<Oid>,
+    skipped: HashSet<Oid, RandomState>,
     replayed: Replayed,
     current: Current,
     /// Of the newest transaction, whether it counts or not.
@@ -155,10 +156,10 @@ struct Described {
     arrangement: Option<Arrangement>,
 }
 
-impl Change {
+impl<'a> Change<'a> {
     /// As it would have been with the columns that the table has now.
-    fn arrange(&mut self, arrangement: &Arrangement) {
-        let arrange_old = |old: &mut Old| match old {
+    fn arrange(&mut self, arrangement: &'a Arrangement) {
+        let arrange_old = |old: &mut Old<Row<'a>>| match old {
             Old::None => {}
             Old::Key(old) => arrangement.key(old),
             Old::Full(old) => arrangement.row(old),
@@ -194,8 +195,8 @@ impl Changes {
             tables,
             base,
             only,
-            relations: HashMap::new(),
-            skipped: HashSet::new(),
+            relations: HashMap::default(),
+            skipped: HashSet::default(),
             replayed: range.replayed,
             current: Current::None,
             position: range.rows_from,
@@ -215,7 +216,7 @@ impl Changes {
 
     /// # Errors
     /// If a change fits no table.
-    pub(crate) fn step(&mut self, record: Record) -> Result<Step<'_>, Error> {
+    pub(crate) fn step<'a>(&'a mut self, record: Record<'a>) -> Result<Step<'a>, Error> {
         let (rel, mut change) = match record {
             Record::Begin { xid, lsn, .. } => {
                 return Ok(self.begin(xid, lsn));
@@ -379,7 +380,7 @@ impl Changes {
 }
 
 fn bound(
-    relations: &HashMap<Oid, Described>,
+    relations: &HashMap<Oid, Described, RandomState>,
     at: At,
     rel: Oid,
 ) -> Result<(&Arc<Binding>, Option<&Arrangement>), Error> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use lastgood_proto::Lsn;
 use lastgood_proto::manifest::{AlteredTable, BaseManifest, Layout, TableEntry, Told};
-use lastgood_proto::segment::{Cell, ColumnRecord, RelationRecord};
+use lastgood_proto::segment::{Cell, ColumnRecord, RelationRecord, Row};
 
 use crate::Error;
 use crate::binding::Mismatch;
@@ -22,7 +22,7 @@ pub(crate) struct Columns {
     /// Number and name, as in that base.
     now: Vec<(u32, String)>,
     /// What rows have in columns that the lender's lack, by number.
-    missing: HashMap<u32, Cell>,
+    missing: HashMap<u32, Cell<'static>>,
 }
 
 /// How a row becomes one of the table as it is: for each of its columns, where to take it from.
@@ -34,7 +34,7 @@ enum From {
     /// The place among what there is.
     Place(usize),
     /// There is nothing.
-    Value(Cell),
+    Value(Cell<'static>),
 }
 
 impl Columns {
@@ -47,7 +47,7 @@ impl Columns {
         let now = table.columns.iter().filter(|column| !column.generated);
         let missing = altered.missing.iter();
         let cell = |value: &Option<String>| match value {
-            Some(text) => Cell::Text(text.as_str().into()),
+            Some(text) => Cell::Text(text.clone().into()),
             None => Cell::Null,
         };
         Some(Self {
@@ -213,16 +213,16 @@ fn told(
 }
 
 impl Arrangement {
-    pub(crate) fn row(&self, row: &mut Vec<Cell>) {
-        self.arrange(row, Cell::clone);
+    pub(crate) fn row<'a>(&'a self, row: &mut Row<'a>) {
+        self.arrange(row, Cell::borrowed);
     }
 
     /// What is lacking is no part of a key.
-    pub(crate) fn key(&self, key: &mut Vec<Cell>) {
+    pub(crate) fn key<'a>(&'a self, key: &mut Row<'a>) {
         self.arrange(key, |_| Cell::Null);
     }
 
-    fn arrange(&self, row: &mut Vec<Cell>, lacking: impl Fn(&Cell) -> Cell) {
+    fn arrange<'a>(&'a self, row: &mut Row<'a>, lacking: impl Fn(&'a Cell<'static>) -> Cell<'a>) {
         let mut old = std::mem::take(row);
         row.extend(self.0.iter().map(|from| {
             match from {

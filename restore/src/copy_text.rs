@@ -12,7 +12,7 @@ pub(crate) fn field(cell: &Cell, out: &mut Vec<u8>) {
 }
 
 /// What stands for a null.
-pub(crate) const NULL: &[u8] = b"\\N";
+const NULL: &[u8] = b"\\N";
 
 pub(crate) fn null(out: &mut Vec<u8>) {
     out.extend_from_slice(NULL);
@@ -50,18 +50,18 @@ const fn escape(byte: u8) -> &'static [u8] {
 }
 
 /// A `text[]` field; unchanged values are null in it.
-pub(crate) fn array<'a>(cells: impl Iterator<Item = &'a Cell>, out: &mut Vec<u8>) {
+pub(crate) fn array<'a>(cells: impl Iterator<Item = &'a Cell<'a>>, out: &mut Vec<u8>) {
     elements(cells, *b"{}", b"NULL", b"\\\\\"", out);
 }
 
 /// A composite field; unchanged values are null in it.
-pub(crate) fn composite<'a>(cells: impl Iterator<Item = &'a Cell>, out: &mut Vec<u8>) {
+pub(crate) fn composite<'a>(cells: impl Iterator<Item = &'a Cell<'a>>, out: &mut Vec<u8>) {
     elements(cells, *b"()", b"", b"\"\"", out);
 }
 
 /// Elements in double quotes; `quote` stands for one inside, in COPY's form.
 fn elements<'a>(
-    cells: impl Iterator<Item = &'a Cell>,
+    cells: impl Iterator<Item = &'a Cell<'a>>,
     [open, close]: [u8; 2],
     null: &[u8],
     quote: &[u8],
@@ -95,7 +95,7 @@ fn elements<'a>(
 mod tests {
     use super::*;
 
-    fn text(value: &str) -> Cell {
+    fn text(value: &str) -> Cell<'_> {
         Cell::Text(value.into())
     }
 
@@ -112,7 +112,7 @@ mod tests {
         check(&text("\\N"), "\\\\N");
         check(&text("a\tb\nc\rd\\"), "a\\tb\\nc\\rd\\\\");
         check(&text("\u{7}\u{8}\u{b}\u{c}\u{e}"), "\u{7}\\b\\v\\f\u{e}");
-        check(&Cell::Bytes(vec![b'x']), "x");
+        check(&Cell::Bytes(b"x".into()), "x");
     }
 
     #[test]

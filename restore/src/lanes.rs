@@ -138,7 +138,7 @@ impl<'a> Copy<'a> {
             running: Vec::new(),
             share_at: 0,
             sent: 0,
-            waiting: BytesMut::with_capacity(PIECE_BYTES),
+            waiting: BytesMut::new(),
         }
     }
 
@@ -178,8 +178,9 @@ impl<'a> Copy<'a> {
     pub(crate) async fn send_full(&mut self) -> Result<(), Error> {
         match self.waiting.len() >= PIECE_BYTES {
             true => {
-                let rows = self.waiting.split().freeze();
-                self.send(rows).await
+                let room = BytesMut::with_capacity(PIECE_BYTES + PIECE_BYTES / 16);
+                let rows = std::mem::replace(&mut self.waiting, room);
+                self.send(rows.freeze()).await
             }
             false => Ok(()),
         }

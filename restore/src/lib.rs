@@ -45,6 +45,7 @@ mod plan;
 mod progress_table;
 mod prune;
 mod relations;
+mod relay;
 mod replay;
 mod report;
 mod retention;

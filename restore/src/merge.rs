@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::archive::{Archives, list_file};
 use crate::columns::Altered;
 use crate::lanes::{Copy, Lane, Lanes, PIECE_BYTES};
-use crate::net::{Met, Net, NetRows, NetTable, filled};
+use crate::net::{Met, Net, NetRows, NetTable, fill};
 use crate::relations::{Name, qualified};
 use crate::selection::identifier;
 use crate::sql::ends_statement;
@@ -308,13 +308,16 @@ struct Merge {
     /// Places of the key columns among the row's fields.
     key: Vec<usize>,
     awaited: usize,
+    ends: Vec<usize>,
     /// A row's key, or a row in the order of the images.
     scratch: Vec<u8>,
+    /// An image without holes.
+    filled: Vec<u8>,
     new: Vec<u8>,
 }
 
 impl Merge {
-    fn new(net: NetTable, block: &Block) -> Result<Self, Error> {
+    fn new(mut net: NetTable, block: &Block) -> Result<Self, Error> {
         let binding = &net.binding;
         let place = |bound: &crate::binding::Bound| {
             let name = &binding.column(*bound).name;
@@ -336,12 +339,17 @@ impl Merge {
             table: block.table(),
             order: (!in_order).then_some(order),
             key,
-            awaited: match &net.rows {
-                NetRows::Keyed(rows) => rows.awaited(),
+            awaited: match &mut net.rows {
+                NetRows::Keyed(rows) => {
+                    rows.close();
+                    rows.awaited()
+                }
                 NetRows::Whole(_) => 0,
             },
             net,
+            ends: Vec::new(),
             scratch: Vec::new(),
+            filled: Vec::new(),
             new: Vec::new(),
         })
     }
@@ -356,7 +364,7 @@ impl Merge {
                 let text = match &self.order {
                     None => row,
                     Some(order) => {
-                        fields(row, order, &mut self.scratch);
+                        fields(row, order, &mut self.ends, &mut self.scratch);
                         &self.scratch
                     }
                 };
@@ -366,7 +374,7 @@ impl Merge {
                 Ok(())
             }
             NetRows::Keyed(rows) => {
-                fields(row, &self.key, &mut self.scratch);
+                fields(row, &self.key, &mut self.ends, &mut self.scratch);
                 let image = match rows.meet(&self.scratch) {
                     Met::Untouched => {
                         copy.push(row);
@@ -385,16 +393,18 @@ impl Merge {
                 let Some(image) = image else {
                     return Ok(());
                 };
-                self.new.clear();
                 match &self.order {
-                    None => self.new.extend_from_slice(&filled(image, row)),
+                    None => {
+                        fill(image, row, &mut self.filled);
+                        copy.push(&self.filled);
+                    }
                     Some(order) => {
-                        fields(row, order, &mut self.scratch);
-                        let image = filled(image, &self.scratch);
-                        fields(&image, &inverse(order), &mut self.new);
+                        fields(row, order, &mut self.ends, &mut self.scratch);
+                        fill(image, &self.scratch, &mut self.filled);
+                        fields(&self.filled, &inverse(order), &mut self.ends, &mut self.new);
+                        copy.push(&self.new);
                     }
                 }
-                copy.push(&self.new);
                 Ok(())
             }
         }
@@ -423,7 +433,7 @@ impl Merge {
             match &inverse {
                 None => copy.push(row),
                 Some(order) => {
-                    fields(row, order, &mut self.new);
+                    fields(row, order, &mut self.ends, &mut self.new);
                     copy.push(&self.new);
                 }
             }
@@ -433,24 +443,20 @@ impl Merge {
     }
 }
 
-/// Some fields of a row, in this order.
-fn fields(row: &[u8], order: &[usize], out: &mut Vec<u8>) {
+/// Some fields of a row, in this order. No more of the row is read than that.
+fn fields(row: &[u8], order: &[usize], ends: &mut Vec<usize>, out: &mut Vec<u8>) {
     out.clear();
-    let mut ends: Option<Vec<&[u8]>> = None;
+    ends.clear();
+    let mut tabs = memchr::memchr_iter(b'\t', row);
     for (at, place) in order.iter().enumerate() {
         if at > 0 {
             out.push(b'\t');
         }
-        match place {
-            0 => {
-                let end = memchr::memchr(b'\t', row).unwrap_or(row.len());
-                out.extend_from_slice(&row[..end]);
-            }
-            place => {
-                let all = ends.get_or_insert_with(|| row.split(|byte| *byte == b'\t').collect());
-                out.extend_from_slice(all.get(*place).copied().unwrap_or_default());
-            }
+        while ends.len() <= *place {
+            ends.push(tabs.next().unwrap_or(row.len()));
         }
+        let start = place.checked_sub(1).map_or(0, |before| ends[before] + 1);
+        out.extend_from_slice(row.get(start..ends[*place]).unwrap_or_default());
     }
 }
 
@@ -545,12 +551,13 @@ mod tests {
     #[test]
     fn fields_in_another_order() {
         let mut out = Vec::new();
-        fields(b"a\tb\t\\N\td", &[2, 0, 3], &mut out);
+        let mut ends = Vec::new();
+        fields(b"a\tb\t\\N\td", &[2, 0, 3], &mut ends, &mut out);
         assert_eq!(out, b"\\N\ta\td");
         let order = [2, 0, 1];
-        fields(b"x\ty\tz", &order, &mut out);
+        fields(b"x\ty\tz", &order, &mut ends, &mut out);
         let mut back = Vec::new();
-        fields(&out, &inverse(&order), &mut back);
+        fields(&out, &inverse(&order), &mut ends, &mut back);
         assert_eq!(back, b"x\ty\tz");
     }
 }

@@ -14,22 +14,26 @@ mod whole;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use lastgood_proto::segment::{Cell, Old, Record};
 use lastgood_proto::{Lsn, Oid};
 
-pub(crate) use self::keyed::{Keyed, Met, filled};
+pub(crate) use self::keyed::{Keyed, Met, fill};
 pub(crate) use self::whole::Whole;
 use crate::Error;
 use crate::apply::Replayed;
 use crate::binding::{Binding, Bound, Find};
 use crate::changes::{Change, Changes, Reached, Step};
-use crate::copy_text::{NULL, field};
+use crate::copy_text::field;
 use crate::relations::Name;
 use crate::replay::Flow;
 use crate::rows::Unusable;
 
 /// Stands in an image for a value that was not sent: no text has this byte.
-pub(crate) const HOLE: &[u8] = b"\0";
+pub(crate) const HOLE: &[u8; 1] = b"\0";
+
+/// What a text that is written anew for each change keeps at most.
+const TEXT_BYTES: usize = 1 << 20;
 
 /// What one entry takes beside its texts, by and large.
 const ENTRY_BYTES: usize = 144;
@@ -73,7 +77,7 @@ impl NetTable {
     }
 
     /// Answers how many more bytes it takes now, at the most.
-    fn change(&mut self, change: &Change) -> Result<usize, Unusable> {
+    fn change(&mut self, change: &Change<'_>, texts: &mut Texts) -> Result<usize, Unusable> {
         let Self {
             binding,
             truncated,
@@ -81,8 +85,8 @@ impl NetTable {
             bytes,
         } = self;
         let added = match rows {
-            NetRows::Keyed(rows) => keyed_change(binding, rows, *truncated, change)?,
-            NetRows::Whole(rows) => whole_change(binding, rows, *truncated, change)?,
+            NetRows::Keyed(rows) => keyed_change(binding, rows, *truncated, change, texts)?,
+            NetRows::Whole(rows) => whole_change(binding, rows, *truncated, change, texts)?,
         };
         *bytes += added;
         Ok(added)
@@ -99,59 +103,75 @@ impl NetRows {
     }
 }
 
+/// What a change is written into: used again for the next one, for most say a row anew that is held already.
+#[derive(Default)]
+struct Texts {
+    key: Vec<u8>,
+    old_key: Vec<u8>,
+    image: Image,
+}
+
 fn keyed_change(
     binding: &Binding,
     rows: &mut Keyed,
     truncated: bool,
-    change: &Change,
+    change: &Change<'_>,
+    texts: &mut Texts,
 ) -> Result<usize, Unusable> {
-    let key = binding.find.columns();
-    let (taken, changed) = match change {
+    let columns = binding.find.columns();
+    let Texts {
+        key,
+        old_key,
+        image,
+    } = texts;
+    match change {
         Change::Insert { new } => {
-            let (key, image) = (text(key, new, None)?, image(binding, new, None)?);
+            text(columns, new, None, key)?;
+            image.write(binding, new, None)?;
             if image.has_holes {
                 return Err(Unusable("a new row lacks a value"));
             }
-            let taken = 2 * key.len() + image.text.len();
-            (taken, rows.insert(key, image.text))
+            rows.insert(key, &image.text)?;
         }
         Change::Update { old, new } => {
             let old = match old {
                 Old::None => None,
                 Old::Key(old) | Old::Full(old) => Some(old.as_slice()),
             };
-            let image = image(binding, new, old)?;
-            let new_key = text(key, new, old)?;
-            let taken = 2 * new_key.len() + image.text.len();
-            let changed = match old.map(|old| text(key, old, None)).transpose()? {
-                Some(old_key) if old_key != new_key => {
-                    rows.rename(old_key, new_key, image, truncated)
-                }
-                _ => rows.update(new_key, image, truncated),
-            };
-            (taken, changed)
+            image.write(binding, new, old)?;
+            text(columns, new, old, key)?;
+            let mut renamed = false;
+            if let Some(old) = old {
+                text(columns, old, None, old_key)?;
+                renamed = old_key != key;
+            }
+            match renamed {
+                true => rows.rename(old_key, key, image, truncated)?,
+                false => rows.update(key, image, truncated)?,
+            }
         }
         Change::Delete { old } => {
             let (Old::Key(old) | Old::Full(old)) = old else {
                 return Err(Unusable("a DELETE names no row"));
             };
-            let key = text(key, old, None)?;
-            (key.len(), rows.delete(key, truncated))
+            text(columns, old, None, key)?;
+            rows.delete(key, truncated)?;
+            return Ok(key.len() + ENTRY_BYTES);
         }
-    };
-    changed?;
-    Ok(taken + ENTRY_BYTES)
+    }
+    Ok(2 * key.len() + image.text.len() + ENTRY_BYTES)
 }
 
 fn whole_change(
     binding: &Binding,
     rows: &mut Whole,
     truncated: bool,
-    change: &Change,
+    change: &Change<'_>,
+    texts: &mut Texts,
 ) -> Result<usize, Unusable> {
     let by_key = matches!(binding.find, Find::Key(_));
     let (old, new) = match change {
-        Change::Insert { new } => (None, Some(image(binding, new, None)?)),
+        Change::Insert { new } => (None, Some((new, None))),
         _ if by_key => {
             return Err(Unusable(
                 "an UPDATE or DELETE in a table without replica identity",
@@ -160,85 +180,96 @@ fn whole_change(
         Change::Update {
             old: Old::Full(old),
             new,
-        } => (
-            Some(image(binding, old, None)?),
-            Some(image(binding, new, Some(old))?),
-        ),
+        } => (Some((old, None)), Some((new, Some(old.as_slice())))),
         Change::Delete {
             old: Old::Full(old),
-        } => (Some(image(binding, old, None)?), None),
+        } => (Some((old, None)), None),
         Change::Update { .. } | Change::Delete { .. } => {
             return Err(Unusable("a value of the replica identity was not sent"));
         }
     };
     let mut taken = 0;
-    for (image, count) in [(old, -1), (new, 1)] {
-        if let Some(image) = image {
+    let image = &mut texts.image;
+    for (row, count) in [(old, -1), (new, 1)] {
+        if let Some((row, before)) = row {
+            image.write(binding, row, before)?;
             if image.has_holes {
                 return Err(Unusable("a new row lacks a value"));
             }
             taken += image.text.len() + ENTRY_BYTES;
-            rows.count(image.text, count, truncated)?;
+            rows.count(&image.text, count, truncated)?;
         }
     }
     Ok(taken)
 }
 
 /// A row as COPY text, perhaps with holes.
+#[derive(Default)]
 pub(crate) struct Image {
     pub(crate) text: Vec<u8>,
     pub(crate) has_holes: bool,
 }
 
-/// The written columns of a row; what was not sent is what it was, if the old values are at hand.
-fn image(binding: &Binding, new: &[Cell], old: Option<&[Cell]>) -> Result<Image, Unusable> {
-    let mut image = Image {
-        text: Vec::with_capacity(room(&binding.written, new)),
-        has_holes: false,
-    };
-    for (at, bound) in binding.written.iter().enumerate() {
-        if at > 0 {
-            image.text.push(b'\t');
-        }
-        match new.get(bound.sent) {
-            None => return Err(Unusable("a row is too short")),
-            Some(Cell::Unchanged) if !binding.column(*bound).toastable => {
-                return Err(Unusable(
-                    "a value that is never stored out of line was not sent",
-                ));
+impl Image {
+    /// The written columns of a row; what was not sent is what it was, if the old values are at hand.
+    fn write(
+        &mut self,
+        binding: &Binding,
+        new: &[Cell],
+        old: Option<&[Cell]>,
+    ) -> Result<(), Unusable> {
+        let Self { text, has_holes } = self;
+        empty(text);
+        *has_holes = false;
+        for (at, bound) in binding.written.iter().enumerate() {
+            if at > 0 {
+                text.push(b'\t');
             }
-            Some(Cell::Unchanged) => match known(binding, *bound, old) {
-                Some(cell) => field(cell, &mut image.text),
-                None => {
-                    image.text.extend_from_slice(HOLE);
-                    image.has_holes = true;
+            match new.get(bound.sent) {
+                None => return Err(Unusable("a row is too short")),
+                Some(Cell::Unchanged) if !binding.column(*bound).toastable => {
+                    return Err(Unusable(
+                        "a value that is never stored out of line was not sent",
+                    ));
                 }
-            },
-            Some(cell) => field(cell, &mut image.text),
+                Some(Cell::Unchanged) => match known(binding, *bound, old) {
+                    Some(cell) => field(cell, text),
+                    None => {
+                        text.extend_from_slice(HOLE);
+                        *has_holes = true;
+                    }
+                },
+                Some(cell) => field(cell, text),
+            }
         }
+        Ok(())
     }
-    Ok(image)
+}
+
+/// For the next text; what a very long one took is given back.
+fn empty(text: &mut Vec<u8>) {
+    text.clear();
+    text.shrink_to(TEXT_BYTES);
 }
 
 /// The old value of a column, if it was sent.
-fn known<'c>(binding: &Binding, bound: Bound, old: Option<&'c [Cell]>) -> Option<&'c Cell> {
+fn known<'c, 'r>(
+    binding: &Binding,
+    bound: Bound,
+    old: Option<&'c [Cell<'r>]>,
+) -> Option<&'c Cell<'r>> {
     let is_sent = binding.find.columns().contains(&bound);
     old.filter(|_| is_sent)?.get(bound.sent)
 }
 
-/// What columns take as COPY text, if nothing in them has to be escaped.
-fn room(columns: &[Bound], row: &[Cell]) -> usize {
-    let values = columns.iter().map(|bound| row.get(bound.sent));
-    let values = values.map(|cell| {
-        cell.and_then(Cell::as_bytes)
-            .map_or(NULL.len(), <[u8]>::len)
-    });
-    (values.sum::<usize>() + columns.len()).saturating_sub(1)
-}
-
 /// Key columns as COPY text: of the new row, or of the old one where that has no value.
-fn text(columns: &[Bound], row: &[Cell], old: Option<&[Cell]>) -> Result<Vec<u8>, Unusable> {
-    let mut text = Vec::with_capacity(room(columns, row));
+fn text(
+    columns: &[Bound],
+    row: &[Cell],
+    old: Option<&[Cell]>,
+    text: &mut Vec<u8>,
+) -> Result<(), Unusable> {
+    empty(text);
     for (at, bound) in columns.iter().enumerate() {
         if at > 0 {
             text.push(b'\t');
@@ -251,10 +282,10 @@ fn text(columns: &[Bound], row: &[Cell], old: Option<&[Cell]>) -> Result<Vec<u8>
             None | Some(Cell::Null | Cell::Unchanged) => {
                 return Err(Unusable("a value of the replica identity was not sent"));
             }
-            Some(cell) => field(cell, &mut text),
+            Some(cell) => field(cell, text),
         }
     }
-    Ok(text)
+    Ok(())
 }
 
 /// A generated column that is part of the key (18) is in the stream and in no base.
@@ -281,7 +312,8 @@ pub(crate) struct Gatherer {
     /// Commit LSN of the transaction that is the last one to be gathered, if not the range's.
     stop_after: Option<Lsn>,
     bytes: usize,
-    tables: HashMap<Oid, NetTable>,
+    tables: HashMap<Oid, NetTable, RandomState>,
+    texts: Texts,
     restarted: BTreeSet<String>,
     last_whole: Option<Lsn>,
     /// The current transaction has changed something.
@@ -304,7 +336,8 @@ impl Gatherer {
             bytes_max,
             stop_after,
             bytes: 0,
-            tables: HashMap::new(),
+            tables: HashMap::default(),
+            texts: Texts::default(),
             restarted: BTreeSet::new(),
             last_whole: None,
             within: false,
@@ -324,7 +357,7 @@ impl Gatherer {
 
     /// # Errors
     /// If a change fits no table, or cannot be a change.
-    pub(crate) fn feed(&mut self, record: Record) -> Result<Flow, Error> {
+    pub(crate) fn feed(&mut self, record: Record<'_>) -> Result<Flow, Error> {
         self.committed = false;
         match self.changes.step(record)? {
             Step::Nothing | Step::Described(_) => Ok(Flow::GoOn),
@@ -343,7 +376,7 @@ impl Gatherer {
                 if !table.goes_on(binding) {
                     return Ok(self.end());
                 }
-                let added = table.change(&change);
+                let added = table.change(&change, &mut self.texts);
                 self.bytes += added.map_err(|why| at.unusable(binding, why))?;
                 self.within = true;
                 Ok(match self.bytes > self.bytes_max {
@@ -444,6 +477,6 @@ impl Gatherer {
                 last_whole: self.last_whole,
             });
         }
-        Flow::Stop
+        Flow::Enough
     }
 }

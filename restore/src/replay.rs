@@ -2,11 +2,10 @@
 //! record on the next: net changes are gathered there, or batches for ordered replay are made one ahead of
 //! the server that applies the last one.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
 
 use lastgood_proto::Lsn;
-use lastgood_proto::segment::Record;
 use lastgood_store::{SourceStore, failpoint};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -21,6 +20,7 @@ use crate::changes::{BaseTables, Changes, Range, Reached};
 use crate::net::{Gatherer, Net};
 use crate::partial::Partial;
 use crate::plan::Plan;
+use crate::relay::{Item, Relay};
 use crate::report::LOOK_INTERVAL;
 use crate::segments::{Segment, Segments};
 use crate::sequences::Samples;
@@ -60,11 +60,11 @@ pub(crate) async fn replay(
             let is_taken = batch.is_none_or(|batch| sender.blocking_send(batch).is_ok());
             match is_taken {
                 true => Flow::GoOn,
-                false => Flow::Stop,
+                false => Flow::Enough,
             }
         };
         let reading = reader.run(|item| match item {
-            Item::Segment(encoding) => Ok(send(batcher.segment(&encoding))),
+            Item::Segment(encoding) => Ok(send(batcher.segment(encoding))),
             Item::Record(record) => Ok(send(batcher.feed(record)?)),
             Item::End => Ok(send(batcher.finish())),
         })?;
@@ -111,9 +111,9 @@ pub(crate) async fn gather(
         let (sender, mut progress) = watch::channel(Replayed::default());
         let mut gathering = tokio::task::spawn_blocking(move || {
             let reading = reader.run(|item| match item {
-                Item::Segment(encoding) => Ok(gatherer.segment(&encoding)),
+                Item::Segment(encoding) => Ok(gatherer.segment(encoding)),
                 // Nobody wants it any more.
-                Item::Record(_) if sender.is_closed() => Ok(Flow::Stop),
+                Item::Record(_) if sender.is_closed() => Ok(Flow::Enough),
                 Item::Record(record) => {
                     let flow = gatherer.feed(record)?;
                     if let Some(replayed) = gatherer.committed() {
@@ -231,22 +231,7 @@ pub(crate) enum Flow {
     GoOn,
     /// No change that comes counts.
     Enough,
-    /// Not even to its end.
-    Stop,
 }
-
-/// What a reader comes upon.
-enum Item {
-    /// A segment with values in this encoding.
-    Segment(String),
-    Record(Record),
-    /// All needed segments were read.
-    End,
-}
-
-/// What is read before it is handed on, in bytes of lines: to hand on every record alone costs more than to
-/// decode it.
-const HANDED_BYTES: usize = 256 << 10;
 
 struct Reader {
     needed: Segments,
@@ -258,24 +243,18 @@ struct Reader {
 impl Reader {
     /// Reads on a thread of its own, up to one batch ahead of `take`, which runs on this one until it has
     /// enough.
-    fn run(self, mut take: impl FnMut(Item) -> Result<Flow, Error>) -> Result<Reading, Error> {
+    fn run(self, mut take: impl FnMut(Item<'_>) -> Result<Flow, Error>) -> Result<Reading, Error> {
         let (sender, batches) = sync_channel(0);
         let wanted = Arc::new(());
-        let hand = Hand {
-            batches: Some(sender),
-            wanted: Arc::downgrade(&wanted),
-            items: Vec::new(),
-            bytes: 0,
-        };
+        let is_wanted = Arc::downgrade(&wanted);
         let runtime = Handle::current();
-        let task = runtime.spawn_blocking(|| self.read(hand));
+        let task = runtime.spawn_blocking(move || self.read(Relay::new(sender), &is_wanted));
         let reading = Reading {
             task,
             _wanted: wanted,
         };
-        for item in batches.into_iter().flatten() {
-            let is_last = matches!(item, Item::End);
-            if take(item)? != Flow::GoOn || is_last {
+        for batch in batches {
+            if batch.take(&mut take)? == Flow::Enough {
                 return Ok(reading);
             }
         }
@@ -285,57 +264,38 @@ impl Reader {
             .and(Err(Error::UnexpectedRecord))
     }
 
-    fn read(mut self, mut hand: Hand) -> Result<Samples, Error> {
+    fn read(mut self, mut relay: Relay, wanted: &Weak<()>) -> Result<Samples, Error> {
         while let Some(segment) = self.needed.next()? {
             let encoding = segment.header().encoding.as_deref();
-            let encoding = encoding.unwrap_or(self.unnamed_encoding).to_owned();
-            hand.take(Item::Segment(encoding), 0);
-            if self.segment(segment, &mut hand)? == Flow::Stop {
+            relay.segment(encoding.unwrap_or(self.unnamed_encoding));
+            if !self.segment(segment, &mut relay, wanted)? {
                 return Ok(self.samples);
             }
         }
-        hand.take(Item::End, 0);
-        hand.over();
-        hand.batches = None;
+        relay.end();
         while !self.samples.found()
             && let Some(segment) = self.following.next()?
-        {
-            if self.segment(segment, &mut hand)? == Flow::Stop {
-                break;
-            }
-        }
+            && self.segment(segment, &mut relay, wanted)?
+        {}
         Ok(self.samples)
     }
 
     /// To its footer, which vouches for what came before, as long as somebody wants it.
-    fn segment(&mut self, mut segment: Segment, hand: &mut Hand) -> Result<Flow, Error> {
-        while hand.is_wanted() {
+    fn segment(
+        &mut self,
+        mut segment: Segment,
+        relay: &mut Relay,
+        wanted: &Weak<()>,
+    ) -> Result<bool, Error> {
+        while wanted.strong_count() > 0 {
             let Some(record) = segment.next()? else {
                 self.samples.read_to(end(&segment));
-                return Ok(Flow::GoOn);
+                return Ok(true);
             };
-            if let Some(record) = self.sample(record) {
-                hand.take(Item::Record(record), segment.line_bytes());
-            }
+            self.samples.look(&record);
+            relay.record(record);
         }
-        Ok(Flow::Stop)
-    }
-
-    /// Takes from a record what it says of sequences; answers it unless that is all.
-    fn sample(&mut self, record: Record) -> Option<Record> {
-        match record {
-            Record::Sequences { lsn, samples } => {
-                self.samples.see(lsn, samples);
-                return None;
-            }
-            Record::Truncate {
-                ref rels,
-                restart_identity: true,
-                ..
-            } => self.samples.restart(rels),
-            _ => {}
-        }
-        Some(record)
+        Ok(false)
     }
 }
 
@@ -349,41 +309,6 @@ impl Reading {
     /// Only then is what was read vouched for.
     pub(crate) async fn end(self) -> Result<Samples, Error> {
         self.task.await?
-    }
-}
-
-/// Hands what is read to the next thread, as long as that takes it.
-struct Hand {
-    batches: Option<SyncSender<Vec<Item>>>,
-    wanted: Weak<()>,
-    items: Vec<Item>,
-    bytes: usize,
-}
-
-impl Hand {
-    fn take(&mut self, item: Item, bytes: usize) {
-        if self.batches.is_none() {
-            return;
-        }
-        self.items.push(item);
-        self.bytes += bytes;
-        if self.bytes >= HANDED_BYTES {
-            self.over();
-        }
-    }
-
-    fn over(&mut self) {
-        self.bytes = 0;
-        let room = self.items.len();
-        let items = std::mem::replace(&mut self.items, Vec::with_capacity(room));
-        let sent = self.batches.as_ref().map(|batches| batches.send(items));
-        if sent.is_none_or(|sent| sent.is_err()) {
-            self.batches = None;
-        }
-    }
-
-    fn is_wanted(&self) -> bool {
-        self.wanted.strong_count() > 0
     }
 }
 

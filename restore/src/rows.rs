@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use lastgood_proto::segment::{Cell, Old};
+use lastgood_proto::segment::{Cell, Old, Row};
 
 use crate::binding::{Binding, Bound, Find, Layout};
 use crate::copy_text::{array, composite, field, null};
@@ -88,7 +88,12 @@ impl Rows {
         self.stage(number, b'i', None, Some(new))
     }
 
-    pub(crate) fn update(&mut self, number: u64, old: &Old, new: &[Cell]) -> Result<(), Unusable> {
+    pub(crate) fn update(
+        &mut self,
+        number: u64,
+        old: &Old<Row<'_>>,
+        new: &[Cell],
+    ) -> Result<(), Unusable> {
         let places = new.iter().enumerate();
         let unchanged: Vec<usize> = places
             .filter_map(|(at, cell)| (*cell == Cell::Unchanged).then_some(at))
@@ -122,7 +127,7 @@ impl Rows {
         Ok(())
     }
 
-    pub(crate) fn delete(&mut self, number: u64, old: &Old) -> Result<(), Unusable> {
+    pub(crate) fn delete(&mut self, number: u64, old: &Old<Row<'_>>) -> Result<(), Unusable> {
         match old {
             Old::None => Err(Unusable("a DELETE names no row")),
             Old::Key(key) | Old::Full(key) => {
@@ -292,7 +297,7 @@ mod tests {
         Rows::new(Arc::new(Binding::new(&relation, &table).unwrap()))
     }
 
-    fn row(id: u32, value: Option<&str>) -> Vec<Cell> {
+    fn row(id: u32, value: Option<&str>) -> Vec<Cell<'_>> {
         let value = value.map_or(Cell::Unchanged, |text| Cell::Text(text.into()));
         vec![Cell::Text(id.to_string().into()), value]
     }

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use lastgood_proto::manifest::BaseManifest;
-use lastgood_proto::segment::SequenceSample;
+use lastgood_proto::segment::{Record, SequenceSample};
 use lastgood_proto::{Lsn, Oid};
 use tokio_postgres::Client;
 
@@ -45,15 +45,28 @@ impl Samples {
         }
     }
 
+    /// What a record says of sequences.
+    pub(crate) fn look(&mut self, record: &Record<'_>) {
+        match record {
+            Record::Sequences { lsn, samples } => self.see(*lsn, samples.clone()),
+            Record::Truncate {
+                rels,
+                restart_identity: true,
+                ..
+            } => self.restart(rels),
+            _ => {}
+        }
+    }
+
     /// TRUNCATE … RESTART IDENTITY of these.
-    pub(crate) fn restart(&mut self, tables: &[Oid]) {
+    fn restart(&mut self, tables: &[Oid]) {
         if !self.reached {
             self.restarted.extend(tables);
         }
     }
 
     /// Samples come in the order of their LSN.
-    pub(crate) fn see(&mut self, lsn: Lsn, samples: Vec<SequenceSample>) {
+    fn see(&mut self, lsn: Lsn, samples: Vec<SequenceSample>) {
         if lsn < self.wanted {
             self.before = Some((lsn, samples));
             self.restarted.clear();

@@ -87,18 +87,18 @@ impl Fixture {
     }
 
     /// Every record of a lineage's chain, in order.
-    pub(crate) async fn records(&self, lineage: &LineageListing) -> Result<Vec<Record>> {
+    pub(crate) async fn records(&self, lineage: &LineageListing) -> Result<Vec<Record<'static>>> {
         ensure!(lineage.orphans.is_empty(), "orphans: {:?}", lineage.orphans);
         let mut records = Vec::new();
         for key in &lineage.segments {
             let object = SourceObject::Segment(lineage.id, *key);
             let reader = self.store.open(&object).await?.into_blocking();
             let (source, id, key) = (self.source.id, lineage.id, *key);
-            let read = tokio::task::spawn_blocking(move || -> Result<Vec<Record>> {
+            let read = tokio::task::spawn_blocking(move || -> Result<Vec<Record<'static>>> {
                 let mut reader = SegmentReader::open(reader, Some((source, id, &key)))?;
                 let mut records = Vec::new();
                 while let Some(record) = reader.next()? {
-                    records.push(record);
+                    records.push(record.into_owned());
                 }
                 Ok(records)
             });

@@ -194,7 +194,10 @@ async fn bytes_of_a_sql_ascii_database_come_as_they_are() -> Result<()> {
         .collect();
     assert_eq!(
         values,
-        [&Cell::Bytes(vec![0xff, 0xfe]), &Cell::Text("plain".into())]
+        [
+            &Cell::Bytes((&[0xff, 0xfe]).into()),
+            &Cell::Text("plain".into())
+        ]
     );
     Ok(())
 }
@@ -281,7 +284,7 @@ async fn a_point_lies_between_what_was_before_and_after() -> Result<()> {
         for record in fixture.records(&newest).await? {
             match record {
                 Record::Insert { new, .. } => match new.first() {
-                    Some(Cell::Text(text)) => text.as_str().clone_into(&mut row),
+                    Some(Cell::Text(text)) => text.as_ref().clone_into(&mut row),
                     other => anyhow::bail!("{other:?}"),
                 },
                 Record::Message(message) => {

@@ -301,12 +301,12 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
         end = key.end;
         let reader = store.open(&SourceObject::Segment(LINEAGE, *key)).await?;
         let (key, id) = (*key, store.id());
-        let records = tokio::task::spawn_blocking(move || -> Result<Vec<Record>> {
+        let records = tokio::task::spawn_blocking(move || -> Result<Vec<Record<'static>>> {
             let reader = reader.into_blocking();
             let mut reader = SegmentReader::open(reader, Some((id, LINEAGE, &key)))?;
             let mut records = Vec::new();
             while let Some(record) = reader.next()? {
-                records.push(record);
+                records.push(record.into_owned());
             }
             Ok(records)
         });

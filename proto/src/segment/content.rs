@@ -75,8 +75,8 @@ impl ContentReader {
     /// # Errors
     /// If it is not what was written.
     pub fn read<R: BufRead>(&mut self, mut segment: SegmentReader<R>) -> Result<Footer, ReadError> {
-        while let Some(record) = segment.next()? {
-            self.see(&record, segment.line());
+        while let Some((record, line)) = segment.next_with_line()? {
+            self.see(&record, line);
         }
         let footer = segment.into_footer().ok_or(ReadError::Unusable)?;
         self.end(&footer);
@@ -84,7 +84,7 @@ impl ContentReader {
     }
 
     /// The next record, with the line it was read from.
-    pub(super) fn see(&mut self, record: &Record, line: &[u8]) {
+    pub(super) fn see(&mut self, record: &Record<'_>, line: &[u8]) {
         let leaves = match &mut self.only {
             Some(only) => only.leave_out(record),
             None => false,
@@ -156,7 +156,7 @@ impl ContentReader {
 }
 
 impl Only {
-    fn leave_out(&mut self, record: &Record) -> bool {
+    fn leave_out(&mut self, record: &Record<'_>) -> bool {
         if let Record::Begin { lsn, .. } = record {
             self.inside = self.ranges.iter().any(|range| range.contains(lsn));
         }

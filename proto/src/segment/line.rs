@@ -1,15 +1,16 @@
 //! The lines as serde types. `t` comes first, so that a reader knows the record before it parses
 //! it; unknown and missing fields are errors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{Error as _, MapAccess, Unexpected, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::record::{Cell, ColumnRecord, CommitTimes, Footer, RowCounts};
+use super::record::{Cell, ColumnRecord, CommitTimes, Footer, Row, RowCounts};
 use crate::pgoutput::ReplicaIdentity;
 use crate::{Digest, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 
@@ -81,36 +82,38 @@ pub(super) struct BeginLine {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InsertLine {
+pub(super) struct InsertLine<'a> {
     #[serde(rename = "t")]
     _t: Tag<'I'>,
     pub(super) rel: Oid,
-    pub(super) new: Vec<Cell>,
+    #[serde(borrow)]
+    pub(super) new: Values<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct UpdateLine {
+pub(super) struct UpdateLine<'a> {
     #[serde(rename = "t")]
     _t: Tag<'U'>,
     pub(super) rel: Oid,
-    #[serde(default, deserialize_with = "present")]
-    pub(super) key: Option<Vec<Cell>>,
-    #[serde(default, deserialize_with = "present")]
-    pub(super) old: Option<Vec<Cell>>,
-    pub(super) new: Vec<Cell>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(super) key: Option<Values<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(super) old: Option<Values<'a>>,
+    #[serde(borrow)]
+    pub(super) new: Values<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DeleteLine {
+pub(super) struct DeleteLine<'a> {
     #[serde(rename = "t")]
     _t: Tag<'D'>,
     pub(super) rel: Oid,
-    #[serde(default, deserialize_with = "present")]
-    pub(super) key: Option<Vec<Cell>>,
-    #[serde(default, deserialize_with = "present")]
-    pub(super) old: Option<Vec<Cell>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(super) key: Option<Values<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    pub(super) old: Option<Values<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -201,14 +204,43 @@ pub(super) struct Payload(pub(super) Vec<u8>);
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Cell::deserialize(deserializer)? {
-            Cell::Text(text) => Ok(Self(text.into_string().into_bytes())),
-            Cell::Bytes(bytes) => Ok(Self(bytes)),
+            Cell::Text(text) => Ok(Self(text.into_owned().into_bytes())),
+            Cell::Bytes(bytes) => Ok(Self(bytes.into_owned())),
             Cell::Null | Cell::Unchanged => Err(D::Error::custom("a text is missing")),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Cell {
+/// A row's values. Most rows have few, and none is to be moved when the next one comes.
+pub(super) struct Values<'a>(pub(super) Row<'a>);
+
+const USUAL_COLUMNS: usize = 8;
+
+impl<'de: 'a, 'a> Deserialize<'de> for Values<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ValuesVisitor).map(Self)
+    }
+}
+
+struct ValuesVisitor;
+
+impl<'de> Visitor<'de> for ValuesVisitor {
+    type Value = Row<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the values of a row")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Self::Value, A::Error> {
+        let mut row = Vec::with_capacity(USUAL_COLUMNS);
+        while let Some(cell) = values.next_element()? {
+            row.push(cell);
+        }
+        Ok(row)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Cell<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(CellVisitor)
     }
@@ -217,39 +249,43 @@ impl<'de> Deserialize<'de> for Cell {
 struct CellVisitor;
 
 impl<'de> Visitor<'de> for CellVisitor {
-    type Value = Cell;
+    type Value = Cell<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string, null, false, or an object with b64")
     }
 
-    fn visit_unit<E>(self) -> Result<Cell, E> {
+    fn visit_unit<E>(self) -> Result<Cell<'de>, E> {
         Ok(Cell::Null)
     }
 
-    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Cell, E> {
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Cell<'de>, E> {
         if value {
             return Err(E::invalid_value(Unexpected::Bool(true), &self));
         }
         Ok(Cell::Unchanged)
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Cell, E> {
-        Ok(Cell::Text(text.into()))
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Cell<'de>, E> {
+        Ok(Cell::Text(Cow::Borrowed(text)))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Cell, A::Error> {
+    fn visit_str<E>(self, text: &str) -> Result<Cell<'de>, E> {
+        Ok(Cell::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Cell<'de>, A::Error> {
         let Some(Encoded::B64) = map.next_key()? else {
             return Err(A::Error::missing_field("b64"));
         };
-        let text: std::borrow::Cow<'_, str> = map.next_value()?;
+        let text: Cow<'_, str> = map.next_value()?;
         let bytes = STANDARD
             .decode(text.as_bytes())
             .map_err(|_| A::Error::custom("not base64"))?;
         if map.next_key::<Encoded>()?.is_some() {
             return Err(A::Error::duplicate_field("b64"));
         }
-        Ok(Cell::Bytes(bytes))
+        Ok(Cell::Bytes(Cow::Owned(bytes)))
     }
 }
 

@@ -87,10 +87,10 @@ impl<W: Write> Merger<W> {
             let (start, end) = (header.start, self.end);
             return Err(MergeError::NotNext { start, end });
         }
-        while let Some(record) = part.next()? {
-            self.content.see(&record, part.line());
+        while let Some((record, line)) = part.next_with_line()? {
+            self.content.see(&record, line);
             if !self.is_known(&record) {
-                self.writer.copy(&record, part.line())?;
+                self.writer.copy(&record, line)?;
             }
         }
         let footer = part.into_footer().ok_or(ReadError::Unusable)?;
@@ -101,7 +101,7 @@ impl<W: Write> Merger<W> {
     }
 
     /// Whether it describes a relation as it is described already.
-    fn is_known(&mut self, record: &Record) -> bool {
+    fn is_known(&mut self, record: &Record<'_>) -> bool {
         let Record::Relation(relation) = record else {
             return false;
         };

@@ -37,7 +37,7 @@ pub use merge::{MergeError, Merger};
 pub use reader::{ReadError, SegmentReader};
 pub use record::{
     Cell, ColumnRecord, CommitTimes, Footer, Header, MessageRecord, Old, Record, RelationRecord,
-    RowCounts, SequenceSample,
+    Row, RowCounts, SequenceSample,
 };
 pub use writer::{SegmentWriter, WriteError};
 

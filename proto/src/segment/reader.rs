@@ -9,11 +9,11 @@ use serde::Deserialize;
 use super::ledger::{Change, Ledger, Refusal};
 use super::line::{
     BeginLine, CommitLine, DeleteLine, FooterLine, HeaderLine, InsertLine, MessageLine,
-    RelationLine, SequencesLine, TruncateLine, UpdateLine,
+    RelationLine, SequencesLine, TruncateLine, UpdateLine, Values,
 };
 use super::lines::Lines;
 use super::record::{
-    Cell, Footer, Header, MessageRecord, Old, Record, RelationRecord, SequenceSample,
+    Cell, Footer, Header, MessageRecord, Old, Record, RelationRecord, Row, SequenceSample,
 };
 use super::{LINE_BYTES_MAX, UNTIL_SINCE, VERSION};
 use crate::key::SegmentKey;
@@ -155,24 +155,18 @@ impl<R: BufRead> SegmentReader<R> {
         }
     }
 
-    /// The line that the last record was read from, its end included.
-    pub(super) fn line(&self) -> &[u8] {
-        self.lines.line()
-    }
-
-    /// Bytes of the line that the last record was read from.
-    #[must_use]
-    pub fn line_bytes(&self) -> usize {
-        self.lines.line().len()
-    }
-
     /// The next record between header and footer; `None` when the footer has been read and the
     /// whole segment agrees with it. After an error there is nothing but errors.
     #[expect(
         clippy::should_implement_trait,
         reason = "fallible: callers write `while let Some(record) = reader.next()?`"
     )]
-    pub fn next(&mut self) -> Result<Option<Record>, ReadError> {
+    pub fn next(&mut self) -> Result<Option<Record<'_>>, ReadError> {
+        Ok(self.next_with_line()?.map(|(record, _)| record))
+    }
+
+    /// As [`SegmentReader::next`], with the line it was read from, its end included.
+    pub(super) fn next_with_line(&mut self) -> Result<Option<(Record<'_>, &[u8])>, ReadError> {
         match self.state {
             State::Verified(_) => return Ok(None),
             State::Failed => return Err(ReadError::Unusable),
@@ -185,48 +179,12 @@ impl<R: BufRead> SegmentReader<R> {
             self.state = State::Verified(self.verified_footer()?);
             return Ok(None);
         }
-        let record = self.record()?;
-        self.state = State::Reading;
-        Ok(Some(record))
-    }
-
-    fn record(&mut self) -> Result<Record, ReadError> {
+        let record = record(&self.lines, self.version)?;
         let line = self.lines.number;
         let refused = |refusal| ReadError::Refused { line, refusal };
-        let record = match self.lines.tag() {
-            Some(b'R') => relation(self.lines.parse()?),
-            Some(b'B') => self.begin()?,
-            Some(b'I') => insert(self.lines.parse()?),
-            Some(b'U') => update(self.lines.parse()?).map_err(refused)?,
-            Some(b'D') => delete(self.lines.parse()?).map_err(refused)?,
-            Some(b'T') => truncate(self.lines.parse()?),
-            Some(b'M') => message(self.lines.parse()?),
-            Some(b'S') => sequences(self.lines.parse()?),
-            Some(b'C') => commit(&self.lines.parse()?),
-            _ => return Err(ReadError::UnknownRecord { line }),
-        };
         enter(&mut self.ledger, &record).map_err(refused)?;
-        Ok(record)
-    }
-
-    fn begin(&self) -> Result<Record, ReadError> {
-        let BeginLine {
-            xid,
-            lsn,
-            time,
-            until,
-            ..
-        } = self.lines.parse()?;
-        if until.is_some() && self.version < UNTIL_SINCE {
-            let (line, column) = (self.lines.number, 1);
-            return Err(ReadError::Malformed { line, column });
-        }
-        Ok(Record::Begin {
-            xid,
-            lsn,
-            time,
-            until,
-        })
+        self.state = State::Reading;
+        Ok(Some((record, self.lines.line())))
     }
 
     fn verified_footer(&mut self) -> Result<Footer, ReadError> {
@@ -269,8 +227,31 @@ impl<R: BufRead> SegmentReader<R> {
     }
 }
 
+fn record<R: BufRead>(lines: &Lines<R>, version: u32) -> Result<Record<'_>, ReadError> {
+    let line = lines.number;
+    let refused = |refusal| ReadError::Refused { line, refusal };
+    Ok(match lines.tag() {
+        Some(b'R') => relation(lines.parse()?),
+        Some(b'B') => {
+            let begin: BeginLine = lines.parse()?;
+            if begin.until.is_some() && version < UNTIL_SINCE {
+                return Err(ReadError::Malformed { line, column: 1 });
+            }
+            self::begin(&begin)
+        }
+        Some(b'I') => insert(lines.parse()?),
+        Some(b'U') => update(lines.parse()?).map_err(refused)?,
+        Some(b'D') => delete(lines.parse()?).map_err(refused)?,
+        Some(b'T') => truncate(lines.parse()?),
+        Some(b'M') => message(lines.parse()?),
+        Some(b'S') => sequences(lines.parse()?),
+        Some(b'C') => commit(&lines.parse()?),
+        _ => return Err(ReadError::UnknownRecord { line }),
+    })
+}
+
 /// Holds a record against the order and counts it.
-pub(super) fn enter(ledger: &mut Ledger, record: &Record) -> Result<(), Refusal> {
+pub(super) fn enter(ledger: &mut Ledger, record: &Record<'_>) -> Result<(), Refusal> {
     match record {
         Record::Relation(relation) => {
             ledger.relation(relation.rel, relation.columns.len());
@@ -299,7 +280,7 @@ pub(super) fn enter(ledger: &mut Ledger, record: &Record) -> Result<(), Refusal>
     }
 }
 
-fn old_columns(rel: Oid, old: &Old) -> Result<Option<usize>, Refusal> {
+fn old_columns(rel: Oid, old: &Old<Row<'_>>) -> Result<Option<usize>, Refusal> {
     match old {
         Old::None => Ok(None),
         Old::Key(cells) | Old::Full(cells) => sent(rel, cells).map(|()| Some(cells.len())),
@@ -307,14 +288,14 @@ fn old_columns(rel: Oid, old: &Old) -> Result<Option<usize>, Refusal> {
 }
 
 /// Only the new row of an update leaves values out.
-fn sent(rel: Oid, cells: &[Cell]) -> Result<(), Refusal> {
+fn sent(rel: Oid, cells: &[Cell<'_>]) -> Result<(), Refusal> {
     if cells.contains(&Cell::Unchanged) {
         return Err(Refusal::Unchanged(rel));
     }
     Ok(())
 }
 
-fn relation(line: RelationLine) -> Record {
+fn relation(line: RelationLine) -> Record<'static> {
     Record::Relation(RelationRecord {
         rel: line.rel,
         schema: line.schema,
@@ -324,38 +305,51 @@ fn relation(line: RelationLine) -> Record {
     })
 }
 
-fn insert(line: InsertLine) -> Record {
-    Record::Insert {
-        rel: line.rel,
-        new: line.new,
+const fn begin(line: &BeginLine) -> Record<'static> {
+    Record::Begin {
+        xid: line.xid,
+        lsn: line.lsn,
+        time: line.time,
+        until: line.until,
     }
 }
 
-fn update(line: UpdateLine) -> Result<Record, Refusal> {
+fn insert(line: InsertLine<'_>) -> Record<'_> {
+    Record::Insert {
+        rel: line.rel,
+        new: line.new.0,
+    }
+}
+
+fn update(line: UpdateLine<'_>) -> Result<Record<'_>, Refusal> {
     Ok(Record::Update {
         rel: line.rel,
         old: old(line.rel, line.key, line.old)?,
-        new: line.new,
+        new: line.new.0,
     })
 }
 
-fn delete(line: DeleteLine) -> Result<Record, Refusal> {
+fn delete(line: DeleteLine<'_>) -> Result<Record<'_>, Refusal> {
     Ok(Record::Delete {
         rel: line.rel,
         old: old(line.rel, line.key, line.old)?,
     })
 }
 
-fn old(rel: Oid, key: Option<Vec<Cell>>, full: Option<Vec<Cell>>) -> Result<Old, Refusal> {
+fn old<'a>(
+    rel: Oid,
+    key: Option<Values<'a>>,
+    full: Option<Values<'a>>,
+) -> Result<Old<Row<'a>>, Refusal> {
     match (key, full) {
         (None, None) => Ok(Old::None),
-        (Some(key), None) => Ok(Old::Key(key)),
-        (None, Some(full)) => Ok(Old::Full(full)),
+        (Some(Values(key)), None) => Ok(Old::Key(key)),
+        (None, Some(Values(full))) => Ok(Old::Full(full)),
         (Some(_), Some(_)) => Err(Refusal::TwoOldRows(rel)),
     }
 }
 
-fn truncate(line: TruncateLine) -> Record {
+fn truncate(line: TruncateLine) -> Record<'static> {
     Record::Truncate {
         rels: line.rels,
         cascade: line.cascade,
@@ -363,7 +357,7 @@ fn truncate(line: TruncateLine) -> Record {
     }
 }
 
-fn message(line: MessageLine) -> Record {
+fn message(line: MessageLine) -> Record<'static> {
     Record::Message(MessageRecord {
         transactional: line.transactional,
         lsn: line.lsn,
@@ -372,7 +366,7 @@ fn message(line: MessageLine) -> Record {
     })
 }
 
-fn sequences(line: SequencesLine) -> Record {
+fn sequences(line: SequencesLine) -> Record<'static> {
     let samples = line.sequences.into_iter();
     Record::Sequences {
         lsn: line.lsn,
@@ -387,7 +381,7 @@ fn sequences(line: SequencesLine) -> Record {
     }
 }
 
-const fn commit(line: &CommitLine) -> Record {
+const fn commit(line: &CommitLine) -> Record<'static> {
     Record::Commit {
         lsn: line.lsn,
         end: line.end,

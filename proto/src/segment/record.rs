@@ -1,11 +1,12 @@
-//! What a segment says, in owned form: what the reader yields and what header and footer hold.
+//! What a segment says: what the reader yields and what header and footer hold. Values of rows are borrowed
+//! from the line they were read from, where they stand there as they are: a row costs one allocation.
 //!
 //! `Debug` of a cell or a message shows sizes only: row values go into no log.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use crate::key::{SegmentKey, SegmentKind};
@@ -28,7 +29,7 @@ pub struct Header {
 
 /// Every record between header and footer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
+pub enum Record<'a> {
     Relation(RelationRecord),
     Begin {
         xid: Xid,
@@ -41,17 +42,17 @@ pub enum Record {
     },
     Insert {
         rel: Oid,
-        new: Vec<Cell>,
+        new: Row<'a>,
     },
     Update {
         rel: Oid,
-        old: Old,
-        new: Vec<Cell>,
+        old: Old<Row<'a>>,
+        new: Row<'a>,
     },
     Delete {
         rel: Oid,
         /// Never [`Old::None`].
-        old: Old,
+        old: Old<Row<'a>>,
     },
     Truncate {
         /// Never empty.
@@ -69,6 +70,56 @@ pub enum Record {
         lsn: Lsn,
         end: Lsn,
     },
+}
+
+impl Record<'_> {
+    /// For whom it is to outlive the line.
+    #[must_use]
+    pub fn into_owned(self) -> Record<'static> {
+        match self {
+            Self::Relation(relation) => Record::Relation(relation),
+            Self::Begin {
+                xid,
+                lsn,
+                time,
+                until,
+            } => Record::Begin {
+                xid,
+                lsn,
+                time,
+                until,
+            },
+            Self::Insert { rel, new } => Record::Insert {
+                rel,
+                new: owned(new),
+            },
+            Self::Update { rel, old, new } => Record::Update {
+                rel,
+                old: old.map(owned),
+                new: owned(new),
+            },
+            Self::Delete { rel, old } => Record::Delete {
+                rel,
+                old: old.map(owned),
+            },
+            Self::Truncate {
+                rels,
+                cascade,
+                restart_identity,
+            } => Record::Truncate {
+                rels,
+                cascade,
+                restart_identity,
+            },
+            Self::Message(message) => Record::Message(message),
+            Self::Sequences { lsn, samples } => Record::Sequences { lsn, samples },
+            Self::Commit { lsn, end } => Record::Commit { lsn, end },
+        }
+    }
+}
+
+fn owned(row: Row<'_>) -> Row<'static> {
+    row.into_iter().map(Cell::into_owned).collect()
 }
 
 /// How the rows that follow are to be read, until the same relation comes again.
@@ -121,28 +172,41 @@ impl RelationRecord {
 
 /// The old row of an UPDATE or DELETE as far as the replica identity has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Old {
+pub enum Old<R> {
     /// An UPDATE that left the key alone: the key is in the new row.
     None,
     /// The key columns; every other cell is null, which here means "not sent".
-    Key(Vec<Cell>),
+    Key(R),
     /// The whole row.
-    Full(Vec<Cell>),
+    Full(R),
 }
+
+impl<R> Old<R> {
+    /// The same in another form.
+    pub fn map<T>(self, form: impl FnOnce(R) -> T) -> Old<T> {
+        match self {
+            Self::None => Old::None,
+            Self::Key(key) => Old::Key(form(key)),
+            Self::Full(row) => Old::Full(form(row)),
+        }
+    }
+}
+
+/// The values of a row, in the order of the relation's columns.
+pub type Row<'a> = Vec<Cell<'a>>;
 
 /// One value.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Cell {
+pub enum Cell<'a> {
     Null,
     /// A TOASTed value that the UPDATE did not touch and the server did not send.
     Unchanged,
-    /// Short ones without an allocation: a row has many.
-    Text(CompactString),
+    Text(Cow<'a, str>),
     /// PostgreSQL's text form too, but no UTF-8: see [`Header::encoding`].
-    Bytes(Vec<u8>),
+    Bytes(Cow<'a, [u8]>),
 }
 
-impl Cell {
+impl Cell<'_> {
     /// PostgreSQL's text form; none for a null and an unchanged value.
     #[must_use]
     pub fn as_bytes(&self) -> Option<&[u8]> {
@@ -152,9 +216,30 @@ impl Cell {
             Self::Bytes(bytes) => Some(bytes),
         }
     }
+
+    /// The same, without a copy of what is in it.
+    #[must_use]
+    pub fn borrowed(&self) -> Cell<'_> {
+        match self {
+            Self::Null => Cell::Null,
+            Self::Unchanged => Cell::Unchanged,
+            Self::Text(text) => Cell::Text(Cow::Borrowed(text)),
+            Self::Bytes(bytes) => Cell::Bytes(Cow::Borrowed(bytes)),
+        }
+    }
+
+    #[must_use]
+    pub fn into_owned(self) -> Cell<'static> {
+        match self {
+            Self::Null => Cell::Null,
+            Self::Unchanged => Cell::Unchanged,
+            Self::Text(text) => Cell::Text(Cow::Owned(text.into_owned())),
+            Self::Bytes(bytes) => Cell::Bytes(Cow::Owned(bytes.into_owned())),
+        }
+    }
 }
 
-impl fmt::Debug for Cell {
+impl fmt::Debug for Cell<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Null => f.write_str("null"),

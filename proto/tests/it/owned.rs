@@ -4,7 +4,7 @@ use lastgood_proto::pgoutput::{
     Begin, Column, Commit, Delete, Insert, LogicalMessage, Message, OldTuple, Origin, Relation,
     ReplicaIdentity, Truncate, Tuple, TupleBuf, Type, Update, Value,
 };
-use lastgood_proto::segment::{Cell, MessageRecord, Old, Record, RelationRecord};
+use lastgood_proto::segment::{Cell, MessageRecord, Old, Record, RelationRecord, Row};
 use lastgood_proto::{Lsn, Oid, PgTimestamp, Xid};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -211,7 +211,10 @@ fn no_zeros() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// What the reader should yield for a message; none for those that a segment does not hold.
-pub(crate) fn record(message: &Message<'_>, type_name: impl Fn(Oid) -> String) -> Option<Record> {
+pub(crate) fn record(
+    message: &Message<'_>,
+    type_name: impl Fn(Oid) -> String,
+) -> Option<Record<'static>> {
     Some(match message {
         Message::Begin(begin) => Record::Begin {
             xid: begin.xid,
@@ -256,7 +259,7 @@ pub(crate) fn record(message: &Message<'_>, type_name: impl Fn(Oid) -> String) -
     })
 }
 
-fn to_old(old: &OldTuple<'_>) -> Old {
+fn to_old(old: &OldTuple<'_>) -> Old<Row<'static>> {
     match old {
         OldTuple::None => Old::None,
         OldTuple::Key(row) => Old::Key(to_cells(row)),
@@ -264,14 +267,14 @@ fn to_old(old: &OldTuple<'_>) -> Old {
     }
 }
 
-fn to_cells(row: &Tuple<'_>) -> Vec<Cell> {
+fn to_cells(row: &Tuple<'_>) -> Row<'static> {
     row.iter()
         .map(|value| match value {
             Value::Null => Cell::Null,
             Value::Unchanged => Cell::Unchanged,
             Value::Text(text) => match String::from_utf8(text.to_vec()) {
                 Ok(text) => Cell::Text(text.into()),
-                Err(error) => Cell::Bytes(error.into_bytes()),
+                Err(error) => Cell::Bytes(error.into_bytes().into()),
             },
         })
         .collect()

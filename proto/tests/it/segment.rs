@@ -114,7 +114,7 @@ pub(crate) fn type_name(oid: Oid) -> String {
 /// Writes and keeps what the reader should say.
 struct Story {
     writer: SegmentWriter<Vec<u8>>,
-    expected: Vec<Record>,
+    expected: Vec<Record<'static>>,
 }
 
 impl Story {
@@ -306,7 +306,7 @@ proptest! {
         prop_assert_eq!(reader.footer(), None);
         let mut read = Vec::new();
         while let Some(record) = reader.next().unwrap() {
-            read.push(record);
+            read.push(record.into_owned());
         }
         prop_assert_eq!(read, expected);
         prop_assert_eq!(reader.footer(), Some(&footer));

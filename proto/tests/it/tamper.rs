@@ -121,12 +121,12 @@ fn segment() -> (Vec<u8>, SegmentKey) {
 fn read(
     ndjson: &[u8],
     expect: Option<(SourceId, LineageId, &SegmentKey)>,
-) -> Result<(Header, Vec<Record>), ReadError> {
+) -> Result<(Header, Vec<Record<'static>>), ReadError> {
     let mut reader = SegmentReader::open(ndjson, expect)?;
     let mut records = Vec::new();
     loop {
         match reader.next() {
-            Ok(Some(record)) => records.push(record),
+            Ok(Some(record)) => records.push(record.into_owned()),
             Ok(None) => return Ok((reader.header().clone(), records)),
             Err(error) => {
                 assert!(reader.footer().is_none());
@@ -138,7 +138,7 @@ fn read(
 }
 
 /// With the key it was stored under.
-fn read_stored(ndjson: &[u8]) -> Result<(Header, Vec<Record>), ReadError> {
+fn read_stored(ndjson: &[u8]) -> Result<(Header, Vec<Record<'static>>), ReadError> {
     let key = segment().1;
     read(ndjson, Some((header().source, header().lineage, &key)))
 }

@@ -101,7 +101,7 @@ impl Pair {
             oids: oids
                 .map(|row| ((row.get(0), row.get(1)), Oid::new(row.get(2))))
                 .collect(),
-            borrowed: HashMap::new(),
+            borrowed: HashMap::default(),
             rows_from: Lsn::INVALID,
         };
         let range = Range {

@@ -1,6 +1,7 @@
 //! Net changes of a table whose rows have a key.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 
 use foldhash::fast::RandomState;
 
@@ -16,6 +17,47 @@ pub(crate) struct Keyed {
     rows: Vec<Option<Row>>,
     /// Numbers of rows that are no more.
     free: Vec<usize>,
+    /// Once all changes are in.
+    sieve: Option<Sieve>,
+}
+
+/// Which keys may have an entry: most rows of a base have none, and to look for one where entries by the hundred
+/// thousand are is to wait for memory.
+struct Sieve {
+    bits: Vec<u64>,
+    /// Of a hash to its bit.
+    shift: u32,
+}
+
+/// One key in so many that have no entry is looked for all the same.
+const SIEVE_BITS: usize = 16;
+
+impl Sieve {
+    fn of(hashes: impl ExactSizeIterator<Item = u64>) -> Self {
+        let bits = (hashes.len() * SIEVE_BITS).next_power_of_two().max(64);
+        let mut sieve = Self {
+            bits: vec![0; bits / 64],
+            shift: u64::BITS - bits.trailing_zeros(),
+        };
+        for hash in hashes {
+            let (word, bit) = sieve.place(hash);
+            if let Some(word) = sieve.bits.get_mut(word) {
+                *word |= bit;
+            }
+        }
+        sieve
+    }
+
+    fn passes(&self, hash: u64) -> bool {
+        let (word, bit) = self.place(hash);
+        self.bits.get(word).is_some_and(|word| word & bit > 0)
+    }
+
+    fn place(&self, hash: u64) -> (usize, u64) {
+        let at = hash >> self.shift;
+        let word = usize::try_from(at / 64).unwrap_or(usize::MAX);
+        (word, 1 << (at % 64))
+    }
 }
 
 struct Entry {
@@ -46,16 +88,24 @@ const NO_ROW: Unusable = Unusable("there is no such row");
 const SECOND: Unusable = Unusable("another row has its key");
 
 impl Keyed {
-    pub(super) fn insert(&mut self, key: Vec<u8>, image: Vec<u8>) -> Result<(), Unusable> {
+    pub(super) fn insert(&mut self, key: &[u8], image: &[u8]) -> Result<(), Unusable> {
         let number = self.row(Row {
-            image: image.into_boxed_slice(),
+            image: image.into(),
             base: None,
         });
-        let entry = self.entries.entry(key.into_boxed_slice());
-        let entry = entry.or_insert(Entry {
-            base: Base::None,
-            now: None,
-        });
+        self.take_key(key, number)
+    }
+
+    /// A row has this key from now on.
+    fn take_key(&mut self, key: &[u8], number: usize) -> Result<(), Unusable> {
+        let Some(entry) = self.entries.get_mut(key) else {
+            let entry = Entry {
+                base: Base::None,
+                now: Some(number),
+            };
+            self.entries.insert(key.into(), entry);
+            return Ok(());
+        };
         match entry.now.replace(number) {
             None => Ok(()),
             Some(_) => Err(SECOND),
@@ -65,14 +115,14 @@ impl Keyed {
     /// The row keeps its key.
     pub(super) fn update(
         &mut self,
-        key: Vec<u8>,
-        image: Image,
+        key: &[u8],
+        image: &Image,
         truncated: bool,
     ) -> Result<(), Unusable> {
-        match self.entries.get(key.as_slice()) {
+        match self.entries.get(key) {
             None if truncated => Err(NO_ROW),
             None => {
-                self.of_base(key, image.text);
+                self.of_base(key, &image.text);
                 Ok(())
             }
             Some(entry) => {
@@ -85,16 +135,16 @@ impl Keyed {
     /// The row gets another key.
     pub(super) fn rename(
         &mut self,
-        from: Vec<u8>,
-        to: Vec<u8>,
-        image: Image,
+        from: &[u8],
+        to: &[u8],
+        image: &Image,
         truncated: bool,
     ) -> Result<(), Unusable> {
-        let number = match self.entries.get_mut(from.as_slice()) {
+        let number = match self.entries.get_mut(from) {
             None if truncated => return Err(NO_ROW),
             None => {
-                let number = self.of_base(from.clone(), image.text);
-                if let Some(entry) = self.entries.get_mut(from.as_slice()) {
+                let number = self.of_base(from, &image.text);
+                if let Some(entry) = self.entries.get_mut(from) {
                     entry.now = None;
                 }
                 number
@@ -105,19 +155,11 @@ impl Keyed {
                 number
             }
         };
-        let entry = self.entries.entry(to.into_boxed_slice());
-        let entry = entry.or_insert(Entry {
-            base: Base::None,
-            now: None,
-        });
-        match entry.now.replace(number) {
-            None => Ok(()),
-            Some(_) => Err(SECOND),
-        }
+        self.take_key(to, number)
     }
 
-    pub(super) fn delete(&mut self, key: Vec<u8>, truncated: bool) -> Result<(), Unusable> {
-        let Some(entry) = self.entries.get_mut(key.as_slice()) else {
+    pub(super) fn delete(&mut self, key: &[u8], truncated: bool) -> Result<(), Unusable> {
+        let Some(entry) = self.entries.get_mut(key) else {
             if truncated {
                 return Err(NO_ROW);
             }
@@ -125,12 +167,12 @@ impl Keyed {
                 base: Base::Gone,
                 now: None,
             };
-            self.entries.insert(key.into_boxed_slice(), gone);
+            self.entries.insert(key.into(), gone);
             return Ok(());
         };
         let number = entry.now.take().ok_or(NO_ROW)?;
         if matches!(entry.base, Base::None) {
-            self.entries.remove(key.as_slice());
+            self.entries.remove(key);
         }
         let row = self.rows.get_mut(number).and_then(Option::take);
         self.free.push(number);
@@ -143,17 +185,16 @@ impl Keyed {
     }
 
     /// A row of the base changes for the first time.
-    fn of_base(&mut self, key: Vec<u8>, image: Vec<u8>) -> usize {
-        let key = key.into_boxed_slice();
+    fn of_base(&mut self, key: &[u8], image: &[u8]) -> usize {
         let number = self.row(Row {
-            image: image.into_boxed_slice(),
-            base: Some(key.clone()),
+            image: image.into(),
+            base: Some(key.into()),
         });
         let entry = Entry {
             base: Base::Became(number),
             now: Some(number),
         };
-        self.entries.insert(key, entry);
+        self.entries.insert(key.into(), entry);
         number
     }
 
@@ -173,14 +214,18 @@ impl Keyed {
         }
     }
 
-    fn overwrite(&mut self, number: usize, image: Image) -> Result<(), Unusable> {
+    fn overwrite(&mut self, number: usize, image: &Image) -> Result<(), Unusable> {
         let row = self.rows.get_mut(number).and_then(Option::as_mut);
         let row = row.ok_or(NO_ROW)?;
-        let text = match image.has_holes {
-            false => image.text,
-            true => filled(&image.text, &row.image),
-        };
-        row.image = text.into_boxed_slice();
+        match image.has_holes {
+            true => {
+                let mut text = Vec::new();
+                fill(&image.text, &row.image, &mut text);
+                row.image = text.into_boxed_slice();
+            }
+            false if row.image.len() == image.text.len() => row.image.copy_from_slice(&image.text),
+            false => row.image = image.text.as_slice().into(),
+        }
         Ok(())
     }
 
@@ -198,8 +243,20 @@ impl Keyed {
         bases.filter(|base| !matches!(base, Base::None)).count()
     }
 
+    /// All changes are in, and the base's rows come by.
+    pub(crate) fn close(&mut self) {
+        let hasher = self.entries.hasher();
+        let hashes = self.entries.keys().map(|key| hasher.hash_one(&**key));
+        self.sieve = Some(Sieve::of(hashes));
+    }
+
     /// A row of the base comes by.
     pub(crate) fn meet(&mut self, key: &[u8]) -> Met<'_> {
+        if let Some(sieve) = &self.sieve
+            && !sieve.passes(self.entries.hasher().hash_one(key))
+        {
+            return Met::Untouched;
+        }
         let Some(entry) = self.entries.get_mut(key) else {
             return Met::Untouched;
         };
@@ -240,8 +297,12 @@ pub(crate) enum Met<'a> {
 }
 
 /// The values of `image`, and where it has holes, those of `row`.
-pub(crate) fn filled(image: &[u8], row: &[u8]) -> Vec<u8> {
-    let mut filled = Vec::with_capacity(image.len().max(row.len()));
+pub(crate) fn fill(image: &[u8], row: &[u8], filled: &mut Vec<u8>) {
+    filled.clear();
+    if memchr::memchr(HOLE[0], image).is_none() {
+        filled.extend_from_slice(image);
+        return;
+    }
     let own = image.split(|byte| *byte == b'\t');
     for (at, (value, before)) in own.zip(row.split(|byte| *byte == b'\t')).enumerate() {
         if at > 0 {
@@ -249,7 +310,6 @@ pub(crate) fn filled(image: &[u8], row: &[u8]) -> Vec<u8> {
         }
         filled.extend_from_slice(if value == HOLE { before } else { value });
     }
-    filled
 }
 
 #[cfg(test)]
@@ -268,24 +328,29 @@ mod tests {
     fn check(operations: &[(&str, &str, &str)], expect: Result<&[&str], &str>) {
         let mut net = Keyed::default();
         let played: Result<(), Unusable> = operations.iter().try_for_each(|(op, key, new)| {
-            let key = key.as_bytes().to_vec();
+            let key = key.as_bytes();
             match *op {
-                "insert" => net.insert(key, new.as_bytes().to_vec()),
-                "update" => net.update(key, image(new), false),
+                "insert" => net.insert(key, new.as_bytes()),
+                "update" => net.update(key, &image(new), false),
                 "delete" => net.delete(key, false),
-                to => net.rename(key, to.as_bytes().to_vec(), image(new), false),
+                to => net.rename(key, to.as_bytes(), &image(new), false),
             }
         });
         let rows = played.map(|()| {
             let mut rows = Vec::new();
             let mut awaited = net.awaited();
+            let mut text = Vec::new();
+            net.close();
             for row in ["a\t1\tx", "b\t2\ty", "c\t3\tz"] {
                 let met = net.meet(&row.as_bytes()[..1]);
                 awaited -= usize::from(met != Met::Untouched);
                 match met {
                     Met::Untouched => rows.push(row.as_bytes().to_vec()),
                     Met::Gone => {}
-                    Met::Became(image) => rows.push(filled(image, row.as_bytes())),
+                    Met::Became(image) => {
+                        fill(image, row.as_bytes(), &mut text);
+                        rows.push(text.clone());
+                    }
                     Met::Unexpected => panic!("{row}"),
                 }
             }
@@ -360,13 +425,32 @@ mod tests {
     }
 
     #[test]
+    fn the_sieve_holds_back_most_keys_and_none_that_is_there() {
+        let mut net = Keyed::default();
+        let key = |number: u32| number.to_string().into_bytes();
+        for number in 0..5000 {
+            net.update(&key(number), &image("x"), false).unwrap();
+        }
+        net.close();
+        let passes = |number: &u32| {
+            let hash = net.entries.hasher().hash_one(key(*number).as_slice());
+            net.sieve.as_ref().is_some_and(|sieve| sieve.passes(hash))
+        };
+        assert!((0..5000).all(|number| passes(&number)));
+        let others = (5000..15_000).filter(passes).count();
+        assert!(others < 1000, "{others} of 10000");
+        assert!((0..5000).all(|number| net.meet(&key(number)) == Met::Became(b"x")));
+        assert_eq!(net.meet(&key(5000)), Met::Untouched);
+    }
+
+    #[test]
     fn what_comes_and_goes_takes_no_room() {
         let mut net = Keyed::default();
         for _ in 0..1000 {
-            net.insert(b"d".to_vec(), b"d\t1".to_vec()).unwrap();
-            net.delete(b"d".to_vec(), false).unwrap();
-            net.delete(b"a".to_vec(), false).unwrap_or(());
-            net.insert(b"a".to_vec(), b"a\t1".to_vec()).unwrap();
+            net.insert(b"d", b"d\t1").unwrap();
+            net.delete(b"d", false).unwrap();
+            net.delete(b"a", false).unwrap_or(());
+            net.insert(b"a", b"a\t1").unwrap();
         }
         assert!(net.rows.len() < 3 && net.entries.len() == 1);
     }
@@ -386,20 +470,16 @@ mod tests {
             Err(SECOND.0),
         );
         let mut truncated = Keyed::default();
-        assert!(
-            truncated
-                .update(b"a".to_vec(), image("a\t1\tx"), true)
-                .is_err()
-        );
-        assert!(truncated.delete(b"a".to_vec(), true).is_err());
+        assert!(truncated.update(b"a", &image("a\t1\tx"), true).is_err());
+        assert!(truncated.delete(b"a", true).is_err());
     }
 
     #[test]
     fn a_base_that_does_not_fit_is_noticed() {
         let mut net = Keyed::default();
-        net.insert(b"a".to_vec(), b"a\t1".to_vec()).unwrap();
+        net.insert(b"a", b"a\t1").unwrap();
         assert_eq!(net.meet(b"a"), Met::Unexpected);
-        net.update(b"b".to_vec(), image("b\t1"), false).unwrap();
+        net.update(b"b", &image("b\t1"), false).unwrap();
         assert_eq!((net.awaited(), net.missing()), (1, Some(&b"b"[..])));
         assert_eq!(net.meet(b"b"), Met::Became(b"b\t1"));
         assert_eq!((net.awaited(), net.missing()), (0, None));

@@ -2,7 +2,6 @@
 //! each. Which one of several equal rows a change hit, nobody can see.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 use foldhash::fast::RandomState;
 
@@ -16,24 +15,22 @@ pub(crate) struct Whole {
 impl Whole {
     pub(super) fn count(
         &mut self,
-        row: Vec<u8>,
+        row: &[u8],
         count: i64,
         truncated: bool,
     ) -> Result<(), Unusable> {
-        match self.counts.entry(row.into_boxed_slice()) {
-            Entry::Vacant(_) if truncated && count < 0 => Err(Unusable("there is no such row")),
-            Entry::Vacant(entry) => {
-                entry.insert(count);
-                Ok(())
+        let Some(counted) = self.counts.get_mut(row) else {
+            if truncated && count < 0 {
+                return Err(Unusable("there is no such row"));
             }
-            Entry::Occupied(mut entry) => {
-                *entry.get_mut() += count;
-                if *entry.get() == 0 {
-                    entry.remove();
-                }
-                Ok(())
-            }
+            self.counts.insert(row.into(), count);
+            return Ok(());
+        };
+        *counted += count;
+        if *counted == 0 {
+            self.counts.remove(row);
         }
+        Ok(())
     }
 
     pub(super) fn bytes(&self, entry_bytes: usize) -> usize {
@@ -73,7 +70,7 @@ mod tests {
     #[test]
     fn equal_rows_are_counted() {
         let mut net = Whole::default();
-        let mut count = |row: &str, count| net.count(row.into(), count, false).unwrap();
+        let mut count = |row: &str, count| net.count(row.as_bytes(), count, false).unwrap();
         count("a", 1);
         count("a", -1);
         count("b", -1);
@@ -88,6 +85,6 @@ mod tests {
         assert_eq!([net.meet(b"b"), net.meet(b"b")], [true, false]);
         assert_eq!(net.missing(), None);
         assert_eq!(net.new_rows().collect::<Vec<_>>(), [b"c", b"c"]);
-        assert!(Whole::default().count(b"a".to_vec(), -1, true).is_err());
+        assert!(Whole::default().count(b"a", -1, true).is_err());
     }
 }
