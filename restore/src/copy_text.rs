@@ -20,7 +20,7 @@ pub(crate) fn null(out: &mut Vec<u8>) {
 
 fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
     let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| special(*byte)) {
+    while let Some(at) = first_special(rest) {
         let (plain, from) = rest.split_at(at);
         out.extend_from_slice(plain);
         if let Some((byte, after)) = from.split_first() {
@@ -29,6 +29,16 @@ fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
         }
     }
     out.extend_from_slice(rest);
+}
+
+/// Piece by piece, which takes a few instructions each: most values have none.
+fn first_special(bytes: &[u8]) -> Option<usize> {
+    let (pieces, _) = bytes.as_chunks::<32>();
+    let is_plain = |piece: &&[u8; 32]| !piece.iter().fold(false, |any, byte| any | special(*byte));
+    let plain = pieces.iter().take_while(is_plain).count() * 32;
+    let rest = bytes.get(plain..).unwrap_or_default();
+    let at = rest.iter().position(|byte| special(*byte));
+    at.map(|at| plain + at)
 }
 
 /// What `CopyAttributeOutText` escapes, no more and no less: rows of a base are compared with ours as
@@ -113,6 +123,21 @@ mod tests {
         check(&text("a\tb\nc\rd\\"), "a\\tb\\nc\\rd\\\\");
         check(&text("\u{7}\u{8}\u{b}\u{c}\u{e}"), "\u{7}\\b\\v\\f\u{e}");
         check(&Cell::Bytes(b"x".into()), "x");
+    }
+
+    #[test]
+    fn the_first_special_byte_is_found_wherever_it_is() {
+        for length in [0, 1, 31, 32, 33, 64, 100] {
+            let plain = vec![b'x'; length];
+            assert_eq!(first_special(&plain), None);
+            for at in 0..length {
+                for special in b"\\\x08\t\n\x0b\x0c\r" {
+                    let mut text = plain.clone();
+                    text[at..].fill(*special);
+                    assert_eq!(first_special(&text), Some(at), "{length}");
+                }
+            }
+        }
     }
 
     #[test]
