@@ -15,6 +15,8 @@
 mod apply;
 mod archive;
 mod batch;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod binding;
 mod boundary;
 mod catalog;
