@@ -24,12 +24,12 @@ pub(crate) const WORKLOADS: [Workload; 5] = [
         make: small_transactions,
     },
     Workload {
-        name: "mixed, 100,000 transactions of 1 to 20 rows",
+        name: "mixed, 300,000 transactions of 1 to 20 rows",
         scale: 10,
         make: mixed,
     },
     Workload {
-        name: "100,000 rows of 4 KB, inserted and updated",
+        name: "300,000 rows of 4 KB, inserted and updated",
         scale: 1,
         make: wide_rows,
     },
@@ -168,13 +168,13 @@ fn mixed(server: &Postgres) -> Result<()> {
     let script = tempfile::NamedTempFile::new()?;
     std::fs::write(script.path(), MIXED)?;
     let mut pgbench = server.program("pgbench");
-    pgbench.args(["-n", "-c", "4", "-j", "2", "-t", "25000", "-f"]);
+    pgbench.args(["-n", "-c", "4", "-j", "2", "-t", "75000", "-f"]);
     finish(pgbench.arg(script.path()).arg(DATABASE))
 }
 
 /// The updates leave what is stored out of line alone.
 fn wide_rows(server: &Postgres) -> Result<()> {
-    for part in 0..20 {
+    for part in 0..60 {
         let (from, to) = (part * 5000 + 1, (part + 1) * 5000);
         psql(
             server,
