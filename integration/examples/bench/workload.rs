@@ -29,7 +29,7 @@ pub(crate) const WORKLOADS: [Workload; 5] = [
         make: mixed,
     },
     Workload {
-        name: "300,000 rows of 4 KB, inserted and updated",
+        name: "100,000 rows of 4 KB, inserted and updated",
         scale: 1,
         make: wide_rows,
     },
@@ -174,7 +174,7 @@ fn mixed(server: &Postgres) -> Result<()> {
 
 /// The updates leave what is stored out of line alone.
 fn wide_rows(server: &Postgres) -> Result<()> {
-    for part in 0..60 {
+    for part in 0..20 {
         let (from, to) = (part * 5000 + 1, (part + 1) * 5000);
         psql(
             server,
