@@ -292,8 +292,9 @@ impl Reader {
                 self.samples.read_to(end(&segment));
                 return Ok(true);
             };
-            self.samples.look(&record);
-            relay.record(record);
+            if let Some(record) = self.samples.look(record) {
+                relay.record(record);
+            }
         }
         Ok(false)
     }

@@ -45,17 +45,21 @@ impl Samples {
         }
     }
 
-    /// What a record says of sequences.
-    pub(crate) fn look(&mut self, record: &Record<'_>) {
+    /// Takes from a record what it says of sequences; answers it unless that is all.
+    pub(crate) fn look<'r>(&mut self, record: Record<'r>) -> Option<Record<'r>> {
         match record {
-            Record::Sequences { lsn, samples } => self.see(*lsn, samples.clone()),
+            Record::Sequences { lsn, samples } => {
+                self.see(lsn, samples);
+                return None;
+            }
             Record::Truncate {
-                rels,
+                ref rels,
                 restart_identity: true,
                 ..
             } => self.restart(rels),
             _ => {}
         }
+        Some(record)
     }
 
     /// TRUNCATE … RESTART IDENTITY of these.
