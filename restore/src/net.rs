@@ -9,6 +9,7 @@
 //! Memory is bounded: what does not fit is left to ordered replay, from a transaction's end on.
 
 mod keyed;
+mod pool;
 mod whole;
 
 use std::collections::{BTreeSet, HashMap};
@@ -456,8 +457,11 @@ impl Gatherer {
     fn make_room(&mut self) -> Flow {
         self.bytes = 0;
         for table in self.tables.values_mut() {
-            table.bytes = match &table.rows {
-                NetRows::Keyed(rows) => rows.bytes(ENTRY_BYTES),
+            table.bytes = match &mut table.rows {
+                NetRows::Keyed(rows) => {
+                    rows.compact();
+                    rows.bytes()
+                }
                 NetRows::Whole(rows) => rows.bytes(ENTRY_BYTES),
             };
             self.bytes += table.bytes;

@@ -1,19 +1,21 @@
 //! Net changes of a table whose rows have a key.
 
-use std::collections::HashMap;
 use std::hash::BuildHasher as _;
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
+use super::pool::{Pool, Text};
 use super::{HOLE, Image};
 use crate::rows::Unusable;
-
-type Text = Box<[u8]>;
 
 /// By key: what became of the base's row that had it, and which row has it in the end.
 #[derive(Default)]
 pub(crate) struct Keyed {
-    entries: HashMap<Text, Entry, RandomState>,
+    entries: HashTable<Entry>,
+    hasher: RandomState,
+    /// Keys and images.
+    pool: Pool,
     rows: Vec<Option<Row>>,
     /// Numbers of rows that are no more.
     free: Vec<usize>,
@@ -61,6 +63,9 @@ impl Sieve {
 }
 
 struct Entry {
+    /// Of its key, so that a table that grows need not read it again.
+    hash: u64,
+    key: Text,
     base: Base,
     /// Number of the row that has this key now.
     now: Option<usize>,
@@ -80,7 +85,7 @@ enum Base {
 /// A row that differs from the base's, or that the base does not have.
 struct Row {
     image: Text,
-    /// Which row of the base it was, if it was one.
+    /// Which row of the base it was, if it was one: the key of that one's entry, which stays.
     base: Option<Text>,
 }
 
@@ -88,22 +93,44 @@ const NO_ROW: Unusable = Unusable("there is no such row");
 const SECOND: Unusable = Unusable("another row has its key");
 
 impl Keyed {
+    fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    fn entry(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
+        let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == key;
+        self.entries.find(hash, is_it)
+    }
+
+    fn entry_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut Entry> {
+        let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == key;
+        self.entries.find_mut(hash, is_it)
+    }
+
+    /// There is none with this key.
+    fn add(&mut self, hash: u64, key: &[u8], base: Base, now: Option<usize>) -> Text {
+        let entry = Entry {
+            hash,
+            key: self.pool.put(key),
+            base,
+            now,
+        };
+        let key = entry.key;
+        self.entries.insert_unique(hash, entry, |entry| entry.hash);
+        key
+    }
+
     pub(super) fn insert(&mut self, key: &[u8], image: &[u8]) -> Result<(), Unusable> {
-        let number = self.row(Row {
-            image: image.into(),
-            base: None,
-        });
+        let image = self.pool.put(image);
+        let number = self.row(Row { image, base: None });
         self.take_key(key, number)
     }
 
     /// A row has this key from now on.
     fn take_key(&mut self, key: &[u8], number: usize) -> Result<(), Unusable> {
-        let Some(entry) = self.entries.get_mut(key) else {
-            let entry = Entry {
-                base: Base::None,
-                now: Some(number),
-            };
-            self.entries.insert(key.into(), entry);
+        let hash = self.hash(key);
+        let Some(entry) = self.entry_mut(hash, key) else {
+            self.add(hash, key, Base::None, Some(number));
             return Ok(());
         };
         match entry.now.replace(number) {
@@ -119,10 +146,11 @@ impl Keyed {
         image: &Image,
         truncated: bool,
     ) -> Result<(), Unusable> {
-        match self.entries.get(key) {
+        let hash = self.hash(key);
+        match self.entry(hash, key) {
             None if truncated => Err(NO_ROW),
             None => {
-                self.of_base(key, &image.text);
+                self.of_base(hash, key, &image.text, true);
                 Ok(())
             }
             Some(entry) => {
@@ -140,15 +168,10 @@ impl Keyed {
         image: &Image,
         truncated: bool,
     ) -> Result<(), Unusable> {
-        let number = match self.entries.get_mut(from) {
+        let hash = self.hash(from);
+        let number = match self.entry_mut(hash, from) {
             None if truncated => return Err(NO_ROW),
-            None => {
-                let number = self.of_base(from, &image.text);
-                if let Some(entry) = self.entries.get_mut(from) {
-                    entry.now = None;
-                }
-                number
-            }
+            None => self.of_base(hash, from, &image.text, false),
             Some(entry) => {
                 let number = entry.now.take().ok_or(NO_ROW)?;
                 self.overwrite(number, image)?;
@@ -159,42 +182,43 @@ impl Keyed {
     }
 
     pub(super) fn delete(&mut self, key: &[u8], truncated: bool) -> Result<(), Unusable> {
-        let Some(entry) = self.entries.get_mut(key) else {
+        let hash = self.hash(key);
+        let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == key;
+        let Ok(mut found) = self.entries.find_entry(hash, is_it) else {
             if truncated {
                 return Err(NO_ROW);
             }
-            let gone = Entry {
-                base: Base::Gone,
-                now: None,
-            };
-            self.entries.insert(key.into(), gone);
+            self.add(hash, key, Base::Gone, None);
             return Ok(());
         };
-        let number = entry.now.take().ok_or(NO_ROW)?;
-        if matches!(entry.base, Base::None) {
-            self.entries.remove(key);
+        let number = found.get_mut().now.take().ok_or(NO_ROW)?;
+        if matches!(found.get().base, Base::None) {
+            let (entry, _) = found.remove();
+            self.pool.take_out(entry.key);
         }
         let row = self.rows.get_mut(number).and_then(Option::take);
+        let row = row.ok_or(NO_ROW)?;
         self.free.push(number);
-        if let Some(base) = row.ok_or(NO_ROW)?.base
-            && let Some(entry) = self.entries.get_mut(&base)
-        {
-            entry.base = Base::Gone;
+        self.pool.take_out(row.image);
+        if let Some(base) = row.base {
+            let base = self.pool.get(base);
+            let hash = self.hasher.hash_one(base);
+            let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == base;
+            if let Some(entry) = self.entries.find_mut(hash, is_it) {
+                entry.base = Base::Gone;
+            }
         }
         Ok(())
     }
 
-    /// A row of the base changes for the first time.
-    fn of_base(&mut self, key: &[u8], image: &[u8]) -> usize {
-        let number = self.row(Row {
-            image: image.into(),
-            base: Some(key.into()),
-        });
-        let entry = Entry {
-            base: Base::Became(number),
-            now: Some(number),
-        };
-        self.entries.insert(key.into(), entry);
+    /// A row of the base changes for the first time, and keeps its key or not.
+    fn of_base(&mut self, hash: u64, key: &[u8], image: &[u8], keeps: bool) -> usize {
+        let image = self.pool.put(image);
+        let number = self.row(Row { image, base: None });
+        let base = self.add(hash, key, Base::Became(number), keeps.then_some(number));
+        if let Some(Some(row)) = self.rows.get_mut(number) {
+            row.base = Some(base);
+        }
         number
     }
 
@@ -217,47 +241,65 @@ impl Keyed {
     fn overwrite(&mut self, number: usize, image: &Image) -> Result<(), Unusable> {
         let row = self.rows.get_mut(number).and_then(Option::as_mut);
         let row = row.ok_or(NO_ROW)?;
-        match image.has_holes {
+        row.image = match image.has_holes {
             true => {
                 let mut text = Vec::new();
-                fill(&image.text, &row.image, &mut text);
-                row.image = text.into_boxed_slice();
+                fill(&image.text, self.pool.get(row.image), &mut text);
+                self.pool.replace(row.image, &text)
             }
-            false if row.image.len() == image.text.len() => row.image.copy_from_slice(&image.text),
-            false => row.image = image.text.as_slice().into(),
-        }
+            false => self.pool.replace(row.image, &image.text),
+        };
         Ok(())
     }
 
-    pub(super) fn bytes(&self, entry_bytes: usize) -> usize {
-        let keys: usize = self.entries.keys().map(|key| key.len() + entry_bytes).sum();
-        let rows = self.rows.iter().flatten();
-        let images = rows.map(|row| row.image.len() + row.base.as_ref().map_or(0, |key| key.len()));
-        let places = self.rows.len() * size_of::<Option<Row>>();
-        keys + images.sum::<usize>() + places
+    /// Gives back what rows have left behind, if that is most of what there is.
+    pub(super) fn compact(&mut self) {
+        if !self.pool.is_mostly_free() {
+            return;
+        }
+        let old = std::mem::take(&mut self.pool);
+        for row in self.rows.iter_mut().flatten() {
+            row.image = self.pool.put(old.get(row.image));
+        }
+        for entry in &mut self.entries {
+            entry.key = self.pool.put(old.get(entry.key));
+            // It may be gone, but none that is there has another one's number.
+            if let Base::Became(number) = entry.base
+                && let Some(Some(row)) = self.rows.get_mut(number)
+            {
+                row.base = Some(entry.key);
+            }
+        }
+    }
+
+    /// What it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let entries = self.entries.capacity() * (size_of::<Entry>() + 1);
+        let rows = self.rows.capacity() * size_of::<Option<Row>>();
+        entries + rows + self.pool.bytes()
     }
 
     /// Rows of the base that must come by.
     pub(crate) fn awaited(&self) -> usize {
-        let bases = self.entries.values().map(|entry| entry.base);
+        let bases = self.entries.iter().map(|entry| entry.base);
         bases.filter(|base| !matches!(base, Base::None)).count()
     }
 
     /// All changes are in, and the base's rows come by.
     pub(crate) fn close(&mut self) {
-        let hasher = self.entries.hasher();
-        let hashes = self.entries.keys().map(|key| hasher.hash_one(&**key));
+        let hashes = self.entries.iter().map(|entry| entry.hash);
         self.sieve = Some(Sieve::of(hashes));
     }
 
     /// A row of the base comes by.
     pub(crate) fn meet(&mut self, key: &[u8]) -> Met<'_> {
+        let hash = self.hash(key);
         if let Some(sieve) = &self.sieve
-            && !sieve.passes(self.entries.hasher().hash_one(key))
+            && !sieve.passes(hash)
         {
             return Met::Untouched;
         }
-        let Some(entry) = self.entries.get_mut(key) else {
+        let Some(entry) = self.entry_mut(hash, key) else {
             return Met::Untouched;
         };
         match std::mem::replace(&mut entry.base, Base::None) {
@@ -265,7 +307,7 @@ impl Keyed {
             Base::None => Met::Unexpected,
             Base::Gone => Met::Gone,
             Base::Became(number) => match self.rows.get(number) {
-                Some(Some(row)) => Met::Became(&row.image),
+                Some(Some(row)) => Met::Became(self.pool.get(row.image)),
                 _ => Met::Gone,
             },
         }
@@ -274,14 +316,15 @@ impl Keyed {
     /// The key of a row of the base that has not come by.
     pub(crate) fn missing(&self) -> Option<&[u8]> {
         let mut entries = self.entries.iter();
-        let missing = entries.find(|(_, entry)| !matches!(entry.base, Base::None));
-        missing.map(|(key, _)| &**key)
+        let missing = entries.find(|entry| !matches!(entry.base, Base::None));
+        missing.map(|entry| self.pool.get(entry.key))
     }
 
     /// Rows that the base does not have.
     pub(crate) fn new_rows(&self) -> impl Iterator<Item = &[u8]> {
         let rows = self.rows.iter().flatten();
-        rows.filter(|row| row.base.is_none()).map(|row| &*row.image)
+        let new = rows.filter(|row| row.base.is_none());
+        new.map(|row| self.pool.get(row.image))
     }
 }
 
@@ -433,7 +476,7 @@ mod tests {
         }
         net.close();
         let passes = |number: &u32| {
-            let hash = net.entries.hasher().hash_one(key(*number).as_slice());
+            let hash = net.hash(&key(*number));
             net.sieve.as_ref().is_some_and(|sieve| sieve.passes(hash))
         };
         assert!((0..5000).all(|number| passes(&number)));
@@ -453,6 +496,40 @@ mod tests {
             net.insert(b"a", b"a\t1").unwrap();
         }
         assert!(net.rows.len() < 3 && net.entries.len() == 1);
+    }
+
+    #[test]
+    fn what_grows_leaves_nothing_behind() {
+        let mut net = Keyed::default();
+        let text = |number: usize| number.to_string().into_bytes();
+        for bytes in 1..1000 {
+            for number in 0..200 {
+                let image = image(&"x".repeat(bytes));
+                net.update(&text(number), &image, false).unwrap();
+            }
+        }
+        for number in 0..100 {
+            net.rename(&text(number), &text(number + 500), &image("there"), false)
+                .unwrap();
+        }
+        assert!(net.bytes() > 10_000_000);
+        net.compact();
+        assert!(net.bytes() < 400_000, "{}", net.bytes());
+        // Each still knows which row of the base it was.
+        for number in 500..550 {
+            net.delete(&text(number), false).unwrap();
+        }
+        net.close();
+        for number in 0..200 {
+            let there = "x".repeat(999);
+            let expect = match number {
+                ..50 => Met::Gone,
+                50..100 => Met::Became(b"there"),
+                _ => Met::Became(there.as_bytes()),
+            };
+            assert_eq!(net.meet(&text(number)), expect);
+        }
+        assert_eq!((net.new_rows().count(), net.missing()), (0, None));
     }
 
     #[test]
