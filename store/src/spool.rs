@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::objects::SealedBody;
 
-/// Bytes kept in memory before a file is used.
-const MEMORY_BYTES_MAX: usize = 4 << 20;
+/// Bytes kept in memory before a file is used. As much is put by one request, which takes it into memory in any
+/// case; to write it to a file before, and to read it again, costs a twentieth of a capture of wide rows.
+const MEMORY_BYTES_MAX: usize = 16 << 20;
 
 /// A sink of unknown size.
 #[derive(Debug)]
