@@ -125,7 +125,7 @@ fn keyed_change(
         old_key,
         image,
     } = texts;
-    match change {
+    let image_bytes = match change {
         Change::Insert { new } => {
             text(columns, new, None, key)?;
             image.write(binding, new, None)?;
@@ -133,6 +133,7 @@ fn keyed_change(
                 return Err(Unusable("a new row lacks a value"));
             }
             rows.insert(key, &image.text)?;
+            image.text.len()
         }
         Change::Update { old, new } => {
             let old = match old {
@@ -159,8 +160,8 @@ fn keyed_change(
             rows.delete(key, truncated)?;
             return Ok(key.len() + ENTRY_BYTES);
         }
-    }
-    Ok(2 * key.len() + image.text.len() + ENTRY_BYTES)
+    };
+    Ok(2 * key.len() + image_bytes + ENTRY_BYTES)
 }
 
 fn whole_change(

@@ -89,6 +89,11 @@ struct Row {
     base: Option<Text>,
 }
 
+/// Whether an entry is the one of a key.
+fn is(pool: &Pool, hash: u64, key: &[u8]) -> impl Fn(&Entry) -> bool {
+    move |entry| entry.hash == hash && pool.get(entry.key) == key
+}
+
 const NO_ROW: Unusable = Unusable("there is no such row");
 const SECOND: Unusable = Unusable("another row has its key");
 
@@ -98,13 +103,11 @@ impl Keyed {
     }
 
     fn entry(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
-        let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == key;
-        self.entries.find(hash, is_it)
+        self.entries.find(hash, is(&self.pool, hash, key))
     }
 
     fn entry_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut Entry> {
-        let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == key;
-        self.entries.find_mut(hash, is_it)
+        self.entries.find_mut(hash, is(&self.pool, hash, key))
     }
 
     /// There is none with this key.
@@ -139,19 +142,19 @@ impl Keyed {
         }
     }
 
-    /// The row keeps its key.
+    /// The row keeps its key. Answers how long its image is, with what was not sent.
     pub(super) fn update(
         &mut self,
         key: &[u8],
         image: &Image,
         truncated: bool,
-    ) -> Result<(), Unusable> {
+    ) -> Result<usize, Unusable> {
         let hash = self.hash(key);
         match self.entry(hash, key) {
             None if truncated => Err(NO_ROW),
             None => {
                 self.of_base(hash, key, &image.text, true);
-                Ok(())
+                Ok(image.text.len())
             }
             Some(entry) => {
                 let number = entry.now.ok_or(NO_ROW)?;
@@ -160,31 +163,33 @@ impl Keyed {
         }
     }
 
-    /// The row gets another key.
+    /// The row gets another key. Answers as [`Keyed::update`].
     pub(super) fn rename(
         &mut self,
         from: &[u8],
         to: &[u8],
         image: &Image,
         truncated: bool,
-    ) -> Result<(), Unusable> {
+    ) -> Result<usize, Unusable> {
         let hash = self.hash(from);
-        let number = match self.entry_mut(hash, from) {
+        let (number, bytes) = match self.entry_mut(hash, from) {
             None if truncated => return Err(NO_ROW),
-            None => self.of_base(hash, from, &image.text, false),
+            None => {
+                let number = self.of_base(hash, from, &image.text, false);
+                (number, image.text.len())
+            }
             Some(entry) => {
                 let number = entry.now.take().ok_or(NO_ROW)?;
-                self.overwrite(number, image)?;
-                number
+                (number, self.overwrite(number, image)?)
             }
         };
-        self.take_key(to, number)
+        self.take_key(to, number).map(|()| bytes)
     }
 
     pub(super) fn delete(&mut self, key: &[u8], truncated: bool) -> Result<(), Unusable> {
         let hash = self.hash(key);
-        let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == key;
-        let Ok(mut found) = self.entries.find_entry(hash, is_it) else {
+        let found = self.entries.find_entry(hash, is(&self.pool, hash, key));
+        let Ok(mut found) = found else {
             if truncated {
                 return Err(NO_ROW);
             }
@@ -203,8 +208,8 @@ impl Keyed {
         if let Some(base) = row.base {
             let base = self.pool.get(base);
             let hash = self.hasher.hash_one(base);
-            let is_it = |entry: &Entry| entry.hash == hash && self.pool.get(entry.key) == base;
-            if let Some(entry) = self.entries.find_mut(hash, is_it) {
+            let entry = self.entries.find_mut(hash, is(&self.pool, hash, base));
+            if let Some(entry) = entry {
                 entry.base = Base::Gone;
             }
         }
@@ -238,7 +243,7 @@ impl Keyed {
         }
     }
 
-    fn overwrite(&mut self, number: usize, image: &Image) -> Result<(), Unusable> {
+    fn overwrite(&mut self, number: usize, image: &Image) -> Result<usize, Unusable> {
         let row = self.rows.get_mut(number).and_then(Option::as_mut);
         let row = row.ok_or(NO_ROW)?;
         row.image = match image.has_holes {
@@ -249,7 +254,7 @@ impl Keyed {
             }
             false => self.pool.replace(row.image, &image.text),
         };
-        Ok(())
+        Ok(self.pool.get(row.image).len())
     }
 
     /// Gives back what rows have left behind, if that is most of what there is.
@@ -263,7 +268,7 @@ impl Keyed {
         }
         for entry in &mut self.entries {
             entry.key = self.pool.put(old.get(entry.key));
-            // It may be gone, but none that is there has another one's number.
+            // Its row is there: one that goes makes it [`Base::Gone`].
             if let Base::Became(number) = entry.base
                 && let Some(Some(row)) = self.rows.get_mut(number)
             {
@@ -274,9 +279,9 @@ impl Keyed {
 
     /// What it takes.
     pub(super) fn bytes(&self) -> usize {
-        let entries = self.entries.capacity() * (size_of::<Entry>() + 1);
         let rows = self.rows.capacity() * size_of::<Option<Row>>();
-        entries + rows + self.pool.bytes()
+        let free = self.free.capacity() * size_of::<usize>();
+        self.entries.allocation_size() + rows + free + self.pool.bytes()
     }
 
     /// Rows of the base that must come by.
@@ -374,9 +379,9 @@ mod tests {
             let key = key.as_bytes();
             match *op {
                 "insert" => net.insert(key, new.as_bytes()),
-                "update" => net.update(key, &image(new), false),
+                "update" => net.update(key, &image(new), false).map(drop),
                 "delete" => net.delete(key, false),
-                to => net.rename(key, to.as_bytes(), &image(new), false),
+                to => net.rename(key, to.as_bytes(), &image(new), false).map(drop),
             }
         });
         let rows = played.map(|()| {
@@ -530,6 +535,17 @@ mod tests {
             assert_eq!(net.meet(&text(number)), expect);
         }
         assert_eq!((net.new_rows().count(), net.missing()), (0, None));
+    }
+
+    /// What a change adds is counted with what it did not send.
+    #[test]
+    fn holes_count_as_what_is_in_them() {
+        let mut net = Keyed::default();
+        let long = "x".repeat(1000);
+        net.insert(b"a", long.as_bytes()).unwrap();
+        assert_eq!(net.update(b"a", &image("?"), false), Ok(1000));
+        assert_eq!(net.rename(b"a", b"b", &image("?"), false), Ok(1000));
+        assert_eq!(net.update(b"c", &image("?\ty"), false), Ok(3));
     }
 
     #[test]

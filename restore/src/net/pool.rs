@@ -28,9 +28,10 @@ impl Text {
         self.units() * UNIT_BYTES
     }
 
-    /// How many units a short one takes: which of those that were taken out it can replace.
+    /// How many units a short one takes: which of those that were taken out it can replace. One without bytes has
+    /// a place as well, for it could be one behind the end.
     fn units(self) -> usize {
-        self.bytes.div_ceil(UNIT_BYTES)
+        self.bytes.max(1).div_ceil(UNIT_BYTES)
     }
 
     const fn piece(self) -> (usize, usize) {
@@ -40,7 +41,7 @@ impl Text {
 
 #[derive(Default)]
 pub(super) struct Pool {
-    /// Each grows up to [`PIECE_BYTES`], and only the last one does.
+    /// Each of [`PIECE_BYTES`]; the first grows up to that, as most tables have little.
     pieces: Vec<Vec<u8>>,
     /// Places of short texts that were taken out, by their number of units.
     free: Vec<Vec<usize>>,
@@ -84,7 +85,10 @@ impl Pool {
         }
         let room = text.room();
         if (self.pieces.last()).is_none_or(|piece| piece.len() + room > PIECE_BYTES) {
-            self.pieces.push(Vec::new());
+            self.pieces.push(match self.pieces.is_empty() {
+                true => Vec::new(),
+                false => Vec::with_capacity(PIECE_BYTES),
+            });
         }
         let number = self.pieces.len() - 1;
         if let Some(piece) = self.pieces.last_mut() {
@@ -121,21 +125,25 @@ impl Pool {
         if self.free.len() <= units {
             self.free.resize_with(units + 1, Vec::new);
         }
-        if let Some(free) = self.free.get_mut(units) {
-            free.push(text.at);
-        }
+        self.free.get_mut(units).expect(OTHERS).push(text.at);
         self.free_bytes += text.room();
     }
 
     /// Texts that grow bit by bit leave places behind that fit nobody. Whether to put all into a new pool.
     pub(super) fn is_mostly_free(&self) -> bool {
-        self.free_bytes > self.bytes() / 2
+        self.free_bytes > self.short_bytes() / 2
     }
 
     /// What it takes, with the places of what was taken out.
     pub(super) fn bytes(&self) -> usize {
-        let short: usize = self.pieces.iter().map(Vec::len).sum();
-        short + self.long.iter().map(|text| text.len()).sum::<usize>()
+        let long: usize = self.long.iter().map(|text| text.len()).sum();
+        let lists = self.free.iter().chain([&self.free_long]);
+        let lists: usize = lists.map(Vec::capacity).sum();
+        self.short_bytes() + long + lists * size_of::<usize>()
+    }
+
+    fn short_bytes(&self) -> usize {
+        self.pieces.iter().map(Vec::capacity).sum()
     }
 
     /// Where a short text stands.
@@ -196,18 +204,29 @@ mod tests {
             1 << 20,
         ] {
             let text = pool.put(&vec![b'x'; bytes]);
-            let taken = pool.bytes();
             pool.take_out(text);
+            let taken = pool.bytes();
             for _ in 0..100 {
                 let text = pool.put(&vec![b'y'; bytes]);
-                assert_eq!(pool.bytes(), taken);
                 let text = pool.replace(text, &vec![b'z'; bytes]);
-                assert_eq!(pool.bytes(), taken);
                 pool.take_out(text);
+                assert_eq!(pool.bytes(), taken);
             }
         }
         assert_eq!(pool.get(kept), b"kept");
         assert!(pool.long.iter().all(|text| text.is_empty()));
+    }
+
+    #[test]
+    fn an_empty_text_behind_a_full_piece() {
+        let mut pool = Pool::default();
+        for _ in 0..PIECE_BYTES / UNIT_BYTES {
+            pool.put(b"12345678");
+        }
+        let empty = pool.put(b"");
+        assert_eq!(pool.get(empty), b"");
+        let text = pool.replace(empty, b"a");
+        assert_eq!(pool.get(text), b"a");
     }
 
     #[test]
