@@ -20,8 +20,11 @@ use crate::reader::{Fetch, ObjectReader};
 use crate::repository::Repository;
 use crate::writer::ObjectWriter;
 
-/// zstd's own default: beyond it a dump compresses slower than it is read.
+/// zstd's own default.
 const LEVEL: i32 = 3;
+/// Of a dump, which keeps a snapshot open at the source until it is through: with the default, 1.2 GB of
+/// hexadecimal text in one table took 16.5 s where `pg_dump -Z zstd:1` takes 4.7, and were no smaller.
+const STREAM_LEVEL: i32 = 1;
 /// The largest JSON object, the manifest of a base with a hundred thousand tables, fits.
 const JSON_BYTES_MAX: usize = 256 << 20;
 
@@ -299,7 +302,7 @@ impl SourceStore {
     /// [`Error::Conflict`] if there is one already.
     pub async fn put_stream(&self, object: &SourceObject) -> Result<ObjectWriter> {
         let objects = Arc::clone(self.inner.repository.objects());
-        let sealer = self.sealer(object, Vec::new(), LEVEL)?;
+        let sealer = self.sealer(object, Vec::new(), STREAM_LEVEL)?;
         ObjectWriter::start(objects, self.path(object), sealer).await
     }
 
