@@ -41,6 +41,7 @@ docker-lint: ## the Dockerfile, the compose file and the shell scripts
 
 bench: ## capture and restore beside PostgreSQL's own tools; prints the table of BENCHMARKS.md
 	tools/setup.sh pg 18
+	$(if $(findstring $(or $(ONLY),peers),peers),tools/setup.sh peers)
 	cargo build --release -p lastgood
 	LASTGOOD_BIN=$(abspath $(BUILT))/release/lastgood cargo run -q -p lastgood-integration --example bench $(if $(ONLY),-- '$(ONLY)')
 

@@ -4,6 +4,7 @@
 #   tools/setup.sh demo            PostgreSQL 18 (server and client tools)
 #   tools/setup.sh test            PostgreSQL 13 to 18, Ceph's S3 gateway, PgBouncer, Django, Alembic (the default)
 #   tools/setup.sh pg 15 18        the named majors only
+#   tools/setup.sh peers           what the benchmark measures beside us: pgcopydb, pgBackRest, wal2json, PostgreSQL 15
 #   tools/setup.sh lint            linters for what is not Rust
 #   tools/setup.sh root            prints where things are put
 #
@@ -158,6 +159,41 @@ faketime() {
   chmod -R go+rX "$to"
 }
 
+# Programs that do what we do, and a plugin one of them needs; unpacked, as a package's service would start by itself.
+# What the package lists do not have is left out, and the benchmark says so. The mark is written last.
+peers() {
+  local to=$root/peers tmp=$root/tmp/peers mark=$root/peers/.lastgood-1 package program libraries complete=1
+  [ ! -e "$mark" ] || return 0
+  command -v apt-get >/dev/null || { say "no apt here: the benchmark says which programs are missing"; return; }
+  say "pgcopydb, pgBackRest, wal2json"
+  rm -rf "$to" "$tmp"; mkdir -p "$to/lib" "$tmp"
+  [ "$uid" != 0 ] || [ -n "$apt_updated" ] || { apt-get -qq update >&2 || true; apt_updated=1; }
+  unpack() { (cd "$tmp" && apt-get -qq download "$1" 2>/dev/null && dpkg -x "$1"_*.deb "$to"); }
+  for package in pgcopydb pgbackrest postgresql-15-wal2json; do
+    unpack "$package" || { say "no $package in the package lists: the benchmark says so"; complete=; }
+  done
+  # PostgreSQL's folder for them is not where ours is.
+  cp "$to"/usr/lib/postgresql/15/lib/wal2json.so "$to/lib/" 2>/dev/null || true
+  # They share nearly all of their libraries with PostgreSQL, so those are there mostly.
+  if ldd "$to"/usr/bin/* 2>/dev/null | grep -q 'not found'; then
+    for package in libpq5 libldap-2.5-0 libsasl2-2 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libkeyutils1 \
+      libssl3 libxml2 libicu72 liblz4-1 libzstd1 libbz2-1.0; do
+      unpack "$package" || true
+    done
+  fi
+  libraries=$to/usr/lib/$(uname -m)-linux-gnu:$to/lib/$(uname -m)-linux-gnu
+  for program in pgcopydb pgbackrest; do
+    [ -e "$to/usr/bin/$program" ] || continue
+    cat >"$to/$program" <<P
+#!/bin/sh
+LD_LIBRARY_PATH=$libraries exec "$to/usr/bin/$program" "\$@"
+P
+    chmod 755 "$to/$program"
+  done
+  chmod -R go+rX "$to"
+  [ -z "$complete" ] || touch "$mark"
+}
+
 # venv NAME MARK PACKAGE... : a virtual environment with these, once; the mark is written last.
 venv() {
   local to=$root/$1 mark=$root/$1/$2
@@ -193,6 +229,7 @@ case "${1:-test}" in
   demo) pg_majors 18 ;;
   test) pg_majors 13 14 15 16 17 18; ceph; pooler; faketime; migrations ;;
   pg) shift; pg_majors "$@" ;;
+  peers) pg_majors 15; peers ;;
   lint) lint ;;
-  *) die "unknown: $1 (demo, test, pg MAJOR..., lint, root)" ;;
+  *) die "unknown: $1 (demo, test, pg MAJOR..., peers, lint, root)" ;;
 esac

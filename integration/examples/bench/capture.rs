@@ -92,7 +92,7 @@ impl Write for Counted {
     }
 }
 
-fn pg_recvlogical(bench: &Bench, slot: &str, into: &Path) -> Result<f64> {
+pub(crate) fn pg_recvlogical(bench: &Bench, slot: &str, into: &Path) -> Result<f64> {
     let mut receive = bench.server.program("pg_recvlogical");
     receive.args(["--start", "-d", DATABASE, "-f"]).arg(into);
     receive.args(["--endpos", &bench.end, "-S", slot]);
@@ -104,13 +104,13 @@ fn pg_recvlogical(bench: &Bench, slot: &str, into: &Path) -> Result<f64> {
 }
 
 /// In seconds.
-struct Captured {
-    seconds: f64,
+pub(crate) struct Captured {
+    pub(crate) seconds: f64,
     cpu: f64,
     sender_cpu: f64,
 }
 
-async fn lastgood(bench: &Bench, name: &str) -> Result<Captured> {
+pub(crate) async fn lastgood(bench: &Bench, name: &str) -> Result<Captured> {
     let service = &bench.service;
     let end = parse_lsn(&bench.end)?;
     let before = cpu_seconds(service)?;

@@ -1,16 +1,18 @@
 //! `make bench`: capture beside `pg_recvlogical`, restore beside `pg_restore` of a dump that was taken at
-//! the target and beside native logical replication, latency, many sources, what a source loses, and what a migration costs. Both
-//! sides of a row run in turn, on the same server, WAL and machine.
+//! the target and beside native logical replication, both beside other programs for the same, latency, many sources, what a
+//! source loses, and what a migration costs. Both sides of a row run in turn, on the same server, WAL and machine.
 //!
 //! What is printed are the tables of BENCHMARKS.md; the pictures are written beside it. An argument names
 //! the sections to run, by a part of their name.
 #![expect(clippy::print_stdout, reason = "printing a table is what it is for")]
 
+mod base;
 mod capture;
 mod latency;
 mod many;
 mod migration;
 mod overhead;
+mod peers;
 mod picture;
 mod restore;
 mod workload;
@@ -46,6 +48,14 @@ async fn main() -> Result<()> {
         table(capture::HEAD, &captured);
         table(restore::HEAD, &restored);
     }
+    if wanted("peers") {
+        let rows = peers::rows().await?;
+        table(peers::CAPTURE_HEAD, &rows.capture);
+        table(peers::RESTORE_HEAD, &rows.restore);
+    }
+    if wanted("bases") {
+        table(base::HEAD, &base::rows().await?);
+    }
     if wanted("latency") {
         table(latency::HEAD, &latency::rows().await?);
     }
@@ -59,8 +69,11 @@ async fn main() -> Result<()> {
         table(migration::HEAD, &migration::rows().await?);
         table(migration::HEAD_AFTER, &migration::rows_after().await?);
     }
-    if wanted("pictures") {
-        picture::draw_all().await?;
+    if wanted("picture of capture") {
+        picture::draw_capture().await?;
+    }
+    if wanted("picture of restore") {
+        picture::draw_restore().await?;
     }
     Ok(())
 }

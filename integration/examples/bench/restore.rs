@@ -58,7 +58,11 @@ pub(crate) async fn measured(bench: &Bench) -> Result<String> {
     ]))
 }
 
-async fn lastgood(bench: &Bench, target: &Value, compare: Option<&digest::Content>) -> Result<f64> {
+pub(crate) async fn lastgood(
+    bench: &Bench,
+    target: &Value,
+    compare: Option<&digest::Content>,
+) -> Result<f64> {
     let server = &bench.server;
     let (service, source) = (&bench.service, &bench.sources[0]);
     let took = into_new_database(server, service, source, target, "merged").await?;
@@ -93,13 +97,13 @@ pub(crate) async fn into_new_database(
 }
 
 /// A subscription to a database that has the base, from when it is enabled until it has everything.
-async fn native(bench: &Bench) -> Result<Vec<f64>> {
+pub(crate) async fn native(bench: &Bench) -> Result<Vec<f64>> {
     let server = &bench.server;
     server.create_database("native_base").await?;
     bench.load("before", "native_base")?;
     let client = server.connect(DATABASE).await?;
     let mut times = Vec::new();
-    for run in 0..RUNS {
+    for run in 0..bench.sources.len() {
         finish(
             server
                 .program("createdb")

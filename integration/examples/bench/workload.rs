@@ -96,10 +96,21 @@ impl Bench {
         let settings = ["autovacuum=off", "max_replication_slots=30"];
         let server = start_pgbench(&settings, workload.scale).await?;
         server.execute(DATABASE, TABLES).await?;
+        let readers = [("receive", "pgoutput"), ("native", "pgoutput")];
+        Self::of(workload, server, RUNS, &readers).await
+    }
 
+    /// On a server of any major that has what the workload writes to. A reader is what its slots' names
+    /// begin with, and its output plugin.
+    pub(crate) async fn of(
+        workload: &Workload,
+        server: Arc<Postgres>,
+        runs: usize,
+        readers: &[(&str, &str)],
+    ) -> Result<Self> {
         let storage = Storage::local()?;
         let service = Service::start(&storage).await?;
-        let sources: Vec<String> = (0..RUNS).map(|run| format!("run-{run}")).collect();
+        let sources: Vec<String> = (0..runs).map(|run| format!("run-{run}")).collect();
         for name in &sources {
             let settings = json!({"segment_seconds": 1, "wal_budget_bytes": 1_u64 << 40});
             service
@@ -112,10 +123,12 @@ impl Bench {
         let client = server.connect(DATABASE).await?;
         let publication = "SELECT pubname::text FROM pg_publication LIMIT 1";
         let publication: String = client.query_one(publication, &[]).await?.get(0);
-        let runs =
-            (0..RUNS).flat_map(|run| ["receive", "native"].map(|reader| format!("{reader}_{run}")));
-        for slot in runs.chain(["size".to_owned()]) {
-            let sql = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+        let slots = (0..runs).flat_map(|run| {
+            let slot = move |&(reader, plugin): &_| (format!("{reader}_{run}"), plugin);
+            readers.iter().map(slot)
+        });
+        for (slot, plugin) in slots.chain([("size".to_owned(), "pgoutput")]) {
+            let sql = format!("SELECT pg_create_logical_replication_slot('{slot}', '{plugin}')");
             server.execute(DATABASE, &sql).await?;
         }
         let start = truth::wal_position(&client).await?;
