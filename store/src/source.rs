@@ -23,7 +23,7 @@ use crate::writer::ObjectWriter;
 /// zstd's own default.
 const LEVEL: i32 = 3;
 /// Of a dump, which keeps a snapshot open at the source until it is through: with the default, 1.2 GB of
-/// hexadecimal text in one table took 16.5 s where `pg_dump -Z zstd:1` takes 4.7, and were no smaller.
+/// hexadecimal text in one table took 16.5 s where `pg_dump -Z zstd:1` takes 4.7, and was no smaller.
 const STREAM_LEVEL: i32 = 1;
 /// The largest JSON object, the manifest of a base with a hundred thousand tables, fits.
 const JSON_BYTES_MAX: usize = 256 << 20;

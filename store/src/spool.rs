@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::objects::SealedBody;
 
-/// Bytes kept in memory before a file is used. With 16 MiB a capture of rows of 4 KB takes a twelfth less CPU, and
-/// twice the memory: what a thread gives back stays with the allocator.
+/// Bytes kept in memory before a file is used. With 16 MiB a capture of rows of 4 KB takes 9 % less CPU, and 209 MB
+/// at its peak instead of 122: what a thread gives back stays with the allocator.
 const MEMORY_BYTES_MAX: usize = 4 << 20;
 
 /// A sink of unknown size.

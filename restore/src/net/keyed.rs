@@ -111,16 +111,14 @@ impl Keyed {
     }
 
     /// There is none with this key.
-    fn add(&mut self, hash: u64, key: &[u8], base: Base, now: Option<usize>) -> Text {
+    fn add(&mut self, hash: u64, key: Text, base: Base, now: Option<usize>) {
         let entry = Entry {
             hash,
-            key: self.pool.put(key),
+            key,
             base,
             now,
         };
-        let key = entry.key;
         self.entries.insert_unique(hash, entry, |entry| entry.hash);
-        key
     }
 
     pub(super) fn insert(&mut self, key: &[u8], image: &[u8]) -> Result<(), Unusable> {
@@ -133,6 +131,7 @@ impl Keyed {
     fn take_key(&mut self, key: &[u8], number: usize) -> Result<(), Unusable> {
         let hash = self.hash(key);
         let Some(entry) = self.entry_mut(hash, key) else {
+            let key = self.pool.put(key);
             self.add(hash, key, Base::None, Some(number));
             return Ok(());
         };
@@ -193,6 +192,7 @@ impl Keyed {
             if truncated {
                 return Err(NO_ROW);
             }
+            let key = self.pool.put(key);
             self.add(hash, key, Base::Gone, None);
             return Ok(());
         };
@@ -218,12 +218,10 @@ impl Keyed {
 
     /// A row of the base changes for the first time, and keeps its key or not.
     fn of_base(&mut self, hash: u64, key: &[u8], image: &[u8], keeps: bool) -> usize {
-        let image = self.pool.put(image);
-        let number = self.row(Row { image, base: None });
-        let base = self.add(hash, key, Base::Became(number), keeps.then_some(number));
-        if let Some(Some(row)) = self.rows.get_mut(number) {
-            row.base = Some(base);
-        }
+        let (key, image) = (self.pool.put(key), self.pool.put(image));
+        let base = Some(key);
+        let number = self.row(Row { image, base });
+        self.add(hash, key, Base::Became(number), keeps.then_some(number));
         number
     }
 
