@@ -4,11 +4,12 @@ use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use chrono::DateTime;
 use lastgood_integration::{Postgres, Service, Storage};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::{DATABASE, finish, median, peak_memory_mb, psql, ratio, row, seconds, start_pgbench};
+use crate::{
+    DATABASE, finish, median, micros, peak_memory_mb, psql, ratio, row, seconds, start_pgbench,
+};
 
 pub(crate) const HEAD: &[&str] = &[
     "base, two jobs",
@@ -108,9 +109,4 @@ async fn lastgood(server: &Postgres, service: &Service, name: &str) -> Result<(f
     service.post(&pause, json!({"slot": "drop"})).await?;
     let bytes = base["stored_bytes"].as_u64().context("bytes")?;
     Ok((took as f64 / 1e6, bytes))
-}
-
-fn micros(time: &Value) -> Result<i64> {
-    let time = DateTime::parse_from_rfc3339(time.as_str().context("a time")?)?;
-    Ok(time.timestamp_micros())
 }

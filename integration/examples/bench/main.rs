@@ -22,6 +22,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use chrono::DateTime;
 use lastgood_integration::{Postgres, Service, Storage, vitals};
 use serde_json::Value;
 use workload::{Bench, WORKLOADS};
@@ -161,6 +162,12 @@ fn peak_memory_mb(service: &Service) -> Result<u64> {
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// Since 1970, of a time as the API tells it.
+fn micros(time: &Value) -> Result<i64> {
+    let time = DateTime::parse_from_rfc3339(time.as_str().context("a time")?)?;
+    Ok(time.timestamp_micros())
 }
 
 fn seconds(time: f64) -> String {

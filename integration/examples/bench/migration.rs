@@ -4,11 +4,12 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use chrono::DateTime;
 use lastgood_integration::{Postgres, Service, history, truth, wait};
 use serde_json::{Value, json};
 
-use crate::{DATABASE, RUNS, SOURCE, finish, median, protect, psql, ratio, row, start_pgbench};
+use crate::{
+    DATABASE, RUNS, SOURCE, finish, median, micros, protect, psql, ratio, row, start_pgbench,
+};
 
 pub(crate) const HEAD: &[&str] = &[
     "500 statements of DDL",
@@ -138,10 +139,6 @@ pub(crate) async fn rows_after() -> Result<Vec<String>> {
 }
 
 fn seconds(from: &Value, to: &Value) -> Result<String> {
-    let micros = |time: &Value| -> Result<i64> {
-        let time = DateTime::parse_from_rfc3339(time.as_str().context("a time")?)?;
-        Ok(time.timestamp_micros())
-    };
     // Of two windows that follow each other the later one begins a microsecond later.
     let micros = (micros(to)? - micros(from)? - 1).max(0);
     Ok(format!("{:.2} s", micros as f64 / 1e6))

@@ -18,7 +18,7 @@ use lastgood_integration::history::drop_database;
 use lastgood_integration::{Postgres, digest, tools, truth};
 use serde_json::json;
 
-use crate::workload::{Bench, Workload};
+use crate::workload::{Bench, Workload, transactions};
 use crate::{DATABASE, capture, finish, initialize, psql, restore};
 use peer::{Peer, Took};
 use pgbackrest::Archive;
@@ -47,8 +47,7 @@ const WORKLOAD: Workload = Workload {
 };
 
 fn small_transactions(server: &Postgres) -> Result<()> {
-    let mut pgbench = server.program("pgbench");
-    finish(pgbench.args(["-n", "-c", "4", "-j", "2", "-t", "25000", DATABASE]))
+    transactions(server, 25_000, None)
 }
 
 pub(crate) struct Rows {

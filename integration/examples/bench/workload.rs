@@ -1,5 +1,6 @@
 //! What is written to a source, and everything that reads it later, made at the same position before.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -172,17 +173,24 @@ impl Bench {
     }
 }
 
-fn small_transactions(server: &Postgres) -> Result<()> {
+/// Of four clients, each so many transactions: pgbench's own, or those of a script.
+pub(crate) fn transactions(server: &Postgres, each: u32, script: Option<&Path>) -> Result<()> {
     let mut pgbench = server.program("pgbench");
-    finish(pgbench.args(["-n", "-c", "4", "-j", "2", "-t", "75000", DATABASE]))
+    pgbench.args(["-n", "-c", "4", "-j", "2", "-t", &each.to_string()]);
+    if let Some(script) = script {
+        pgbench.arg("-f").arg(script);
+    }
+    finish(pgbench.arg(DATABASE))
+}
+
+fn small_transactions(server: &Postgres) -> Result<()> {
+    transactions(server, 75_000, None)
 }
 
 fn mixed(server: &Postgres) -> Result<()> {
     let script = tempfile::NamedTempFile::new()?;
     std::fs::write(script.path(), MIXED)?;
-    let mut pgbench = server.program("pgbench");
-    pgbench.args(["-n", "-c", "4", "-j", "2", "-t", "75000", "-f"]);
-    finish(pgbench.arg(script.path()).arg(DATABASE))
+    transactions(server, 75_000, Some(script.path()))
 }
 
 /// The updates leave what is stored out of line alone.
