@@ -126,17 +126,25 @@ ceph() {
   need curl curl
 }
 
+# unpack TO PACKAGE... : the files of Debian packages below TO, without installing them.
+unpack() {
+  local to=$1 tmp=$root/tmp/unpack package
+  shift
+  [ "$uid" != 0 ] || [ -n "$apt_updated" ] || { apt-get -qq update >&2 || true; apt_updated=1; }
+  rm -rf "$tmp"; mkdir -p "$to" "$tmp"
+  (cd "$tmp" && apt-get -qq download "$@" 2>/dev/null) || return 1
+  for package in "$tmp"/*.deb; do dpkg -x "$package" "$to" || return 1; done
+}
+
 # PgBouncer, unpacked rather than installed: a package's service would start by itself. Only one test needs it.
 pooler() {
   local to=$root/pgbouncer
   [ ! -e "$to/pgbouncer" ] && ! command -v pgbouncer >/dev/null || return 0
   command -v apt-get >/dev/null || { say "no PgBouncer here: its test says so"; return; }
   say "PgBouncer"
-  rm -rf "$to" "$root/tmp/pgbouncer"; mkdir -p "$to" "$root/tmp/pgbouncer"
-  [ "$uid" != 0 ] || [ -n "$apt_updated" ] || { apt-get -qq update >&2 || true; apt_updated=1; }
-  (cd "$root/tmp/pgbouncer" && apt-get -qq download pgbouncer libc-ares2 libevent-2.1-7 2>/dev/null) ||
+  rm -rf "$to"
+  unpack "$to" pgbouncer libc-ares2 libevent-2.1-7 ||
     { say "no PgBouncer in the package lists: its test says so"; return; }
-  for package in "$root"/tmp/pgbouncer/*.deb; do dpkg -x "$package" "$to"; done
   cat >"$to/pgbouncer" <<P
 #!/bin/sh
 LD_LIBRARY_PATH=$(echo "$to"/usr/lib/*-linux-gnu) exec "$to/usr/sbin/pgbouncer" "\$@"
@@ -150,11 +158,9 @@ faketime() {
   [ ! -e "$to/libfaketime.so.1" ] || return 0
   command -v apt-get >/dev/null || { say "no libfaketime here: its test says so"; return; }
   say "libfaketime"
-  rm -rf "$to" "$root/tmp/faketime"; mkdir -p "$to" "$root/tmp/faketime"
-  [ "$uid" != 0 ] || [ -n "$apt_updated" ] || { apt-get -qq update >&2 || true; apt_updated=1; }
-  (cd "$root/tmp/faketime" && apt-get -qq download libfaketime 2>/dev/null) ||
+  rm -rf "$to" "$root/tmp/faketime"; mkdir -p "$to"
+  unpack "$root/tmp/faketime" libfaketime ||
     { say "no libfaketime in the package lists: its test says so"; return; }
-  dpkg -x "$root"/tmp/faketime/*.deb "$root/tmp/faketime"
   cp "$root"/tmp/faketime/usr/lib/*-linux-gnu/faketime/libfaketimeMT.so.1 "$to/libfaketime.so.1"
   chmod -R go+rX "$to"
 }
@@ -162,15 +168,13 @@ faketime() {
 # Programs that do what we do, and a plugin one of them needs; unpacked, as a package's service would start by itself.
 # What the package lists do not have is left out, and the benchmark says so. The mark is written last.
 peers() {
-  local to=$root/peers tmp=$root/tmp/peers mark=$root/peers/.lastgood-1 package program libraries complete=1
+  local to=$root/peers mark=$root/peers/.lastgood-1 package program libraries complete=1
   [ ! -e "$mark" ] || return 0
   command -v apt-get >/dev/null || { say "no apt here: the benchmark says which programs are missing"; return; }
   say "pgcopydb, pgBackRest, wal2json"
-  rm -rf "$to" "$tmp"; mkdir -p "$to/lib" "$tmp"
-  [ "$uid" != 0 ] || [ -n "$apt_updated" ] || { apt-get -qq update >&2 || true; apt_updated=1; }
-  unpack() { (cd "$tmp" && apt-get -qq download "$1" 2>/dev/null && dpkg -x "$1"_*.deb "$to"); }
+  rm -rf "$to"; mkdir -p "$to/lib"
   for package in pgcopydb pgbackrest postgresql-15-wal2json; do
-    unpack "$package" || { say "no $package in the package lists: the benchmark says so"; complete=; }
+    unpack "$to" "$package" || { say "no $package in the package lists: the benchmark says so"; complete=; }
   done
   # PostgreSQL's folder for them is not where ours is.
   cp "$to"/usr/lib/postgresql/15/lib/wal2json.so "$to/lib/" 2>/dev/null || true
@@ -178,7 +182,7 @@ peers() {
   if ldd "$to"/usr/bin/* 2>/dev/null | grep -q 'not found'; then
     for package in libpq5 libldap-2.5-0 libsasl2-2 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libkeyutils1 \
       libssl3 libxml2 libicu72 liblz4-1 libzstd1 libbz2-1.0; do
-      unpack "$package" || true
+      unpack "$to" "$package" || true
     done
   fi
   libraries=$to/usr/lib/$(uname -m)-linux-gnu:$to/lib/$(uname -m)-linux-gnu
