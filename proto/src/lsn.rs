@@ -59,17 +59,19 @@ impl FromStr for Lsn {
     type Err = ParseLsnError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let half = |digits: &str| {
-            let plain = (1..=8).contains(&digits.len())
-                && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            plain
-                .then(|| u64::from_str_radix(digits, 16).ok())
-                .flatten()
-        };
-        text.split_once('/')
-            .and_then(|(high, low)| Some(Lsn(half(high)? << 32 | half(low)?)))
-            .ok_or_else(|| ParseLsnError(text.to_owned()))
+        let mut halves = text.splitn(2, '/').map(half);
+        match (halves.next().flatten(), halves.next().flatten()) {
+            (Some(high), Some(low)) => Ok(Lsn(high << 32 | low)),
+            _ => Err(ParseLsnError(text.to_owned())),
+        }
     }
+}
+
+fn half(digits: &str) -> Option<u64> {
+    let fits = (1..=8).contains(&digits.len());
+    let mut digits = digits.chars().map(|digit| digit.to_digit(16));
+    let value = digits.try_fold(0, |value, digit| Some(value << 4 | u64::from(digit?)));
+    value.filter(|_| fits)
 }
 
 impl Serialize for Lsn {

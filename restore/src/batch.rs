@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lastgood_proto::Oid;
-use lastgood_proto::segment::Record;
+use lastgood_proto::segment::{Record, RowBuffer, RowPlace};
 
 use crate::Error;
 use crate::apply::{Batch, Mark, Replayed, Truncate};
@@ -72,8 +72,12 @@ impl Batcher {
     ///
     /// # Errors
     /// If a change fits no table, or cannot be a change.
-    pub(crate) fn feed(&mut self, record: Record<'_>) -> Result<Option<Batch>, Error> {
-        match self.changes.step(record)? {
+    pub(crate) fn feed(
+        &mut self,
+        record: &Record<RowPlace>,
+        rows: &RowBuffer,
+    ) -> Result<Option<Batch>, Error> {
+        match self.changes.step(record, rows)? {
             Step::Nothing | Step::Over => Ok(None),
             // What is pending was read by the old description.
             Step::Described(rel) => {
@@ -87,9 +91,9 @@ impl Batcher {
                     .or_insert_with(|| Rows::new(Arc::clone(binding)));
                 let (number, before) = (self.portion.number, rows.bytes());
                 let added = match change {
-                    Change::Insert { new } => rows.insert(number, &new),
-                    Change::Update { old, new } => rows.update(number, &old, &new),
-                    Change::Delete { old } => rows.delete(number, &old),
+                    Change::Insert { new } => rows.insert(number, new),
+                    Change::Update { old, new } => rows.update(number, old, new),
+                    Change::Delete { old } => rows.delete(number, old),
                 };
                 added.map_err(|why| at.unusable(&rows.binding, why))?;
                 self.portion.bytes += rows.bytes() - before;

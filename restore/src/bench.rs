@@ -46,14 +46,14 @@ impl Gathered {
         let mut gatherer = Gatherer::new(changes, "UTF8".to_owned(), usize::MAX, None);
         let mut reader = SegmentReader::open(segment, None)?;
         let mut take = |item: Item<'_>| match item {
-            Item::Segment(_) | Item::End => Ok(Flow::GoOn),
-            Item::Record(record) => gatherer.feed(record),
+            Item::Segment(_) | Item::Pause | Item::End => Ok(Flow::GoOn),
+            Item::Record(record, rows) => gatherer.feed(record, rows),
         };
         let mut batch = Batch::default();
-        while let Some(record) = reader.next()? {
+        while let Some(record) = reader.next_into(batch.rows())? {
             batch.record(record);
             if batch.is_full() {
-                std::mem::take(&mut batch).take(&mut take)?;
+                batch.take(&mut take)?;
             }
         }
         batch.take(&mut take)?;

@@ -248,7 +248,7 @@ impl Counted {
         }
     }
 
-    pub(crate) fn count(&mut self, change: &Record) {
+    pub(crate) fn count<R>(&mut self, change: &Record<R>) {
         match change {
             Record::Insert { rel, .. } => self.rows.entry(*rel).or_default().inserts += 1,
             Record::Update { rel, .. } => self.rows.entry(*rel).or_default().updates += 1,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use lastgood_proto::manifest::BaseManifest;
-use lastgood_proto::segment::{Old, Record, RelationRecord, Row};
+use lastgood_proto::segment::{Old, Record, RelationRecord, Row, RowBuffer, RowPlace};
 use lastgood_proto::{Lsn, Oid, Xid};
 
 use crate::Error;
@@ -108,7 +108,7 @@ impl At {
 }
 
 /// What became of one row.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Change<'a> {
     Insert { new: Row<'a> },
     Update { old: Old<Row<'a>>, new: Row<'a> },
@@ -147,6 +147,8 @@ pub(crate) struct Changes {
     /// Of the newest transaction, whether it counts or not.
     position: Lsn,
     reached: Option<Reached>,
+    /// Rows of the change last arranged.
+    arranged: RowBuffer,
 }
 
 struct Described {
@@ -158,19 +160,27 @@ struct Described {
 
 impl<'a> Change<'a> {
     /// As it would have been with the columns that the table has now.
-    fn arrange(&mut self, arrangement: &'a Arrangement) {
-        let arrange_old = |old: &mut Old<Row<'a>>| match old {
-            Old::None => {}
-            Old::Key(old) => arrangement.key(old),
-            Old::Full(old) => arrangement.row(old),
-        };
+    fn arranged(self, arrangement: &Arrangement, rows: &'a mut RowBuffer) -> Self {
+        rows.clear();
         match self {
-            Self::Insert { new } => arrangement.row(new),
-            Self::Update { old, new } => {
-                arrangement.row(new);
-                arrange_old(old);
+            Self::Insert { new } => {
+                let new = arrangement.row(new, rows);
+                let new = rows.row(&new);
+                Self::Insert { new }
             }
-            Self::Delete { old } => arrange_old(old),
+            Self::Update { old, new } => {
+                let new = arrangement.row(new, rows);
+                let old = arrangement.old(old, rows);
+                Self::Update {
+                    old: old.map(|place| rows.row(&place)),
+                    new: rows.row(&new),
+                }
+            }
+            Self::Delete { old } => {
+                let old = arrangement.old(old, rows);
+                let old = old.map(|place| rows.row(&place));
+                Self::Delete { old }
+            }
         }
     }
 }
@@ -201,6 +211,7 @@ impl Changes {
             current: Current::None,
             position: range.rows_from,
             reached: None,
+            arranged: RowBuffer::default(),
         }
     }
 
@@ -216,23 +227,34 @@ impl Changes {
 
     /// # Errors
     /// If a change fits no table.
-    pub(crate) fn step<'a>(&'a mut self, record: Record<'a>) -> Result<Step<'a>, Error> {
+    pub(crate) fn step<'a>(
+        &'a mut self,
+        record: &Record<RowPlace>,
+        rows: &'a RowBuffer,
+    ) -> Result<Step<'a>, Error> {
+        let row = |place| rows.row(place);
         let (rel, mut change) = match record {
             Record::Begin { xid, lsn, .. } => {
-                return Ok(self.begin(xid, lsn));
+                return Ok(self.begin(*xid, *lsn));
             }
-            Record::Commit { end, .. } => return Ok(self.commit(end)),
+            Record::Commit { end, .. } => return Ok(self.commit(*end)),
             Record::Relation(relation) => return Ok(self.relation(relation)),
             Record::Truncate {
                 rels,
                 restart_identity,
                 ..
-            } => return self.truncate(&rels, restart_identity),
+            } => return self.truncate(rels, *restart_identity),
             // Sequences are set at the end, messages change no row.
             Record::Sequences { .. } | Record::Message(_) => return Ok(Step::Nothing),
-            Record::Insert { rel, new } => (rel, Change::Insert { new }),
-            Record::Update { rel, old, new } => (rel, Change::Update { old, new }),
-            Record::Delete { rel, old } => (rel, Change::Delete { old }),
+            Record::Insert { rel, new } => (*rel, Change::Insert { new: row(new) }),
+            Record::Update { rel, old, new } => {
+                let (old, new) = (old.as_ref().map(row), row(new));
+                (*rel, Change::Update { old, new })
+            }
+            Record::Delete { rel, old } => {
+                let old = old.as_ref().map(row);
+                (*rel, Change::Delete { old })
+            }
         };
         let Current::Kept(at) = self.current else {
             return Ok(Step::Nothing);
@@ -240,12 +262,11 @@ impl Changes {
         if self.skipped.contains(&rel) || self.is_in_base(at, rel) {
             return Ok(Step::Nothing);
         }
-        let replayed = &mut self.replayed;
         let (binding, arrangement) = bound(&self.relations, at, rel)?;
         if let Some(arrangement) = arrangement {
-            change.arrange(arrangement);
+            change = change.arranged(arrangement, &mut self.arranged);
         }
-        replayed.rows += 1;
+        self.replayed.rows += 1;
         Ok(Step::Row(at, binding, change))
     }
 
@@ -286,25 +307,25 @@ impl Changes {
     }
 
     /// A relation that comes again as it was keeps its binding.
-    fn relation(&mut self, record: RelationRecord) -> Step<'_> {
+    fn relation(&mut self, record: &RelationRecord) -> Step<'_> {
         let rel = record.rel;
         if let Some(only) = &self.only {
-            if !only.contains(&self.base.name(&record)) {
+            if !only.contains(&self.base.name(record)) {
                 self.skipped.insert(rel);
                 return Step::Nothing;
             }
             self.skipped.remove(&rel);
         }
-        let arrangement = self.arrangement(&record);
+        let arrangement = self.arrangement(record);
         let known = self.relations.get(&rel);
         if let (Some(known), Ok(arrangement)) = (known, &arrangement)
-            && known.record == record
+            && known.record == *record
             && known.arrangement == *arrangement
         {
             return Step::Nothing;
         }
         let bound = arrangement.and_then(|arrangement| {
-            let binding = self.bind(&record, arrangement.as_ref())?;
+            let binding = self.bind(record, arrangement.as_ref())?;
             Ok((Arc::new(binding), arrangement))
         });
         let (binding, arrangement) = match bound {
@@ -312,7 +333,7 @@ impl Changes {
             Err(mismatch) => (Err(mismatch), None),
         };
         let described = Described {
-            record,
+            record: record.clone(),
             binding,
             arrangement,
         };

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use lastgood_proto::Lsn;
 use lastgood_proto::manifest::{AlteredTable, BaseManifest, Layout, TableEntry, Told};
-use lastgood_proto::segment::{Cell, ColumnRecord, RelationRecord, Row};
+use lastgood_proto::pgoutput::Value;
+use lastgood_proto::segment::{ColumnRecord, Old, RelationRecord, Row, RowBuffer, RowPlace};
 
 use crate::Error;
 use crate::binding::Mismatch;
@@ -22,7 +23,7 @@ pub(crate) struct Columns {
     /// Number and name, as in that base.
     now: Vec<(u32, String)>,
     /// What rows have in columns that the lender's lack, by number.
-    missing: HashMap<u32, Cell<'static>>,
+    missing: HashMap<u32, Option<String>>,
 }
 
 /// How a row becomes one of the table as it is: for each of its columns, where to take it from.
@@ -34,7 +35,7 @@ enum From {
     /// The place among what there is.
     Place(usize),
     /// There is nothing.
-    Value(Cell<'static>),
+    Value(Option<String>),
 }
 
 impl Columns {
@@ -46,10 +47,6 @@ impl Columns {
         }
         let now = table.columns.iter().filter(|column| !column.generated);
         let missing = altered.missing.iter();
-        let cell = |value: &Option<String>| match value {
-            Some(text) => Cell::Text(text.clone().into()),
-            None => Cell::Null,
-        };
         Some(Self {
             layouts: altered.layouts.clone(),
             until: manifest.consistent_point,
@@ -57,7 +54,7 @@ impl Columns {
                 .map(|column| (column.number, column.name.clone()))
                 .collect(),
             missing: missing
-                .map(|(number, value)| (*number, cell(value)))
+                .map(|(number, value)| (*number, value.clone()))
                 .collect(),
         })
     }
@@ -213,27 +210,35 @@ fn told(
 }
 
 impl Arrangement {
-    pub(crate) fn row<'a>(&'a self, row: &mut Row<'a>) {
-        self.arrange(row, Cell::borrowed);
+    pub(crate) fn row(&self, row: Row<'_>, rows: &mut RowBuffer) -> RowPlace {
+        self.arrange(row, rows, text)
     }
 
-    /// What is lacking is no part of a key.
-    pub(crate) fn key<'a>(&'a self, key: &mut Row<'a>) {
-        self.arrange(key, |_| Cell::Null);
+    pub(crate) fn old(&self, old: Old<Row<'_>>, rows: &mut RowBuffer) -> Old<RowPlace> {
+        match old {
+            Old::None => Old::None,
+            // What is lacking is no part of a key.
+            Old::Key(key) => Old::Key(self.arrange(key, rows, |_| Value::Null)),
+            Old::Full(row) => Old::Full(self.row(row, rows)),
+        }
     }
 
-    fn arrange<'a>(&'a self, row: &mut Row<'a>, lacking: impl Fn(&'a Cell<'static>) -> Cell<'a>) {
-        let mut old = std::mem::take(row);
-        row.extend(self.0.iter().map(|from| {
-            match from {
-                // Each place is taken once.
-                From::Place(place) => old
-                    .get_mut(*place)
-                    .map_or(Cell::Null, |cell| std::mem::replace(cell, Cell::Null)),
-                From::Value(value) => lacking(value),
-            }
-        }));
+    fn arrange<'a>(
+        &'a self,
+        row: Row<'a>,
+        rows: &mut RowBuffer,
+        lacking: impl Fn(&'a Option<String>) -> Value<'a>,
+    ) -> RowPlace {
+        rows.push(self.0.iter().map(|from| match from {
+            From::Place(place) => row.get(*place).unwrap_or(Value::Null),
+            From::Value(value) => lacking(value),
+        }))
     }
+}
+
+fn text(value: &Option<String>) -> Value<'_> {
+    let text = value.as_ref().map(|text| Value::Text(text.as_bytes()));
+    text.unwrap_or(Value::Null)
 }
 
 /// A table whose columns were altered after its rows were dumped.
@@ -262,10 +267,10 @@ impl Altered {
         })?;
         let pieces = arrangement.0.iter().map(|from| match from {
             From::Place(place) => Piece::Place(*place),
-            From::Value(cell) => {
-                let mut text = Vec::new();
-                field(cell, &mut text);
-                Piece::Text(text)
+            From::Value(value) => {
+                let mut copied = Vec::new();
+                field(text(value), &mut copied);
+                Piece::Text(copied)
             }
         });
         Ok(Self {

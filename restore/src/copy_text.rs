@@ -1,13 +1,13 @@
 //! PostgreSQL's COPY text format, and array and composite literals inside it (`copyto.c`,
 //! `arrayfuncs.c`, `rowtypes.c`).
 
-use lastgood_proto::segment::Cell;
+use lastgood_proto::pgoutput::Value;
 
 /// One field of a row. Separators are the caller's.
-pub(crate) fn field(cell: &Cell, out: &mut Vec<u8>) {
-    match cell.as_bytes() {
-        Some(bytes) => escaped(bytes, out),
-        None => null(out),
+pub(crate) fn field(value: Value<'_>, out: &mut Vec<u8>) {
+    match value {
+        Value::Text(text) => escaped(text, out),
+        Value::Null | Value::Unchanged => null(out),
     }
 }
 
@@ -36,6 +36,10 @@ fn first_special(bytes: &[u8]) -> Option<usize> {
     let (pieces, _) = bytes.as_chunks::<32>();
     let is_plain = |piece: &&[u8; 32]| !piece.iter().fold(false, |any, byte| any | special(*byte));
     let plain = pieces.iter().take_while(is_plain).count() * 32;
+    // Short ones, and what is left of long ones.
+    let (words, _) = bytes.get(plain..).unwrap_or_default().as_chunks::<8>();
+    let is_plain = |word: &&[u8; 8]| !may_be_special(u64::from_le_bytes(**word));
+    let plain = plain + words.iter().take_while(is_plain).count() * 8;
     let rest = bytes.get(plain..).unwrap_or_default();
     let at = rest.iter().position(|byte| special(*byte));
     at.map(|at| plain + at)
@@ -45,6 +49,15 @@ fn first_special(bytes: &[u8]) -> Option<usize> {
 /// they stand.
 const fn special(byte: u8) -> bool {
     matches!(byte, b'\\' | 0x08..=0x0d)
+}
+
+/// Whether one of eight bytes is, or is another of the first control characters.
+const fn may_be_special(word: u64) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    let backslash = word ^ (ONES * b'\\' as u64);
+    let below = word.wrapping_sub(ONES * 0x0e) & !word & HIGH;
+    below | (backslash.wrapping_sub(ONES) & !backslash & HIGH) != 0
 }
 
 const fn escape(byte: u8) -> &'static [u8] {
@@ -60,34 +73,34 @@ const fn escape(byte: u8) -> &'static [u8] {
 }
 
 /// A `text[]` field; unchanged values are null in it.
-pub(crate) fn array<'a>(cells: impl Iterator<Item = &'a Cell<'a>>, out: &mut Vec<u8>) {
-    elements(cells, *b"{}", b"NULL", b"\\\\\"", out);
+pub(crate) fn array<'a>(values: impl Iterator<Item = Value<'a>>, out: &mut Vec<u8>) {
+    elements(values, *b"{}", b"NULL", b"\\\\\"", out);
 }
 
 /// A composite field; unchanged values are null in it.
-pub(crate) fn composite<'a>(cells: impl Iterator<Item = &'a Cell<'a>>, out: &mut Vec<u8>) {
-    elements(cells, *b"()", b"", b"\"\"", out);
+pub(crate) fn composite<'a>(values: impl Iterator<Item = Value<'a>>, out: &mut Vec<u8>) {
+    elements(values, *b"()", b"", b"\"\"", out);
 }
 
 /// Elements in double quotes; `quote` stands for one inside, in COPY's form.
 fn elements<'a>(
-    cells: impl Iterator<Item = &'a Cell<'a>>,
+    values: impl Iterator<Item = Value<'a>>,
     [open, close]: [u8; 2],
     null: &[u8],
     quote: &[u8],
     out: &mut Vec<u8>,
 ) {
     out.push(open);
-    for (at, cell) in cells.enumerate() {
+    for (at, value) in values.enumerate() {
         if at > 0 {
             out.push(b',');
         }
-        let Some(bytes) = cell.as_bytes() else {
+        let Value::Text(text) = value else {
             out.extend_from_slice(null);
             continue;
         };
         out.push(b'"');
-        for byte in bytes {
+        for byte in text {
             match byte {
                 // Once for the literal, and each of the two once for COPY.
                 b'\\' => out.extend_from_slice(b"\\\\\\\\"),
@@ -105,36 +118,38 @@ fn elements<'a>(
 mod tests {
     use super::*;
 
-    fn text(value: &str) -> Cell<'_> {
-        Cell::Text(value.into())
+    fn text(value: &str) -> Value<'_> {
+        Value::Text(value.as_bytes())
     }
 
     #[test]
     fn fields() {
-        let check = |cell: &Cell, expect: &str| {
+        let check = |value: Value<'_>, expect: &str| {
             let mut out = Vec::new();
-            field(cell, &mut out);
+            field(value, &mut out);
             assert_eq!(out, expect.as_bytes());
         };
-        check(&Cell::Null, "\\N");
-        check(&Cell::Unchanged, "\\N");
-        check(&text(""), "");
-        check(&text("\\N"), "\\\\N");
-        check(&text("a\tb\nc\rd\\"), "a\\tb\\nc\\rd\\\\");
-        check(&text("\u{7}\u{8}\u{b}\u{c}\u{e}"), "\u{7}\\b\\v\\f\u{e}");
-        check(&Cell::Bytes(b"x".into()), "x");
+        check(Value::Null, "\\N");
+        check(Value::Unchanged, "\\N");
+        check(text(""), "");
+        check(text("\\N"), "\\\\N");
+        check(text("a\tb\nc\rd\\"), "a\\tb\\nc\\rd\\\\");
+        check(text("\u{7}\u{8}\u{b}\u{c}\u{e}"), "\u{7}\\b\\v\\f\u{e}");
+        check(Value::Text(b"x"), "x");
     }
 
     #[test]
     fn the_first_special_byte_is_found_wherever_it_is() {
         for length in [0, 1, 31, 32, 33, 64, 100] {
-            let plain = vec![b'x'; length];
-            assert_eq!(first_special(&plain), None);
-            for at in 0..length {
-                for special in b"\\\x08\t\n\x0b\x0c\r" {
-                    let mut text = plain.clone();
-                    text[at..].fill(*special);
-                    assert_eq!(first_special(&text), Some(at), "{length}");
+            for plain in *b"x\x00\x07\x0e\x5b\x5d\x7f\x80\xdc\xff" {
+                let plain = vec![plain; length];
+                assert_eq!(first_special(&plain), None);
+                for at in 0..length {
+                    for special in b"\\\x08\t\n\x0b\x0c\r" {
+                        let mut text = plain.clone();
+                        text[at..].fill(*special);
+                        assert_eq!(first_special(&text), Some(at), "{plain:?}");
+                    }
                 }
             }
         }
@@ -143,16 +158,16 @@ mod tests {
     #[test]
     fn arrays() {
         let mut out = Vec::new();
-        let cells = [text("a\"b\\\n"), Cell::Null, text("NULL"), text("")];
-        array(cells.iter(), &mut out);
+        let values = [text("a\"b\\\n"), Value::Null, text("NULL"), text("")];
+        array(values.into_iter(), &mut out);
         assert_eq!(out, br#"{"a\\"b\\\\\n",NULL,"NULL",""}"#);
     }
 
     #[test]
     fn composites() {
         let mut out = Vec::new();
-        let cells = [text("a\"b\\\n"), Cell::Null, Cell::Unchanged, text("")];
-        composite(cells.iter(), &mut out);
+        let values = [text("a\"b\\\n"), Value::Null, Value::Unchanged, text("")];
+        composite(values.into_iter(), &mut out);
         assert_eq!(out, br#"("a""b\\\\\n",,,"")"#);
     }
 }

@@ -12,11 +12,13 @@ mod keyed;
 mod pool;
 mod whole;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use lastgood_proto::segment::{Cell, Old, Record};
+use lastgood_proto::pgoutput::Value;
+use lastgood_proto::segment::{Old, Record, Row, RowBuffer, RowPlace};
 use lastgood_proto::{Lsn, Oid};
 
 pub(crate) use self::keyed::{Keyed, Met, fill};
@@ -38,6 +40,9 @@ const TEXT_BYTES: usize = 1 << 20;
 
 /// What one entry takes beside its texts, by and large.
 const ENTRY_BYTES: usize = 144;
+
+/// Entries are counted in 32 bits, and each takes more than this many bytes.
+const BYTES_MAX: usize = (u32::MAX as usize).saturating_mul(32);
 
 /// The net effect of a run of transactions.
 #[derive(Default)]
@@ -73,12 +78,13 @@ impl NetTable {
     }
 
     /// Whether changes that are bound so go on where those before ended.
-    fn goes_on(&self, binding: &Binding) -> bool {
-        self.binding.written == binding.written && self.binding.find == binding.find
+    fn goes_on(&self, binding: &Arc<Binding>) -> bool {
+        let own = &self.binding;
+        Arc::ptr_eq(own, binding) || own.written == binding.written && own.find == binding.find
     }
 
     /// Answers how many more bytes it takes now, at the most.
-    fn change(&mut self, change: &Change<'_>, texts: &mut Texts) -> Result<usize, Unusable> {
+    fn change(&mut self, change: Change<'_>, texts: &mut Texts) -> Result<usize, Unusable> {
         let Self {
             binding,
             truncated,
@@ -116,7 +122,7 @@ fn keyed_change(
     binding: &Binding,
     rows: &mut Keyed,
     truncated: bool,
-    change: &Change<'_>,
+    change: Change<'_>,
     texts: &mut Texts,
 ) -> Result<usize, Unusable> {
     let columns = binding.find.columns();
@@ -138,7 +144,7 @@ fn keyed_change(
         Change::Update { old, new } => {
             let old = match old {
                 Old::None => None,
-                Old::Key(old) | Old::Full(old) => Some(old.as_slice()),
+                Old::Key(old) | Old::Full(old) => Some(old),
             };
             image.write(binding, new, old)?;
             text(columns, new, old, key)?;
@@ -168,7 +174,7 @@ fn whole_change(
     binding: &Binding,
     rows: &mut Whole,
     truncated: bool,
-    change: &Change<'_>,
+    change: Change<'_>,
     texts: &mut Texts,
 ) -> Result<usize, Unusable> {
     let by_key = matches!(binding.find, Find::Key(_));
@@ -182,7 +188,7 @@ fn whole_change(
         Change::Update {
             old: Old::Full(old),
             new,
-        } => (Some((old, None)), Some((new, Some(old.as_slice())))),
+        } => (Some((old, None)), Some((new, Some(old)))),
         Change::Delete {
             old: Old::Full(old),
         } => (Some((old, None)), None),
@@ -217,8 +223,8 @@ impl Image {
     fn write(
         &mut self,
         binding: &Binding,
-        new: &[Cell],
-        old: Option<&[Cell]>,
+        new: Row<'_>,
+        old: Option<Row<'_>>,
     ) -> Result<(), Unusable> {
         let Self { text, has_holes } = self;
         empty(text);
@@ -229,19 +235,19 @@ impl Image {
             }
             match new.get(bound.sent) {
                 None => return Err(Unusable("a row is too short")),
-                Some(Cell::Unchanged) if !binding.column(*bound).toastable => {
+                Some(Value::Unchanged) if !binding.column(*bound).toastable => {
                     return Err(Unusable(
                         "a value that is never stored out of line was not sent",
                     ));
                 }
-                Some(Cell::Unchanged) => match known(binding, *bound, old) {
-                    Some(cell) => field(cell, text),
+                Some(Value::Unchanged) => match known(binding, *bound, old) {
+                    Some(value) => field(value, text),
                     None => {
                         text.extend_from_slice(HOLE);
                         *has_holes = true;
                     }
                 },
-                Some(cell) => field(cell, text),
+                Some(value) => field(value, text),
             }
         }
         Ok(())
@@ -255,11 +261,7 @@ fn empty(text: &mut Vec<u8>) {
 }
 
 /// The old value of a column, if it was sent.
-fn known<'c, 'r>(
-    binding: &Binding,
-    bound: Bound,
-    old: Option<&'c [Cell<'r>]>,
-) -> Option<&'c Cell<'r>> {
+fn known<'r>(binding: &Binding, bound: Bound, old: Option<Row<'r>>) -> Option<Value<'r>> {
     let is_sent = binding.find.columns().contains(&bound);
     old.filter(|_| is_sent)?.get(bound.sent)
 }
@@ -267,8 +269,8 @@ fn known<'c, 'r>(
 /// Key columns as COPY text: of the new row, or of the old one where that has no value.
 fn text(
     columns: &[Bound],
-    row: &[Cell],
-    old: Option<&[Cell]>,
+    row: Row<'_>,
+    old: Option<Row<'_>>,
     text: &mut Vec<u8>,
 ) -> Result<(), Unusable> {
     empty(text);
@@ -276,15 +278,15 @@ fn text(
         if at > 0 {
             text.push(b'\t');
         }
-        let cell = match row.get(bound.sent) {
-            Some(Cell::Unchanged) => old.and_then(|old| old.get(bound.sent)),
-            cell => cell,
+        let value = match row.get(bound.sent) {
+            Some(Value::Unchanged) => old.and_then(|old| old.get(bound.sent)),
+            value => value,
         };
-        match cell {
-            None | Some(Cell::Null | Cell::Unchanged) => {
+        match value {
+            None | Some(Value::Null | Value::Unchanged) => {
                 return Err(Unusable("a value of the replica identity was not sent"));
             }
-            Some(cell) => field(cell, text),
+            Some(value) => field(value, text),
         }
     }
     Ok(())
@@ -320,7 +322,6 @@ pub(crate) struct Gatherer {
     last_whole: Option<Lsn>,
     /// The current transaction has changed something.
     within: bool,
-    committed: bool,
     halted: Option<Halted>,
     complete: bool,
 }
@@ -335,7 +336,7 @@ impl Gatherer {
         Self {
             changes,
             encoding,
-            bytes_max,
+            bytes_max: bytes_max.min(BYTES_MAX),
             stop_after,
             bytes: 0,
             tables: HashMap::default(),
@@ -343,7 +344,6 @@ impl Gatherer {
             restarted: BTreeSet::new(),
             last_whole: None,
             within: false,
-            committed: false,
             halted: None,
             complete: true,
         }
@@ -359,26 +359,28 @@ impl Gatherer {
 
     /// # Errors
     /// If a change fits no table, or cannot be a change.
-    pub(crate) fn feed(&mut self, record: Record<'_>) -> Result<Flow, Error> {
-        self.committed = false;
-        match self.changes.step(record)? {
+    pub(crate) fn feed(
+        &mut self,
+        record: &Record<RowPlace>,
+        rows: &RowBuffer,
+    ) -> Result<Flow, Error> {
+        match self.changes.step(record, rows)? {
             Step::Nothing | Step::Described(_) => Ok(Flow::GoOn),
             Step::Over => Ok(Flow::Enough),
-            Step::Row(_, binding, _) if is_found_by_generated(binding) => Ok(self.end()),
             Step::Truncate { tables, .. }
                 if tables.iter().any(|binding| is_found_by_generated(binding)) =>
             {
                 Ok(self.end())
             }
             Step::Row(at, binding, change) => {
-                let table = self
-                    .tables
-                    .entry(binding.rel)
-                    .or_insert_with(|| NetTable::new(Arc::clone(binding)));
-                if !table.goes_on(binding) {
-                    return Ok(self.end());
-                }
-                let added = table.change(&change, &mut self.texts);
+                let table = match self.tables.entry(binding.rel) {
+                    Entry::Occupied(known) if known.get().goes_on(binding) => known.into_mut(),
+                    Entry::Vacant(place) if !is_found_by_generated(binding) => {
+                        place.insert(NetTable::new(Arc::clone(binding)))
+                    }
+                    Entry::Occupied(_) | Entry::Vacant(_) => return Ok(self.end()),
+                };
+                let added = table.change(change, &mut self.texts);
                 self.bytes += added.map_err(|why| at.unusable(binding, why))?;
                 self.within = true;
                 Ok(match self.bytes > self.bytes_max {
@@ -414,7 +416,6 @@ impl Gatherer {
             Step::Commit(at) => {
                 self.last_whole = Some(at.commit_lsn);
                 self.within = false;
-                self.committed = true;
                 Ok(match self.stop_after == Some(at.commit_lsn) {
                     true => self.end(),
                     false => Flow::GoOn,
@@ -423,9 +424,9 @@ impl Gatherer {
         }
     }
 
-    /// How far it is, if the last record was a commit.
-    pub(crate) fn committed(&self) -> Option<Replayed> {
-        self.committed.then(|| self.changes.replayed())
+    /// How far it is.
+    pub(crate) const fn replayed(&self) -> Replayed {
+        self.changes.replayed()
     }
 
     /// The last transaction of the range that was read.

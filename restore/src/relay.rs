@@ -2,12 +2,9 @@
 //! of memory. Each row in memory of its own costs more than to decode it, for what one thread frees another has
 //! allocated, and both wait for the same lock.
 
-use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Receiver, SyncSender};
 
-use lastgood_proto::Oid;
-use lastgood_proto::segment::{Cell, ColumnRecord, Old, Record, Row};
+use lastgood_proto::segment::{ColumnRecord, Record, RowBuffer, RowPlace};
 
 use crate::Error;
 use crate::replay::Flow;
@@ -19,7 +16,10 @@ const HANDED_BYTES: usize = 256 << 10;
 pub(crate) enum Item<'a> {
     /// A segment with values in this encoding.
     Segment(&'a str),
-    Record(Record<'a>),
+    /// With its rows.
+    Record(&'a Record<RowPlace>, &'a RowBuffer),
+    /// Some were handed on, and the next are not there yet.
+    Pause,
     /// All needed segments were read.
     End,
 }
@@ -28,144 +28,59 @@ pub(crate) enum Item<'a> {
 #[derive(Default)]
 pub(crate) struct Batch {
     items: Vec<Kept>,
-    values: Vec<Value>,
-    text: String,
-    bytes: Vec<u8>,
+    rows: RowBuffer,
     /// What records have in memory of their own, by and large.
     owned: usize,
 }
 
-/// An item; a row is its place among the values.
 enum Kept {
     Segment(String),
-    Insert {
-        rel: Oid,
-        new: Range<usize>,
-    },
-    Update {
-        rel: Oid,
-        old: Old<Range<usize>>,
-        new: Range<usize>,
-    },
-    Delete {
-        rel: Oid,
-        old: Old<Range<usize>>,
-    },
-    Other(Record<'static>),
+    Record(Record<RowPlace>),
     End,
 }
 
-/// A cell; its place in the text, or among the bytes that are none.
-enum Value {
-    Null,
-    Unchanged,
-    Text(Range<usize>),
-    Bytes(Range<usize>),
-}
-
 impl Batch {
-    pub(crate) fn record(&mut self, record: Record<'_>) {
-        let kept = match record {
-            Record::Insert { rel, new } => {
-                let new = self.row(&new);
-                Kept::Insert { rel, new }
-            }
-            Record::Update { rel, old, new } => {
-                let old = old.map(|old| self.row(&old));
-                let new = self.row(&new);
-                Kept::Update { rel, old, new }
-            }
-            Record::Delete { rel, old } => {
-                let old = old.map(|old| self.row(&old));
-                Kept::Delete { rel, old }
-            }
-            other => {
-                self.owned += owned_bytes(&other);
-                Kept::Other(other.into_owned())
-            }
-        };
-        self.items.push(kept);
+    /// Where a record's rows are to be before it is taken.
+    pub(crate) const fn rows(&mut self) -> &mut RowBuffer {
+        &mut self.rows
     }
 
-    fn row(&mut self, row: &[Cell<'_>]) -> Range<usize> {
-        let start = self.values.len();
-        self.values.extend(row.iter().map(|cell| match cell {
-            Cell::Null => Value::Null,
-            Cell::Unchanged => Value::Unchanged,
-            Cell::Text(text) => {
-                let start = self.text.len();
-                self.text.push_str(text);
-                Value::Text(start..self.text.len())
-            }
-            Cell::Bytes(bytes) => {
-                let start = self.bytes.len();
-                self.bytes.extend_from_slice(bytes);
-                Value::Bytes(start..self.bytes.len())
-            }
-        }));
-        start..self.values.len()
+    pub(crate) fn record(&mut self, record: Record<RowPlace>) {
+        self.owned += owned_bytes(&record);
+        self.items.push(Kept::Record(record));
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        let items = self.items.len() * size_of::<Kept>() + self.values.len() * size_of::<Value>();
-        items + self.text.len() + self.bytes.len() + self.owned >= HANDED_BYTES
+        let items = self.items.len() * size_of::<Kept>();
+        items + self.rows.bytes() + self.owned >= HANDED_BYTES
     }
 
-    /// One after another, until `take` has enough or the end has come, and whether it has.
+    /// One after another, until `take` has enough or the end has come, and whether it has. Then it is empty.
     pub(crate) fn take(
-        self,
+        &mut self,
         take: &mut impl FnMut(Item<'_>) -> Result<Flow, Error>,
     ) -> Result<Flow, Error> {
-        let Self {
-            items,
-            values,
-            text,
-            bytes,
-            owned: _,
-        } = self;
-        let row = |row: Range<usize>| -> Row<'_> {
-            let values = values.get(row).unwrap_or_default().iter();
-            let cells = values.map(|value| match value {
-                Value::Null => Cell::Null,
-                Value::Unchanged => Cell::Unchanged,
-                Value::Text(place) => Cell::Text(Cow::Borrowed(&text[place.clone()])),
-                Value::Bytes(place) => Cell::Bytes(Cow::Borrowed(&bytes[place.clone()])),
-            });
-            cells.collect()
-        };
-        for kept in items {
-            let record = match kept {
-                Kept::Segment(encoding) => {
-                    if take(Item::Segment(&encoding))? == Flow::Enough {
-                        return Ok(Flow::Enough);
-                    }
-                    continue;
-                }
+        for kept in &self.items {
+            let flow = match kept {
+                Kept::Segment(encoding) => take(Item::Segment(encoding))?,
+                Kept::Record(record) => take(Item::Record(record, &self.rows))?,
                 Kept::End => {
                     take(Item::End)?;
-                    return Ok(Flow::Enough);
+                    Flow::Enough
                 }
-                Kept::Insert { rel, new } => Record::Insert { rel, new: row(new) },
-                Kept::Update { rel, old, new } => Record::Update {
-                    rel,
-                    old: old.map(row),
-                    new: row(new),
-                },
-                Kept::Delete { rel, old } => Record::Delete {
-                    rel,
-                    old: old.map(row),
-                },
-                Kept::Other(record) => record,
             };
-            if take(Item::Record(record))? == Flow::Enough {
+            if flow == Flow::Enough {
                 return Ok(Flow::Enough);
             }
         }
-        Ok(Flow::GoOn)
+        self.items.clear();
+        self.rows.clear();
+        self.owned = 0;
+        take(Item::Pause)
     }
 }
 
-fn owned_bytes(record: &Record<'_>) -> usize {
+fn owned_bytes<R>(record: &Record<R>) -> usize {
     match record {
         Record::Relation(relation) => {
             let columns = relation.columns.iter();
@@ -182,13 +97,16 @@ fn owned_bytes(record: &Record<'_>) -> usize {
 pub(crate) struct Relay {
     batches: Option<SyncSender<Batch>>,
     batch: Batch,
+    /// Those that come back, to be filled anew: what one thread frees, the other would have to be given again.
+    taken: Receiver<Batch>,
 }
 
 impl Relay {
-    pub(crate) fn new(batches: SyncSender<Batch>) -> Self {
+    pub(crate) fn new(batches: SyncSender<Batch>, taken: Receiver<Batch>) -> Self {
         Self {
             batches: Some(batches),
             batch: Batch::default(),
+            taken,
         }
     }
 
@@ -198,7 +116,15 @@ impl Relay {
         }
     }
 
-    pub(crate) fn record(&mut self, record: Record<'_>) {
+    /// Where the next record's rows are to be.
+    pub(crate) fn rows(&mut self) -> &mut RowBuffer {
+        if self.batches.is_none() {
+            self.batch.rows.clear();
+        }
+        self.batch.rows()
+    }
+
+    pub(crate) fn record(&mut self, record: Record<RowPlace>) {
         // They change no row, and may be as long as an application makes them.
         let is_nothing = matches!(record, Record::Message(_) | Record::Sequences { .. });
         if self.batches.is_some() && !is_nothing {
@@ -219,7 +145,8 @@ impl Relay {
     }
 
     fn hand_on(&mut self) {
-        let batch = std::mem::take(&mut self.batch);
+        let empty = self.taken.try_recv().unwrap_or_default();
+        let batch = std::mem::replace(&mut self.batch, empty);
         let sent = self.batches.as_ref().map(|batches| batches.send(batch));
         if sent.is_some_and(|sent| sent.is_err()) {
             self.batches = None;
@@ -230,18 +157,28 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::sync_channel;
+    use std::sync::mpsc::{channel, sync_channel};
 
-    use lastgood_proto::Lsn;
-    use lastgood_proto::pgoutput::ReplicaIdentity;
-    use lastgood_proto::segment::{MessageRecord, RelationRecord, SequenceSample};
+    use lastgood_proto::pgoutput::{ReplicaIdentity, TupleBuf, Value};
+    use lastgood_proto::segment::{MessageRecord, Old, RelationRecord, SequenceSample};
+    use lastgood_proto::{Lsn, Oid};
 
-    fn text(bytes: usize) -> Cell<'static> {
-        Cell::Text("x".repeat(bytes).into())
+    fn text(bytes: usize) -> Value<'static> {
+        Value::Text("x".repeat(bytes).leak().as_bytes())
+    }
+
+    fn row<const N: usize>(values: [Value<'_>; N]) -> TupleBuf {
+        TupleBuf::new(values).unwrap()
+    }
+
+    fn relayed(relay: &mut Relay, record: &Record<TupleBuf>) {
+        let rows = relay.rows();
+        let record = record.clone().map(|row| rows.push(row.as_tuple()));
+        relay.record(record);
     }
 
     /// Of every kind that may be large.
-    fn records() -> Vec<Record<'static>> {
+    fn records() -> Vec<Record<TupleBuf>> {
         let rel = Oid::new(16_400);
         let column = ColumnRecord {
             name: "a".repeat(63),
@@ -259,35 +196,35 @@ mod tests {
         vec![
             Record::Insert {
                 rel,
-                new: vec![text(100_000), Cell::Null],
+                new: row([text(100_000), Value::Null]),
             },
             Record::Update {
                 rel,
-                old: Old::Key(vec![text(3), Cell::Null]),
-                new: vec![text(4), Cell::Unchanged],
+                old: Old::Key(row([text(3), Value::Null])),
+                new: row([text(4), Value::Unchanged]),
             },
             Record::Delete {
                 rel,
-                old: Old::Full(vec![Cell::Bytes(vec![0xff; 100_000].into()), text(0)]),
+                old: Old::Full(row([Value::Text(&[0xff; 100_000]), text(0)])),
             },
-            Record::Relation(RelationRecord {
+            Record::Relation(Box::new(RelationRecord {
                 rel,
                 schema: "public".to_owned(),
                 table: "t".to_owned(),
                 identity: ReplicaIdentity::Full,
                 columns: vec![column; 1600],
-            }),
+            })),
             Record::Truncate {
                 rels: vec![rel; 10_000],
                 cascade: false,
                 restart_identity: true,
             },
-            Record::Message(MessageRecord {
+            Record::Message(Box::new(MessageRecord {
                 transactional: true,
                 lsn: Lsn::new(1),
                 prefix: b"outbox".to_vec(),
                 content: vec![b'x'; 200_000],
-            }),
+            })),
             Record::Sequences {
                 lsn: Lsn::new(1),
                 samples: vec![sample; 5000],
@@ -298,10 +235,10 @@ mod tests {
     #[test]
     fn items_come_as_they_went_in_order() {
         let (sender, batches) = sync_channel(1000);
-        let mut relay = Relay::new(sender);
+        let mut relay = Relay::new(sender, channel().1);
         relay.segment("LATIN1");
-        let all: Vec<Record<'_>> = (0..10).flat_map(|_| records()).collect();
-        all.iter().cloned().for_each(|record| relay.record(record));
+        let all: Vec<Record<TupleBuf>> = (0..10).flat_map(|_| records()).collect();
+        all.iter().for_each(|record| relayed(&mut relay, record));
         relay.end();
         relay.record(Record::Commit {
             lsn: Lsn::new(1),
@@ -312,21 +249,27 @@ mod tests {
         let mut take = |item: Item<'_>| {
             match item {
                 Item::Segment(encoding) => ends.push(encoding.to_owned()),
-                Item::Record(record) => seen.push(record.into_owned()),
+                Item::Record(record, rows) => seen.push(
+                    record
+                        .clone()
+                        .map(|row| TupleBuf::new(rows.row(&row).iter()).unwrap()),
+                ),
+                Item::Pause => {}
                 Item::End => ends.push("end".to_owned()),
             }
             Ok(Flow::GoOn)
         };
         drop(relay);
         let mut flow = Flow::GoOn;
-        for batch in batches {
+        for mut batch in batches {
             assert_eq!(flow, Flow::GoOn);
             flow = batch.take(&mut take).unwrap();
         }
         assert_eq!(flow, Flow::Enough);
         assert_eq!(ends, ["LATIN1", "end"]);
-        let is_nothing =
-            |record: &Record<'_>| matches!(record, Record::Message(_) | Record::Sequences { .. });
+        let is_nothing = |record: &Record<TupleBuf>| {
+            matches!(record, Record::Message(_) | Record::Sequences { .. })
+        };
         let all: Vec<_> = all.into_iter().filter(|it| !is_nothing(it)).collect();
         assert!(seen == all);
     }
@@ -336,7 +279,7 @@ mod tests {
     fn a_batch_is_bounded_whatever_is_in_it() {
         for record in records() {
             let (sender, batches) = sync_channel(1000);
-            let mut relay = Relay::new(sender);
+            let mut relay = Relay::new(sender, channel().1);
             let kind = format!("{record:?}");
             let size = match &record {
                 Record::Message(_) | Record::Sequences { .. } => 0,
@@ -346,7 +289,7 @@ mod tests {
                 _ => 100_000,
             };
             let enough = HANDED_BYTES.checked_div(size).unwrap_or(10) + 1;
-            (0..enough).for_each(|_| relay.record(record.clone()));
+            (0..enough).for_each(|_| relayed(&mut relay, &record));
             assert_eq!(batches.try_recv().is_ok(), size > 0, "{kind:.60}");
             assert!(size > 0 || relay.batch.items.is_empty());
         }

@@ -2,7 +2,7 @@
 //! record on the next: net changes are gathered there, or batches for ordered replay are made one ahead of
 //! the server that applies the last one.
 
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Weak};
 
 use lastgood_proto::Lsn;
@@ -25,6 +25,9 @@ use crate::report::LOOK_INTERVAL;
 use crate::segments::{Segment, Segments};
 use crate::sequences::Samples;
 use crate::{Error, catalog};
+
+/// What was read and waits, besides what is being read and taken.
+const BATCHES_AHEAD: usize = 1;
 
 /// The result of a replay that came to its end.
 pub(crate) struct Outcome {
@@ -65,7 +68,8 @@ pub(crate) async fn replay(
         };
         let reading = reader.run(|item| match item {
             Item::Segment(encoding) => Ok(send(batcher.segment(encoding))),
-            Item::Record(record) => Ok(send(batcher.feed(record)?)),
+            Item::Record(record, rows) => Ok(send(batcher.feed(record, rows)?)),
+            Item::Pause => Ok(Flow::GoOn),
             Item::End => Ok(send(batcher.finish())),
         })?;
         Ok::<_, Error>((batcher.reached(), reading))
@@ -112,14 +116,12 @@ pub(crate) async fn gather(
         let mut gathering = tokio::task::spawn_blocking(move || {
             let reading = reader.run(|item| match item {
                 Item::Segment(encoding) => Ok(gatherer.segment(encoding)),
+                Item::Record(record, rows) => gatherer.feed(record, rows),
                 // Nobody wants it any more.
-                Item::Record(_) if sender.is_closed() => Ok(Flow::Enough),
-                Item::Record(record) => {
-                    let flow = gatherer.feed(record)?;
-                    if let Some(replayed) = gatherer.committed() {
-                        sender.send_replace(replayed);
-                    }
-                    Ok(flow)
+                Item::Pause if sender.is_closed() => Ok(Flow::Enough),
+                Item::Pause => {
+                    sender.send_replace(gatherer.replayed());
+                    Ok(Flow::GoOn)
                 }
                 Item::End => Ok(Flow::GoOn),
             })?;
@@ -138,7 +140,7 @@ pub(crate) async fn gather(
                 }
             }
         };
-        let last = *progress.borrow();
+        let last = gatherer.replayed();
         if last.transactions > 0 {
             report(last);
         }
@@ -241,22 +243,24 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads on a thread of its own, up to one batch ahead of `take`, which runs on this one until it has
-    /// enough.
+    /// Reads on a thread of its own, some batches ahead of `take`, which runs on this one until it has enough.
     fn run(self, mut take: impl FnMut(Item<'_>) -> Result<Flow, Error>) -> Result<Reading, Error> {
-        let (sender, batches) = sync_channel(0);
+        let (sender, batches) = sync_channel(BATCHES_AHEAD);
+        let (giver, taken) = channel();
         let wanted = Arc::new(());
         let is_wanted = Arc::downgrade(&wanted);
         let runtime = Handle::current();
-        let task = runtime.spawn_blocking(move || self.read(Relay::new(sender), &is_wanted));
+        let task = runtime.spawn_blocking(move || self.read(Relay::new(sender, taken), &is_wanted));
         let reading = Reading {
             task,
             _wanted: wanted,
         };
-        for batch in batches {
+        for mut batch in batches {
             if batch.take(&mut take)? == Flow::Enough {
                 return Ok(reading);
             }
+            // Nobody needs it if all was read.
+            let _ = giver.send(batch);
         }
         // It ended before its end, and says why.
         runtime
@@ -288,13 +292,12 @@ impl Reader {
         wanted: &Weak<()>,
     ) -> Result<bool, Error> {
         while wanted.strong_count() > 0 {
-            let Some(record) = segment.next()? else {
+            let Some(record) = segment.next_into(relay.rows())? else {
                 self.samples.read_to(end(&segment));
                 return Ok(true);
             };
-            if let Some(record) = self.samples.look(record) {
-                relay.record(record);
-            }
+            self.samples.look(&record);
+            relay.record(record);
         }
         Ok(false)
     }

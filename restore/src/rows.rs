@@ -14,7 +14,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use lastgood_proto::segment::{Cell, Old, Row};
+use lastgood_proto::pgoutput::Value;
+use lastgood_proto::segment::{Old, Row};
 
 use crate::binding::{Binding, Bound, Find, Layout};
 use crate::copy_text::{array, composite, field, null};
@@ -72,15 +73,15 @@ impl Rows {
         self.direct.len() + self.staged.len()
     }
 
-    pub(crate) fn insert(&mut self, number: u64, new: &[Cell]) -> Result<(), Unusable> {
-        if new.contains(&Cell::Unchanged) {
+    pub(crate) fn insert(&mut self, number: u64, new: Row<'_>) -> Result<(), Unusable> {
+        if new.has_unchanged() {
             return Err(Unusable("a new row lacks a value"));
         }
         if self.staged_rows == 0 {
             let Self {
                 binding, direct, ..
             } = self;
-            cells(&binding.written, new, direct)?;
+            fields(&binding.written, new, direct)?;
             direct.push(b'\n');
             self.direct_numbers.push(number);
             return Ok(());
@@ -91,12 +92,12 @@ impl Rows {
     pub(crate) fn update(
         &mut self,
         number: u64,
-        old: &Old<Row<'_>>,
-        new: &[Cell],
+        old: Old<Row<'_>>,
+        new: Row<'_>,
     ) -> Result<(), Unusable> {
         let places = new.iter().enumerate();
         let unchanged: Vec<usize> = places
-            .filter_map(|(at, cell)| (*cell == Cell::Unchanged).then_some(at))
+            .filter_map(|(at, value)| (value == Value::Unchanged).then_some(at))
             .collect();
         let op = match unchanged.is_empty() {
             true => b'u',
@@ -112,7 +113,7 @@ impl Rows {
         match (old, &self.binding.find) {
             (Old::None, Find::Key(columns)) => {
                 let mut found_by = Vec::new();
-                cells(columns, key, &mut found_by)?;
+                fields(columns, key, &mut found_by)?;
                 let line = start..self.staged.len();
                 let update = Update { line, unchanged };
                 let standing = self.updates.entry(found_by).or_default();
@@ -127,13 +128,13 @@ impl Rows {
         Ok(())
     }
 
-    pub(crate) fn delete(&mut self, number: u64, old: &Old<Row<'_>>) -> Result<(), Unusable> {
+    pub(crate) fn delete(&mut self, number: u64, old: Old<Row<'_>>) -> Result<(), Unusable> {
         match old {
             Old::None => Err(Unusable("a DELETE names no row")),
             Old::Key(key) | Old::Full(key) => {
                 self.stage(number, b'd', Some(key), None)?;
                 let mut found_by = Vec::new();
-                cells(self.binding.find.columns(), key, &mut found_by)?;
+                fields(self.binding.find.columns(), key, &mut found_by)?;
                 self.updates.remove(&found_by);
                 Ok(())
             }
@@ -164,8 +165,8 @@ impl Rows {
         &mut self,
         number: u64,
         op: u8,
-        old: Option<&[Cell]>,
-        new: Option<&[Cell]>,
+        old: Option<Row<'_>>,
+        new: Option<Row<'_>>,
     ) -> Result<(), Unusable> {
         let Self {
             binding,
@@ -183,7 +184,7 @@ impl Rows {
             for bound in find {
                 match (old.get(bound.sent), &binding.find) {
                     (None, _) => return Err(Unusable("a row is too short")),
-                    (Some(Cell::Unchanged), _) | (Some(Cell::Null), Find::Key(_)) => {
+                    (Some(Value::Unchanged), _) | (Some(Value::Null), Find::Key(_)) => {
                         return Err(Unusable("a value of the replica identity was not sent"));
                     }
                     (Some(_), _) => {}
@@ -210,14 +211,14 @@ impl Rows {
                     }
                 };
                 match old {
-                    Some(old) => cells(find, old, out)?,
+                    Some(old) => fields(find, old, out)?,
                     None => nulls(find.len(), out),
                 }
                 if !find.is_empty() && !binding.written.is_empty() {
                     out.push(b'\t');
                 }
                 match new {
-                    Some(new) => cells(&binding.written, new, out)?,
+                    Some(new) => fields(&binding.written, new, out)?,
                     None => nulls(binding.written.len(), out),
                 }
             }
@@ -231,10 +232,10 @@ impl Rows {
                         continue;
                     };
                     whole(columns, row)?;
-                    let cells = columns.iter().filter_map(|bound| row.get(bound.sent));
+                    let values = columns.iter().filter_map(|bound| row.get(bound.sent));
                     match typed {
-                        true => composite(cells, out),
-                        false => array(cells, out),
+                        true => composite(values, out),
+                        false => array(values, out),
                     }
                 }
             }
@@ -246,28 +247,28 @@ impl Rows {
 }
 
 /// Fields separated by tabs.
-fn cells(columns: &[Bound], row: &[Cell], out: &mut Vec<u8>) -> Result<(), Unusable> {
+fn fields(columns: &[Bound], row: Row<'_>, out: &mut Vec<u8>) -> Result<(), Unusable> {
     for (at, bound) in columns.iter().enumerate() {
         if at > 0 {
             out.push(b'\t');
         }
-        let cell = row.get(bound.sent);
-        field(cell.ok_or(Unusable("a row is too short"))?, out);
+        let value = row.get(bound.sent);
+        field(value.ok_or(Unusable("a row is too short"))?, out);
     }
     Ok(())
 }
 
-fn whole(columns: &[Bound], row: &[Cell]) -> Result<(), Unusable> {
+fn whole(columns: &[Bound], row: Row<'_>) -> Result<(), Unusable> {
     let fits = columns.iter().all(|bound| bound.sent < row.len());
     fits.then_some(()).ok_or(Unusable("a row is too short"))
 }
 
 /// One bit a written column: 1 keeps the row's own value.
-fn mask(binding: &Binding, new: &[Cell], out: &mut Vec<u8>) -> Result<(), Unusable> {
+fn mask(binding: &Binding, new: Row<'_>, out: &mut Vec<u8>) -> Result<(), Unusable> {
     for bound in &binding.written {
         match new.get(bound.sent) {
-            Some(Cell::Unchanged) if binding.column(*bound).toastable => out.push(b'1'),
-            Some(Cell::Unchanged) => {
+            Some(Value::Unchanged) if binding.column(*bound).toastable => out.push(b'1'),
+            Some(Value::Unchanged) => {
                 return Err(Unusable(
                     "a value that is never stored out of line was not sent",
                 ));
@@ -284,6 +285,7 @@ mod tests {
     use super::*;
     use crate::binding::tests::{relation, target_column, target_table};
     use lastgood_proto::pgoutput::ReplicaIdentity;
+    use lastgood_proto::segment::RowBuffer;
 
     fn rows() -> Rows {
         let relation = relation(
@@ -297,9 +299,19 @@ mod tests {
         Rows::new(Arc::new(Binding::new(&relation, &table).unwrap()))
     }
 
-    fn row(id: u32, value: Option<&str>) -> Vec<Cell<'_>> {
-        let value = value.map_or(Cell::Unchanged, |text| Cell::Text(text.into()));
-        vec![Cell::Text(id.to_string().into()), value]
+    fn of(values: &[Value<'_>]) -> Row<'static> {
+        let buffer: &mut RowBuffer = Box::leak(Box::default());
+        let place = buffer.push(values.iter().copied());
+        buffer.row(&place)
+    }
+
+    fn row(id: u32, value: Option<&str>) -> Row<'static> {
+        let value = value.map_or(Value::Unchanged, |text| Value::Text(text.as_bytes()));
+        of(&[Value::Text(id.to_string().as_bytes()), value])
+    }
+
+    fn key() -> Old<Row<'static>> {
+        Old::Key(of(&[Value::Text(b"1"), Value::Null]))
     }
 
     fn check(rows: Rows, expect: &[&str]) {
@@ -312,7 +324,7 @@ mod tests {
         let updates = |values: &[(u32, Option<&str>)]| {
             let mut rows = rows();
             for (number, (id, value)) in (0..).zip(values) {
-                rows.update(number, &Old::None, &row(*id, *value)).unwrap();
+                rows.update(number, Old::None, row(*id, *value)).unwrap();
             }
             rows
         };
@@ -336,12 +348,11 @@ mod tests {
 
         // The row in between is another one.
         let mut two = rows();
-        two.update(0, &Old::None, &row(1, Some("a"))).unwrap();
-        two.delete(1, &Old::Key(row(1, None))).unwrap_or(());
-        two.delete(1, &Old::Key(vec![Cell::Text("1".into()), Cell::Null]))
-            .unwrap();
-        two.insert(2, &row(1, Some("b"))).unwrap();
-        two.update(3, &Old::None, &row(1, Some("c"))).unwrap();
+        two.update(0, Old::None, row(1, Some("a"))).unwrap();
+        two.delete(1, Old::Key(row(1, None))).unwrap_or(());
+        two.delete(1, key()).unwrap();
+        two.insert(2, row(1, Some("b"))).unwrap();
+        two.update(3, Old::None, row(1, Some("c"))).unwrap();
         assert_eq!(
             two.into_staged()
                 .iter()
@@ -351,11 +362,10 @@ mod tests {
         );
 
         let mut three = rows();
-        three.update(0, &Old::None, &row(1, Some("a"))).unwrap();
-        let key = Old::Key(vec![Cell::Text("1".into()), Cell::Null]);
-        three.update(1, &key, &row(2, Some("a"))).unwrap();
-        three.update(2, &key, &row(1, Some("a"))).unwrap();
-        three.update(3, &Old::None, &row(1, Some("b"))).unwrap();
+        three.update(0, Old::None, row(1, Some("a"))).unwrap();
+        three.update(1, key(), row(2, Some("a"))).unwrap();
+        three.update(2, key(), row(1, Some("a"))).unwrap();
+        three.update(3, Old::None, row(1, Some("b"))).unwrap();
         assert_eq!(
             three
                 .into_staged()
@@ -369,11 +379,10 @@ mod tests {
     #[test]
     fn rows_before_any_other_change_go_straight_in() {
         let mut rows = rows();
-        rows.insert(7, &row(1, Some("a\tb"))).unwrap();
+        rows.insert(7, row(1, Some("a\tb"))).unwrap();
         assert_eq!(rows.direct, b"1\ta\\tb\n");
-        rows.delete(8, &Old::Key(vec![Cell::Text("1".into()), Cell::Null]))
-            .unwrap();
-        rows.insert(9, &row(1, Some("c"))).unwrap();
+        rows.delete(8, key()).unwrap();
+        rows.insert(9, row(1, Some("c"))).unwrap();
         assert_eq!(rows.direct_numbers, [7]);
         check(rows, &["8\td\t\\N\t1\t\\N\t\\N", "9\ti\t\\N\t\\N\t1\tc"]);
     }
@@ -381,10 +390,10 @@ mod tests {
     #[test]
     fn what_cannot_be() {
         let mut rows = rows();
-        assert!(rows.insert(0, &row(1, None)).is_err());
-        assert!(rows.delete(0, &Old::None).is_err());
-        let unsent = vec![Cell::Unchanged, Cell::Null];
-        assert!(rows.update(0, &Old::None, &unsent).is_err());
-        assert!(rows.update(0, &Old::None, &[Cell::Null]).is_err());
+        assert!(rows.insert(0, row(1, None)).is_err());
+        assert!(rows.delete(0, Old::None).is_err());
+        let unsent = of(&[Value::Unchanged, Value::Null]);
+        assert!(rows.update(0, Old::None, unsent).is_err());
+        assert!(rows.update(0, Old::None, of(&[Value::Null])).is_err());
     }
 }

@@ -45,21 +45,17 @@ impl Samples {
         }
     }
 
-    /// Takes from a record what it says of sequences; answers it unless that is all.
-    pub(crate) fn look<'r>(&mut self, record: Record<'r>) -> Option<Record<'r>> {
+    /// Takes from a record what it says of sequences.
+    pub(crate) fn look<R>(&mut self, record: &Record<R>) {
         match record {
-            Record::Sequences { lsn, samples } => {
-                self.see(lsn, samples);
-                return None;
-            }
+            Record::Sequences { lsn, samples } => self.see(*lsn, samples.clone()),
             Record::Truncate {
-                ref rels,
+                rels,
                 restart_identity: true,
                 ..
             } => self.restart(rels),
             _ => {}
         }
-        Some(record)
     }
 
     /// TRUNCATE … RESTART IDENTITY of these.

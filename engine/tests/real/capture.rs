@@ -2,18 +2,19 @@
 
 use anyhow::{Result, ensure};
 use lastgood_integration::TestDatabase;
-use lastgood_proto::segment::{Cell, Record};
+use lastgood_proto::pgoutput::{TupleBuf, Value};
+use lastgood_proto::segment::Record;
 
 use crate::majors;
 use crate::running::{Fixture, quick, wal_end};
 
 /// First columns of all inserted rows of the table, in order.
-pub(crate) fn inserted(records: &[Record]) -> Vec<String> {
+pub(crate) fn inserted(records: &[Record<TupleBuf>]) -> Vec<String> {
     records
         .iter()
         .filter_map(|record| match record {
-            Record::Insert { new, .. } => match new.first() {
-                Some(Cell::Text(text)) => Some(text.to_string()),
+            Record::Insert { new, .. } => match new.as_tuple().iter().next() {
+                Some(Value::Text(text)) => Some(String::from_utf8_lossy(text).into_owned()),
                 _ => None,
             },
             _ => None,

@@ -9,6 +9,7 @@ use lastgood_engine::{
 };
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::listing::LineageListing;
+use lastgood_proto::pgoutput::TupleBuf;
 use lastgood_proto::segment::{Record, SegmentReader};
 use lastgood_proto::{Lsn, SourceId};
 use lastgood_store::{Backend, Encryption, MasterKey, Repository, SourceStore};
@@ -87,18 +88,18 @@ impl Fixture {
     }
 
     /// Every record of a lineage's chain, in order.
-    pub(crate) async fn records(&self, lineage: &LineageListing) -> Result<Vec<Record<'static>>> {
+    pub(crate) async fn records(&self, lineage: &LineageListing) -> Result<Vec<Record<TupleBuf>>> {
         ensure!(lineage.orphans.is_empty(), "orphans: {:?}", lineage.orphans);
         let mut records = Vec::new();
         for key in &lineage.segments {
             let object = SourceObject::Segment(lineage.id, *key);
             let reader = self.store.open(&object).await?.into_blocking();
             let (source, id, key) = (self.source.id, lineage.id, *key);
-            let read = tokio::task::spawn_blocking(move || -> Result<Vec<Record<'static>>> {
+            let read = tokio::task::spawn_blocking(move || -> Result<Vec<Record<TupleBuf>>> {
                 let mut reader = SegmentReader::open(reader, Some((source, id, &key)))?;
                 let mut records = Vec::new();
                 while let Some(record) = reader.next()? {
-                    records.push(record.into_owned());
+                    records.push(record.map(|row| TupleBuf::new(row.iter()).expect("a row")));
                 }
                 Ok(records)
             });

@@ -6,7 +6,8 @@ use lastgood_integration::{Postgres, TestDatabase};
 use lastgood_proto::Lsn;
 use lastgood_proto::key::{ArchiveName, SourceObject};
 use lastgood_proto::manifest::{BaseManifest, Protection};
-use lastgood_proto::segment::{Cell, Record};
+use lastgood_proto::pgoutput::Value;
+use lastgood_proto::segment::Record;
 
 use crate::majors;
 use crate::running::{Fixture, quick, wal_end};
@@ -185,20 +186,14 @@ async fn bytes_of_a_sql_ascii_database_come_as_they_are() -> Result<()> {
     running.durable(wal_end(&client).await?).await?;
     running.stop().await?;
     let records = fixture.records(&fixture.newest().await?).await?;
-    let values: Vec<&Cell> = records
+    let values: Vec<Value<'_>> = records
         .iter()
         .filter_map(|record| match record {
-            Record::Insert { new, .. } => new.get(2),
+            Record::Insert { new, .. } => new.as_tuple().iter().nth(2),
             _ => None,
         })
         .collect();
-    assert_eq!(
-        values,
-        [
-            &Cell::Bytes((&[0xff, 0xfe]).into()),
-            &Cell::Text("plain".into())
-        ]
-    );
+    assert_eq!(values, [Value::Text(&[0xff, 0xfe]), Value::Text(b"plain")]);
     Ok(())
 }
 
@@ -283,8 +278,8 @@ async fn a_point_lies_between_what_was_before_and_after() -> Result<()> {
         let mut row = String::new();
         for record in fixture.records(&newest).await? {
             match record {
-                Record::Insert { new, .. } => match new.first() {
-                    Some(Cell::Text(text)) => text.as_ref().clone_into(&mut row),
+                Record::Insert { new, .. } => match new.as_tuple().iter().next() {
+                    Some(Value::Text(text)) => row = String::from_utf8_lossy(text).into_owned(),
                     other => anyhow::bail!("{other:?}"),
                 },
                 Record::Message(message) => {

@@ -19,7 +19,8 @@ use lastgood_engine::{Error, Events, Fingerprints};
 use lastgood_proto::key::{ShapeKey, SourceObject};
 use lastgood_proto::listing::LineageListing;
 use lastgood_proto::manifest::ShapeFile;
-use lastgood_proto::segment::{Cell, Record, SegmentReader};
+use lastgood_proto::pgoutput::{TupleBuf, Value};
+use lastgood_proto::segment::{Record, SegmentReader};
 use lastgood_proto::{LineageId, Lsn, PgTimestamp, SourceId};
 use lastgood_store::{Backend, Encryption, Repository, SourceStore};
 use rand::{Rng, SeedableRng};
@@ -301,12 +302,12 @@ async fn compare(server: &Server, store: &SourceStore) -> Result<()> {
         end = key.end;
         let reader = store.open(&SourceObject::Segment(LINEAGE, *key)).await?;
         let (key, id) = (*key, store.id());
-        let records = tokio::task::spawn_blocking(move || -> Result<Vec<Record<'static>>> {
+        let records = tokio::task::spawn_blocking(move || -> Result<Vec<Record<TupleBuf>>> {
             let reader = reader.into_blocking();
             let mut reader = SegmentReader::open(reader, Some((id, LINEAGE, &key)))?;
             let mut records = Vec::new();
             while let Some(record) = reader.next()? {
-                records.push(record.into_owned());
+                records.push(record.map(|row| TupleBuf::new(row.iter()).expect("a row")));
             }
             Ok(records)
         });
@@ -365,7 +366,7 @@ fn check_shapes(server: &Server, lineage: &LineageListing) {
 /// A sample of the sequences is of a position within its segment: a base that is taken ahead of the stream
 /// makes a restore begin behind the segments before, and nobody would read it there. The last one may
 /// lie beyond and comes again, `ahead` is that of the segment before.
-fn check_samples(records: &[Record], end: Lsn, ahead: Option<Lsn>) -> Option<Lsn> {
+fn check_samples(records: &[Record<TupleBuf>], end: Lsn, ahead: Option<Lsn>) -> Option<Lsn> {
     let samples = records.iter().filter_map(|record| match record {
         Record::Sequences { lsn, .. } => Some(*lsn),
         _ => None,
@@ -387,7 +388,7 @@ fn check_samples(records: &[Record], end: Lsn, ahead: Option<Lsn>) -> Option<Lsn
 }
 
 /// Each with the moment until when it was committed, if it was replicated.
-fn collect(records: Vec<Record>, found: &mut Vec<(Item, Option<PgTimestamp>)>) {
+fn collect(records: Vec<Record<TupleBuf>>, found: &mut Vec<(Item, Option<PgTimestamp>)>) {
     let mut open: Option<Item> = None;
     let mut committed_until = None;
     for record in records {
@@ -412,10 +413,10 @@ fn collect(records: Vec<Record>, found: &mut Vec<(Item, Option<PgTimestamp>)>) {
                 let Some(Item::Transaction { rows, .. }) = &mut open else {
                     panic!("a row outside a transaction");
                 };
-                let Some(Cell::Text(value)) = new.first() else {
+                let Some(Value::Text(value)) = new.as_tuple().iter().next() else {
                     panic!("a row without a value");
                 };
-                rows.push((rel.get(), value.to_string()));
+                rows.push((rel.get(), String::from_utf8_lossy(value).into_owned()));
             }
             Record::Commit { end, .. } => {
                 let Some(Item::Transaction { end_lsn, .. }) = &mut open else {

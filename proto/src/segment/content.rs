@@ -84,7 +84,7 @@ impl ContentReader {
     }
 
     /// The next record, with the line it was read from.
-    pub(super) fn see(&mut self, record: &Record<'_>, line: &[u8]) {
+    pub(super) fn see<R>(&mut self, record: &Record<R>, line: &[u8]) {
         let leaves = match &mut self.only {
             Some(only) => only.leave_out(record),
             None => false,
@@ -156,7 +156,7 @@ impl ContentReader {
 }
 
 impl Only {
-    fn leave_out(&mut self, record: &Record<'_>) -> bool {
+    fn leave_out<R>(&mut self, record: &Record<R>) -> bool {
         if let Record::Begin { lsn, .. } = record {
             self.inside = self.ranges.iter().any(|range| range.contains(lsn));
         }

@@ -7,11 +7,13 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{Error as _, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::record::{Cell, ColumnRecord, CommitTimes, Footer, Row, RowCounts};
-use crate::pgoutput::ReplicaIdentity;
+use super::record::{ColumnRecord, CommitTimes, Footer, RowCounts};
+use super::row::{RowBuffer, RowPlace};
+use super::string::nibble;
+use crate::pgoutput::{ReplicaIdentity, Value};
 use crate::{Digest, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 
 /// The letter in `t`.
@@ -205,39 +207,33 @@ impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Cell::deserialize(deserializer)? {
             Cell::Text(text) => Ok(Self(text.into_owned().into_bytes())),
-            Cell::Bytes(bytes) => Ok(Self(bytes.into_owned())),
+            Cell::Bytes(bytes) => Ok(Self(bytes)),
             Cell::Null | Cell::Unchanged => Err(D::Error::custom("a text is missing")),
         }
     }
 }
 
-/// A row's values. Most rows have few, and none is to be moved when the next one comes.
-pub(super) struct Values<'a>(pub(super) Row<'a>);
+/// A row's values.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Values<'a>(#[serde(borrow)] Vec<Cell<'a>>);
 
-const USUAL_COLUMNS: usize = 8;
-
-impl<'de: 'a, 'a> Deserialize<'de> for Values<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(ValuesVisitor).map(Self)
+impl Values<'_> {
+    pub(super) fn put(&self, rows: &mut RowBuffer) -> RowPlace {
+        rows.push(self.0.iter().map(|cell| match cell {
+            Cell::Null => Value::Null,
+            Cell::Unchanged => Value::Unchanged,
+            Cell::Text(text) => Value::Text(text.as_bytes()),
+            Cell::Bytes(bytes) => Value::Text(bytes),
+        }))
     }
 }
 
-struct ValuesVisitor;
-
-impl<'de> Visitor<'de> for ValuesVisitor {
-    type Value = Row<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the values of a row")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Self::Value, A::Error> {
-        let mut row = Vec::with_capacity(USUAL_COLUMNS);
-        while let Some(cell) = values.next_element()? {
-            row.push(cell);
-        }
-        Ok(row)
-    }
+enum Cell<'a> {
+    Null,
+    Unchanged,
+    Text(Cow<'a, str>),
+    Bytes(Vec<u8>),
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Cell<'a> {
@@ -285,7 +281,7 @@ impl<'de> Visitor<'de> for CellVisitor {
         if map.next_key::<Encoded>()?.is_some() {
             return Err(A::Error::duplicate_field("b64"));
         }
-        Ok(Cell::Bytes(Cow::Owned(bytes)))
+        Ok(Cell::Bytes(bytes))
     }
 }
 
@@ -318,12 +314,4 @@ fn parse_digest(text: &str) -> Option<Digest> {
         *byte = nibble(*high)? << 4 | nibble(*low)?;
     }
     Some(Digest(digest))
-}
-
-const fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit.wrapping_sub(b'0')),
-        b'a'..=b'f' => Some(digit.wrapping_sub(b'a').wrapping_add(10)),
-        _ => None,
-    }
 }

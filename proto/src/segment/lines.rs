@@ -1,6 +1,6 @@
-//! Lines on their way in: one at a time into one reused buffer, bounded, digested when done with.
+//! Lines on their way in: many at a time into one reused buffer, bounded, digested when done with.
 
-use std::io::{BufRead, Read as _};
+use std::io::BufRead;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,16 +8,23 @@ use super::LINE_BYTES_MAX;
 use super::reader::ReadError;
 use crate::{Digest, Sha256};
 
+/// What is taken from the input at once.
+const PIECE_BYTES: usize = 128 << 10;
+
 /// What the buffer keeps when a longer line has passed.
 const BUFFER_BYTES: usize = 1 << 20;
 
 pub(super) struct Lines<R> {
     input: R,
-    /// The line last read, its end included.
-    line: Vec<u8>,
+    /// Where the line last read is, its end included: what is before it was read, what follows is still to be.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
     /// Its number, from 1.
     pub(super) number: u64,
-    /// Of the lines before it, as `bytes`.
+    /// Of what is before this place in the buffer and all that was there earlier, as `bytes`. One line at a time
+    /// would take twice as long.
+    digested: usize,
     sha256: Sha256,
     bytes: u64,
 }
@@ -26,8 +33,11 @@ impl<R: BufRead> Lines<R> {
     pub(super) fn new(input: R) -> Self {
         Self {
             input,
-            line: Vec::new(),
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
             number: 0,
+            digested: 0,
             sha256: Sha256::new(),
             bytes: 0,
         }
@@ -35,37 +45,69 @@ impl<R: BufRead> Lines<R> {
 
     /// Reads the next line; there must be one, because only a footer ends a segment.
     pub(super) fn advance(&mut self) -> Result<(), ReadError> {
-        self.sha256.update(&self.line);
-        self.bytes = self.bytes.saturating_add(self.line.len() as u64);
         self.number = self.number.saturating_add(1);
-        self.line.clear();
-        self.line.shrink_to(BUFFER_BYTES);
-        let read = self
-            .input
-            .by_ref()
-            .take(LINE_BYTES_MAX)
-            .read_until(b'\n', &mut self.line)?;
-        let line = self.number;
-        match self.line.last() {
-            Some(b'\n') => Ok(()),
-            _ if read as u64 == LINE_BYTES_MAX => Err(ReadError::LineTooLong { line }),
-            _ => Err(ReadError::Truncated { line }),
+        self.start = self.end;
+        // Up to here there is no end of a line.
+        let mut looked = self.start;
+        loop {
+            let rest = self.buffer.get(looked..).unwrap_or_default();
+            if let Some(at) = memchr::memchr(b'\n', rest) {
+                self.end = looked.saturating_add(at).saturating_add(1);
+                return self.bounded(self.end);
+            }
+            self.bounded(self.buffer.len())?;
+            self.make_room();
+            looked = self.buffer.len();
+            let more = self.input.fill_buf()?;
+            let more = more.get(..PIECE_BYTES).unwrap_or(more);
+            if more.is_empty() {
+                return Err(ReadError::Truncated { line: self.number });
+            }
+            self.buffer.extend_from_slice(more);
+            let taken = more.len();
+            self.input.consume(taken);
         }
+    }
+
+    /// An error if the line is too long that goes up to here at least.
+    fn bounded(&self, end: usize) -> Result<(), ReadError> {
+        match end.saturating_sub(self.start) as u64 > LINE_BYTES_MAX {
+            true => Err(ReadError::LineTooLong { line: self.number }),
+            false => Ok(()),
+        }
+    }
+
+    /// Digests what is before the line that begins, and moves that to the front.
+    fn make_room(&mut self) {
+        self.digest_to_start();
+        self.buffer.drain(..self.start);
+        (self.start, self.end, self.digested) = (0, 0, 0);
+        if self.buffer.len() <= BUFFER_BYTES {
+            self.buffer.shrink_to(BUFFER_BYTES);
+        }
+    }
+
+    fn digest_to_start(&mut self) {
+        let before = self.buffer.get(self.digested..self.start);
+        let before = before.unwrap_or_default();
+        self.sha256.update(before);
+        self.bytes = self.bytes.saturating_add(before.len() as u64);
+        self.digested = self.start;
     }
 
     /// The line last read, its end included.
     pub(super) fn line(&self) -> &[u8] {
-        &self.line
+        self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
     /// The letter of the record: `t` stands first, without spaces.
     pub(super) fn tag(&self) -> Option<u8> {
-        let (letter, rest) = self.line.strip_prefix(b"{\"t\":\"")?.split_first()?;
+        let (letter, rest) = self.line().strip_prefix(b"{\"t\":\"")?.split_first()?;
         rest.starts_with(b"\"").then_some(*letter)
     }
 
     pub(super) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ReadError> {
-        serde_json::from_slice(&self.line).map_err(|error| ReadError::Malformed {
+        serde_json::from_slice(self.line()).map_err(|error| ReadError::Malformed {
             line: self.number,
             column: error.column(),
         })
@@ -73,19 +115,21 @@ impl<R: BufRead> Lines<R> {
 
     /// Whether the line is what the writer makes of this.
     pub(super) fn is(&self, value: &impl Serialize) -> bool {
-        serde_json::to_vec(value).is_ok_and(|json| self.line.strip_suffix(b"\n") == Some(&json))
+        serde_json::to_vec(value).is_ok_and(|json| self.line().strip_suffix(b"\n") == Some(&json))
     }
 
     /// Length and SHA-256 of everything before the line last read.
-    pub(super) fn digest(&self) -> (u64, Digest) {
+    pub(super) fn digest(&mut self) -> (u64, Digest) {
+        self.digest_to_start();
         (self.bytes, self.sha256.digest())
     }
 
     /// The end of the input, right behind the line last read.
     pub(super) fn end(&mut self) -> Result<(), ReadError> {
-        match self.input.by_ref().take(1).read_to_end(&mut Vec::new())? {
-            0 => Ok(()),
-            _ => Err(ReadError::Trailing),
+        let follows = self.end < self.buffer.len() || !self.input.fill_buf()?.is_empty();
+        match follows {
+            true => Err(ReadError::Trailing),
+            false => Ok(()),
         }
     }
 }

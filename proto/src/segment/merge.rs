@@ -101,12 +101,12 @@ impl<W: Write> Merger<W> {
     }
 
     /// Whether it describes a relation as it is described already.
-    fn is_known(&mut self, record: &Record<'_>) -> bool {
+    fn is_known<R>(&mut self, record: &Record<R>) -> bool {
         let Record::Relation(relation) = record else {
             return false;
         };
-        let before = self.described.insert(relation.rel, relation.clone());
-        before.as_ref() == Some(relation)
+        let before = self.described.insert(relation.rel, (**relation).clone());
+        before.as_ref() == Some(&**relation)
     }
 
     /// Writes the footer and hands the sink back, with what the parts said.

@@ -21,6 +21,7 @@
 //!
 //! Values are PostgreSQL's text, in the encoding that H names. Nothing here interprets one.
 
+mod canonical;
 mod content;
 mod ledger;
 mod line;
@@ -28,7 +29,9 @@ mod lines;
 mod merge;
 mod reader;
 mod record;
+mod row;
 mod sink;
+mod string;
 mod writer;
 
 pub use content::{Content, ContentReader};
@@ -36,9 +39,10 @@ pub use ledger::Refusal;
 pub use merge::{MergeError, Merger};
 pub use reader::{ReadError, SegmentReader};
 pub use record::{
-    Cell, ColumnRecord, CommitTimes, Footer, Header, MessageRecord, Old, Record, RelationRecord,
-    Row, RowCounts, SequenceSample,
+    ColumnRecord, CommitTimes, Footer, Header, MessageRecord, Old, Record, RelationRecord,
+    RowCounts, SequenceSample,
 };
+pub use row::{Row, RowBuffer, RowPlace};
 pub use writer::{SegmentWriter, WriteError};
 
 /// The newest version of the format. Since version 2 the header names the encoding of values; older ones

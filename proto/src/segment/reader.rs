@@ -12,10 +12,9 @@ use super::line::{
     RelationLine, SequencesLine, TruncateLine, UpdateLine, Values,
 };
 use super::lines::Lines;
-use super::record::{
-    Cell, Footer, Header, MessageRecord, Old, Record, RelationRecord, Row, SequenceSample,
-};
-use super::{LINE_BYTES_MAX, UNTIL_SINCE, VERSION};
+use super::record::{Footer, Header, MessageRecord, Old, Record, RelationRecord, SequenceSample};
+use super::row::{Row, RowBuffer, RowPlace};
+use super::{LINE_BYTES_MAX, UNTIL_SINCE, VERSION, canonical};
 use crate::key::SegmentKey;
 use crate::{Class, LineageId, Oid, SourceId};
 
@@ -27,7 +26,12 @@ pub struct SegmentReader<R> {
     key: Option<SegmentKey>,
     ledger: Ledger,
     state: State,
+    /// Those of the record last read.
+    rows: RowBuffer,
 }
+
+/// A record and the line it was read from.
+type WithLine<'a> = (Record<Row<'a>>, &'a [u8]);
 
 enum State {
     Reading,
@@ -129,6 +133,7 @@ impl<R: BufRead> SegmentReader<R> {
             version: v,
             key: expect.map(|(_, _, key)| *key),
             state: State::Reading,
+            rows: RowBuffer::default(),
         })
     }
 
@@ -161,12 +166,15 @@ impl<R: BufRead> SegmentReader<R> {
         clippy::should_implement_trait,
         reason = "fallible: callers write `while let Some(record) = reader.next()?`"
     )]
-    pub fn next(&mut self) -> Result<Option<Record<'_>>, ReadError> {
+    pub fn next(&mut self) -> Result<Option<Record<Row<'_>>>, ReadError> {
         Ok(self.next_with_line()?.map(|(record, _)| record))
     }
 
-    /// As [`SegmentReader::next`], with the line it was read from, its end included.
-    pub(super) fn next_with_line(&mut self) -> Result<Option<(Record<'_>, &[u8])>, ReadError> {
+    /// As [`SegmentReader::next`], with its rows in the caller's buffer, behind those that are there.
+    pub fn next_into(
+        &mut self,
+        rows: &mut RowBuffer,
+    ) -> Result<Option<Record<RowPlace>>, ReadError> {
         match self.state {
             State::Verified(_) => return Ok(None),
             State::Failed => return Err(ReadError::Unusable),
@@ -179,12 +187,22 @@ impl<R: BufRead> SegmentReader<R> {
             self.state = State::Verified(self.verified_footer()?);
             return Ok(None);
         }
-        let record = record(&self.lines, self.version)?;
+        let record = record(&self.lines, self.version, rows)?;
         let line = self.lines.number;
         let refused = |refusal| ReadError::Refused { line, refusal };
-        enter(&mut self.ledger, &record).map_err(refused)?;
+        enter(&mut self.ledger, &record, |place| rows.row(place)).map_err(refused)?;
         self.state = State::Reading;
-        Ok(Some((record, self.lines.line())))
+        Ok(Some(record))
+    }
+
+    /// As [`SegmentReader::next`], with the line it was read from, its end included.
+    pub(super) fn next_with_line(&mut self) -> Result<Option<WithLine<'_>>, ReadError> {
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.clear();
+        let record = self.next_into(&mut rows);
+        self.rows = rows;
+        let record = record?.map(|record| record.map(|place| self.rows.row(&place)));
+        Ok(record.map(|record| (record, self.lines.line())))
     }
 
     fn verified_footer(&mut self) -> Result<Footer, ReadError> {
@@ -227,7 +245,23 @@ impl<R: BufRead> SegmentReader<R> {
     }
 }
 
-fn record<R: BufRead>(lines: &Lines<R>, version: u32) -> Result<Record<'_>, ReadError> {
+fn record<R: BufRead>(
+    lines: &Lines<R>,
+    version: u32,
+    rows: &mut RowBuffer,
+) -> Result<Record<RowPlace>, ReadError> {
+    match canonical::record(lines.line(), rows) {
+        Some(record) => Ok(record),
+        None => any_record(lines, version, rows),
+    }
+}
+
+/// Whatever JSON it is.
+pub(super) fn any_record<R: BufRead>(
+    lines: &Lines<R>,
+    version: u32,
+    rows: &mut RowBuffer,
+) -> Result<Record<RowPlace>, ReadError> {
     let line = lines.number;
     let refused = |refusal| ReadError::Refused { line, refusal };
     Ok(match lines.tag() {
@@ -239,9 +273,9 @@ fn record<R: BufRead>(lines: &Lines<R>, version: u32) -> Result<Record<'_>, Read
             }
             self::begin(&begin)
         }
-        Some(b'I') => insert(lines.parse()?),
-        Some(b'U') => update(lines.parse()?).map_err(refused)?,
-        Some(b'D') => delete(lines.parse()?).map_err(refused)?,
+        Some(b'I') => insert(&lines.parse()?, rows),
+        Some(b'U') => update(&lines.parse()?, rows).map_err(refused)?,
+        Some(b'D') => delete(&lines.parse()?, rows).map_err(refused)?,
         Some(b'T') => truncate(lines.parse()?),
         Some(b'M') => message(lines.parse()?),
         Some(b'S') => sequences(lines.parse()?),
@@ -250,8 +284,12 @@ fn record<R: BufRead>(lines: &Lines<R>, version: u32) -> Result<Record<'_>, Read
     })
 }
 
-/// Holds a record against the order and counts it.
-pub(super) fn enter(ledger: &mut Ledger, record: &Record<'_>) -> Result<(), Refusal> {
+/// Holds a record against the order and counts it; `row` has its rows.
+pub(super) fn enter<'r, R>(
+    ledger: &mut Ledger,
+    record: &Record<R>,
+    row: impl Fn(&R) -> Row<'r>,
+) -> Result<(), Refusal> {
     match record {
         Record::Relation(relation) => {
             ledger.relation(relation.rel, relation.columns.len());
@@ -261,16 +299,16 @@ pub(super) fn enter(ledger: &mut Ledger, record: &Record<'_>) -> Result<(), Refu
             lsn, time, until, ..
         } => ledger.begin(*lsn, *time, *until),
         Record::Insert { rel, new } => {
-            sent(*rel, new)?;
-            ledger.change(*rel, Change::Insert { new: new.len() })
+            let new = sent(*rel, row(new))?;
+            ledger.change(*rel, Change::Insert { new })
         }
         Record::Update { rel, old, new } => {
-            let old = old_columns(*rel, old)?;
-            let new = new.len();
+            let old = old_columns(*rel, old, &row)?;
+            let new = row(new).len();
             ledger.change(*rel, Change::Update { old, new })
         }
         Record::Delete { rel, old } => {
-            let old = old_columns(*rel, old)?.ok_or(Refusal::DeleteWithoutOld(*rel))?;
+            let old = old_columns(*rel, old, &row)?.ok_or(Refusal::DeleteWithoutOld(*rel))?;
             ledger.change(*rel, Change::Delete { old })
         }
         Record::Truncate { rels, .. } => ledger.truncate(rels),
@@ -280,32 +318,36 @@ pub(super) fn enter(ledger: &mut Ledger, record: &Record<'_>) -> Result<(), Refu
     }
 }
 
-fn old_columns(rel: Oid, old: &Old<Row<'_>>) -> Result<Option<usize>, Refusal> {
+fn old_columns<'r, R>(
+    rel: Oid,
+    old: &Old<R>,
+    row: impl Fn(&R) -> Row<'r>,
+) -> Result<Option<usize>, Refusal> {
     match old {
         Old::None => Ok(None),
-        Old::Key(cells) | Old::Full(cells) => sent(rel, cells).map(|()| Some(cells.len())),
+        Old::Key(old) | Old::Full(old) => sent(rel, row(old)).map(Some),
     }
 }
 
-/// Only the new row of an update leaves values out.
-fn sent(rel: Oid, cells: &[Cell<'_>]) -> Result<(), Refusal> {
-    if cells.contains(&Cell::Unchanged) {
-        return Err(Refusal::Unchanged(rel));
+/// How many values there are; only the new row of an update leaves some out.
+fn sent(rel: Oid, row: Row<'_>) -> Result<usize, Refusal> {
+    match row.has_unchanged() {
+        true => Err(Refusal::Unchanged(rel)),
+        false => Ok(row.len()),
     }
-    Ok(())
 }
 
-fn relation(line: RelationLine) -> Record<'static> {
-    Record::Relation(RelationRecord {
+fn relation(line: RelationLine) -> Record<RowPlace> {
+    Record::Relation(Box::new(RelationRecord {
         rel: line.rel,
         schema: line.schema,
         table: line.table,
         identity: line.identity,
         columns: line.columns,
-    })
+    }))
 }
 
-const fn begin(line: &BeginLine) -> Record<'static> {
+const fn begin(line: &BeginLine) -> Record<RowPlace> {
     Record::Begin {
         xid: line.xid,
         lsn: line.lsn,
@@ -314,42 +356,43 @@ const fn begin(line: &BeginLine) -> Record<'static> {
     }
 }
 
-fn insert(line: InsertLine<'_>) -> Record<'_> {
+fn insert(line: &InsertLine<'_>, rows: &mut RowBuffer) -> Record<RowPlace> {
     Record::Insert {
         rel: line.rel,
-        new: line.new.0,
+        new: line.new.put(rows),
     }
 }
 
-fn update(line: UpdateLine<'_>) -> Result<Record<'_>, Refusal> {
+fn update(line: &UpdateLine<'_>, rows: &mut RowBuffer) -> Result<Record<RowPlace>, Refusal> {
     Ok(Record::Update {
         rel: line.rel,
-        old: old(line.rel, line.key, line.old)?,
-        new: line.new.0,
+        old: old(line.rel, line.key.as_ref(), line.old.as_ref(), rows)?,
+        new: line.new.put(rows),
     })
 }
 
-fn delete(line: DeleteLine<'_>) -> Result<Record<'_>, Refusal> {
+fn delete(line: &DeleteLine<'_>, rows: &mut RowBuffer) -> Result<Record<RowPlace>, Refusal> {
     Ok(Record::Delete {
         rel: line.rel,
-        old: old(line.rel, line.key, line.old)?,
+        old: old(line.rel, line.key.as_ref(), line.old.as_ref(), rows)?,
     })
 }
 
-fn old<'a>(
+fn old(
     rel: Oid,
-    key: Option<Values<'a>>,
-    full: Option<Values<'a>>,
-) -> Result<Old<Row<'a>>, Refusal> {
+    key: Option<&Values<'_>>,
+    full: Option<&Values<'_>>,
+    rows: &mut RowBuffer,
+) -> Result<Old<RowPlace>, Refusal> {
     match (key, full) {
         (None, None) => Ok(Old::None),
-        (Some(Values(key)), None) => Ok(Old::Key(key)),
-        (None, Some(Values(full))) => Ok(Old::Full(full)),
+        (Some(key), None) => Ok(Old::Key(key.put(rows))),
+        (None, Some(full)) => Ok(Old::Full(full.put(rows))),
         (Some(_), Some(_)) => Err(Refusal::TwoOldRows(rel)),
     }
 }
 
-fn truncate(line: TruncateLine) -> Record<'static> {
+fn truncate(line: TruncateLine) -> Record<RowPlace> {
     Record::Truncate {
         rels: line.rels,
         cascade: line.cascade,
@@ -357,16 +400,16 @@ fn truncate(line: TruncateLine) -> Record<'static> {
     }
 }
 
-fn message(line: MessageLine) -> Record<'static> {
-    Record::Message(MessageRecord {
+fn message(line: MessageLine) -> Record<RowPlace> {
+    Record::Message(Box::new(MessageRecord {
         transactional: line.transactional,
         lsn: line.lsn,
         prefix: line.prefix.0,
         content: line.content.0,
-    })
+    }))
 }
 
-fn sequences(line: SequencesLine) -> Record<'static> {
+fn sequences(line: SequencesLine) -> Record<RowPlace> {
     let samples = line.sequences.into_iter();
     Record::Sequences {
         lsn: line.lsn,
@@ -381,7 +424,7 @@ fn sequences(line: SequencesLine) -> Record<'static> {
     }
 }
 
-const fn commit(line: &CommitLine) -> Record<'static> {
+const fn commit(line: &CommitLine) -> Record<RowPlace> {
     Record::Commit {
         lsn: line.lsn,
         end: line.end,

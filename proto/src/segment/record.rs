@@ -1,9 +1,7 @@
-//! What a segment says: what the reader yields and what header and footer hold. Values of rows are borrowed
-//! from the line they were read from, where they stand there as they are: a row costs one allocation.
+//! What a segment says: what the reader yields and what header and footer hold.
 //!
-//! `Debug` of a cell or a message shows sizes only: row values go into no log.
+//! `Debug` of a message shows its size only: what an application sends goes into no log.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -27,10 +25,11 @@ pub struct Header {
     pub encoding: Option<String>,
 }
 
-/// Every record between header and footer.
+/// Every record between header and footer, with rows in one form or another. Small, for there is one to each row,
+/// handed from one to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record<'a> {
-    Relation(RelationRecord),
+pub enum Record<R> {
+    Relation(Box<RelationRecord>),
     Begin {
         xid: Xid,
         /// The commit LSN: start of the commit record.
@@ -42,17 +41,17 @@ pub enum Record<'a> {
     },
     Insert {
         rel: Oid,
-        new: Row<'a>,
+        new: R,
     },
     Update {
         rel: Oid,
-        old: Old<Row<'a>>,
-        new: Row<'a>,
+        old: Old<R>,
+        new: R,
     },
     Delete {
         rel: Oid,
         /// Never [`Old::None`].
-        old: Old<Row<'a>>,
+        old: Old<R>,
     },
     Truncate {
         /// Never empty.
@@ -60,7 +59,7 @@ pub enum Record<'a> {
         cascade: bool,
         restart_identity: bool,
     },
-    Message(MessageRecord),
+    Message(Box<MessageRecord>),
     Sequences {
         /// Sampled at or after this position, which may lie beyond the segment's end.
         lsn: Lsn,
@@ -72,11 +71,23 @@ pub enum Record<'a> {
     },
 }
 
-impl Record<'_> {
-    /// For whom it is to outlive the line.
-    #[must_use]
-    pub fn into_owned(self) -> Record<'static> {
+impl<R> Record<R> {
+    /// The same with rows in another form.
+    pub fn map<T>(self, mut form: impl FnMut(R) -> T) -> Record<T> {
         match self {
+            Self::Insert { rel, new } => Record::Insert {
+                rel,
+                new: form(new),
+            },
+            Self::Update { rel, old, new } => Record::Update {
+                rel,
+                old: old.map(&mut form),
+                new: form(new),
+            },
+            Self::Delete { rel, old } => Record::Delete {
+                rel,
+                old: old.map(form),
+            },
             Self::Relation(relation) => Record::Relation(relation),
             Self::Begin {
                 xid,
@@ -88,19 +99,6 @@ impl Record<'_> {
                 lsn,
                 time,
                 until,
-            },
-            Self::Insert { rel, new } => Record::Insert {
-                rel,
-                new: owned(new),
-            },
-            Self::Update { rel, old, new } => Record::Update {
-                rel,
-                old: old.map(owned),
-                new: owned(new),
-            },
-            Self::Delete { rel, old } => Record::Delete {
-                rel,
-                old: old.map(owned),
             },
             Self::Truncate {
                 rels,
@@ -116,10 +114,6 @@ impl Record<'_> {
             Self::Commit { lsn, end } => Record::Commit { lsn, end },
         }
     }
-}
-
-fn owned(row: Row<'_>) -> Row<'static> {
-    row.into_iter().map(Cell::into_owned).collect()
 }
 
 /// How the rows that follow are to be read, until the same relation comes again.
@@ -171,81 +165,31 @@ impl RelationRecord {
 }
 
 /// The old row of an UPDATE or DELETE as far as the replica identity has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Old<R> {
     /// An UPDATE that left the key alone: the key is in the new row.
     None,
-    /// The key columns; every other cell is null, which here means "not sent".
+    /// The key columns; every other value is null, which here means "not sent".
     Key(R),
     /// The whole row.
     Full(R),
 }
 
 impl<R> Old<R> {
+    pub const fn as_ref(&self) -> Old<&R> {
+        match self {
+            Self::None => Old::None,
+            Self::Key(key) => Old::Key(key),
+            Self::Full(row) => Old::Full(row),
+        }
+    }
+
     /// The same in another form.
     pub fn map<T>(self, form: impl FnOnce(R) -> T) -> Old<T> {
         match self {
             Self::None => Old::None,
             Self::Key(key) => Old::Key(form(key)),
             Self::Full(row) => Old::Full(form(row)),
-        }
-    }
-}
-
-/// The values of a row, in the order of the relation's columns.
-pub type Row<'a> = Vec<Cell<'a>>;
-
-/// One value.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Cell<'a> {
-    Null,
-    /// A TOASTed value that the UPDATE did not touch and the server did not send.
-    Unchanged,
-    Text(Cow<'a, str>),
-    /// PostgreSQL's text form too, but no UTF-8: see [`Header::encoding`].
-    Bytes(Cow<'a, [u8]>),
-}
-
-impl Cell<'_> {
-    /// PostgreSQL's text form; none for a null and an unchanged value.
-    #[must_use]
-    pub fn as_bytes(&self) -> Option<&[u8]> {
-        match self {
-            Self::Null | Self::Unchanged => None,
-            Self::Text(text) => Some(text.as_bytes()),
-            Self::Bytes(bytes) => Some(bytes),
-        }
-    }
-
-    /// The same, without a copy of what is in it.
-    #[must_use]
-    pub fn borrowed(&self) -> Cell<'_> {
-        match self {
-            Self::Null => Cell::Null,
-            Self::Unchanged => Cell::Unchanged,
-            Self::Text(text) => Cell::Text(Cow::Borrowed(text)),
-            Self::Bytes(bytes) => Cell::Bytes(Cow::Borrowed(bytes)),
-        }
-    }
-
-    #[must_use]
-    pub fn into_owned(self) -> Cell<'static> {
-        match self {
-            Self::Null => Cell::Null,
-            Self::Unchanged => Cell::Unchanged,
-            Self::Text(text) => Cell::Text(Cow::Owned(text.into_owned())),
-            Self::Bytes(bytes) => Cell::Bytes(Cow::Owned(bytes.into_owned())),
-        }
-    }
-}
-
-impl fmt::Debug for Cell<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Null => f.write_str("null"),
-            Self::Unchanged => f.write_str("unchanged"),
-            Self::Text(text) => write!(f, "{} bytes", text.len()),
-            Self::Bytes(bytes) => write!(f, "{} bytes, no UTF-8", bytes.len()),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::line::{
 };
 use super::reader::enter;
 use super::record::{Footer, Header, Record, RelationRecord, SequenceSample};
+use super::row::Row;
 use super::sink::LineSink;
 use super::{LINE_BYTES_MAX, version};
 use crate::pgoutput::{
@@ -223,8 +224,8 @@ impl<W: Write> SegmentWriter<W> {
     }
 
     /// A record as another segment has it; `line` is where it was read.
-    pub(super) fn copy(&mut self, record: &Record, line: &[u8]) -> Result<(), WriteError> {
-        enter(&mut self.ledger, record)?;
+    pub(super) fn copy(&mut self, record: &Record<Row<'_>>, line: &[u8]) -> Result<(), WriteError> {
+        enter(&mut self.ledger, record, |row| *row)?;
         let text = line.strip_suffix(b"\n").unwrap_or(line);
         self.line(|lines| lines.copy(text))
     }

@@ -8,7 +8,7 @@ use lastgood_proto::pgoutput::{Message, OldTuple, Relation, Tuple, Value, decode
 use lastgood_proto::segment::{Header, SegmentReader, SegmentWriter};
 use lastgood_proto::{LineageId, Lsn, Oid, SourceId};
 
-use crate::owned::record;
+use crate::owned::{owned, record};
 
 const CAPTURED: [(u32, &str); 6] = [
     (13, include_str!("../captured/13.hex")),
@@ -97,7 +97,7 @@ fn a_segment_holds_it_all() {
             .iter()
             .filter_map(|message| record(message, type_name));
         while let Some(record) = reader.next().unwrap() {
-            assert_eq!(Some(record), expected.next());
+            assert_eq!(Some(owned(record)), expected.next());
         }
         assert_eq!(expected.next(), None);
         assert_eq!(reader.footer(), Some(&footer));

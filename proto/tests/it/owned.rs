@@ -4,7 +4,7 @@ use lastgood_proto::pgoutput::{
     Begin, Column, Commit, Delete, Insert, LogicalMessage, Message, OldTuple, Origin, Relation,
     ReplicaIdentity, Truncate, Tuple, TupleBuf, Type, Update, Value,
 };
-use lastgood_proto::segment::{Cell, MessageRecord, Old, Record, RelationRecord, Row};
+use lastgood_proto::segment::{MessageRecord, Old, Record, RelationRecord, Row};
 use lastgood_proto::{Lsn, Oid, PgTimestamp, Xid};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -210,11 +210,16 @@ fn no_zeros() -> impl Strategy<Value = Vec<u8>> {
     vec(1..=u8::MAX, 0..20)
 }
 
+/// A record that outlives what it was read from.
+pub(crate) fn owned(record: Record<Row<'_>>) -> Record<TupleBuf> {
+    record.map(|row| TupleBuf::new(row.iter()).unwrap())
+}
+
 /// What the reader should yield for a message; none for those that a segment does not hold.
 pub(crate) fn record(
     message: &Message<'_>,
     type_name: impl Fn(Oid) -> String,
-) -> Option<Record<'static>> {
+) -> Option<Record<TupleBuf>> {
     Some(match message {
         Message::Begin(begin) => Record::Begin {
             xid: begin.xid,
@@ -230,16 +235,16 @@ pub(crate) fn record(
         Message::Relation(relation) => {
             let columns = relation.columns.iter();
             let types: Vec<_> = columns.map(|column| type_name(column.type_oid)).collect();
-            Record::Relation(RelationRecord::new(relation, &types))
+            Record::Relation(Box::new(RelationRecord::new(relation, &types)))
         }
         Message::Insert(insert) => Record::Insert {
             rel: insert.relation,
-            new: to_cells(&insert.new),
+            new: to_row(&insert.new),
         },
         Message::Update(update) => Record::Update {
             rel: update.relation,
             old: to_old(&update.old),
-            new: to_cells(&update.new),
+            new: to_row(&update.new),
         },
         Message::Delete(delete) => Record::Delete {
             rel: delete.relation,
@@ -250,32 +255,23 @@ pub(crate) fn record(
             cascade: truncate.cascade,
             restart_identity: truncate.restart_identity,
         },
-        Message::Message(message) => Record::Message(MessageRecord {
+        Message::Message(message) => Record::Message(Box::new(MessageRecord {
             transactional: message.transactional,
             lsn: message.lsn,
             prefix: message.prefix.to_vec(),
             content: message.content.to_vec(),
-        }),
+        })),
     })
 }
 
-fn to_old(old: &OldTuple<'_>) -> Old<Row<'static>> {
+fn to_old(old: &OldTuple<'_>) -> Old<TupleBuf> {
     match old {
         OldTuple::None => Old::None,
-        OldTuple::Key(row) => Old::Key(to_cells(row)),
-        OldTuple::Full(row) => Old::Full(to_cells(row)),
+        OldTuple::Key(row) => Old::Key(to_row(row)),
+        OldTuple::Full(row) => Old::Full(to_row(row)),
     }
 }
 
-fn to_cells(row: &Tuple<'_>) -> Row<'static> {
-    row.iter()
-        .map(|value| match value {
-            Value::Null => Cell::Null,
-            Value::Unchanged => Cell::Unchanged,
-            Value::Text(text) => match String::from_utf8(text.to_vec()) {
-                Ok(text) => Cell::Text(text.into()),
-                Err(error) => Cell::Bytes(error.into_bytes().into()),
-            },
-        })
-        .collect()
+fn to_row(row: &Tuple<'_>) -> TupleBuf {
+    TupleBuf::new(row.iter()).unwrap()
 }

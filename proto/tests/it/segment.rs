@@ -13,7 +13,7 @@ use lastgood_proto::{Class, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::owned::{cells, record, relation, row, text};
+use crate::owned::{cells, owned, record, relation, row, text};
 
 const COLUMNS_MAX: usize = 5;
 
@@ -114,7 +114,7 @@ pub(crate) fn type_name(oid: Oid) -> String {
 /// Writes and keeps what the reader should say.
 struct Story {
     writer: SegmentWriter<Vec<u8>>,
-    expected: Vec<Record<'static>>,
+    expected: Vec<Record<TupleBuf>>,
 }
 
 impl Story {
@@ -306,7 +306,7 @@ proptest! {
         prop_assert_eq!(reader.footer(), None);
         let mut read = Vec::new();
         while let Some(record) = reader.next().unwrap() {
-            read.push(record.into_owned());
+            read.push(owned(record));
         }
         prop_assert_eq!(read, expected);
         prop_assert_eq!(reader.footer(), Some(&footer));

@@ -14,6 +14,7 @@ use lastgood_proto::segment::{
 use lastgood_proto::{Class, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 use proptest::prelude::*;
 
+use crate::owned::owned;
 use crate::segment::header;
 
 const EXPECTED: &str = include_str!("segment.ndjson");
@@ -121,12 +122,12 @@ fn segment() -> (Vec<u8>, SegmentKey) {
 fn read(
     ndjson: &[u8],
     expect: Option<(SourceId, LineageId, &SegmentKey)>,
-) -> Result<(Header, Vec<Record<'static>>), ReadError> {
+) -> Result<(Header, Vec<Record<TupleBuf>>), ReadError> {
     let mut reader = SegmentReader::open(ndjson, expect)?;
     let mut records = Vec::new();
     loop {
         match reader.next() {
-            Ok(Some(record)) => records.push(record.into_owned()),
+            Ok(Some(record)) => records.push(owned(record)),
             Ok(None) => return Ok((reader.header().clone(), records)),
             Err(error) => {
                 assert!(reader.footer().is_none());
@@ -138,7 +139,7 @@ fn read(
 }
 
 /// With the key it was stored under.
-fn read_stored(ndjson: &[u8]) -> Result<(Header, Vec<Record<'static>>), ReadError> {
+fn read_stored(ndjson: &[u8]) -> Result<(Header, Vec<Record<TupleBuf>>), ReadError> {
     let key = segment().1;
     read(ndjson, Some((header().source, header().lineage, &key)))
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use lastgood_integration::{TestDatabase, digest};
-use lastgood_proto::segment::{Header, SegmentReader};
+use lastgood_proto::segment::{Header, RowBuffer, SegmentReader};
 use lastgood_proto::{LineageId, SourceId};
 
 use super::*;
@@ -119,8 +119,9 @@ impl Pair {
         let mut batcher = Batcher::new(changes);
         let mut applier = Applier::new(&client, range.replayed);
         let mut reader = SegmentReader::open(captured.segment.as_slice(), None).unwrap();
-        while let Some(record) = reader.next().unwrap() {
-            if let Some(batch) = batcher.feed(record)? {
+        let mut rows = RowBuffer::default();
+        while let Some(record) = reader.next_into(&mut rows).unwrap() {
+            if let Some(batch) = batcher.feed(&record, &rows)? {
                 applier.apply(batch).await?;
             }
         }
