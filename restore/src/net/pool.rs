@@ -19,6 +19,10 @@ pub(super) struct Text {
 }
 
 impl Text {
+    pub(super) const fn len(self) -> usize {
+        self.bytes
+    }
+
     const fn is_short(self) -> bool {
         self.bytes <= SHORT_BYTES_MAX
     }
