@@ -404,11 +404,21 @@ pub(crate) fn fill(image: &[u8], row: &[u8], filled: &mut Vec<u8>) {
         filled.extend_from_slice(image);
         return;
     }
-    let own = image.split(|byte| *byte == b'\t');
-    for (at, (value, before)) in own.zip(row.split(|byte| *byte == b'\t')).enumerate() {
+    for (at, (value, before)) in fields(image).zip(fields(row)).enumerate() {
         if at > 0 {
             filled.push(b'\t');
         }
         filled.extend_from_slice(if value == HOLE { before } else { value });
     }
+}
+
+/// Of a row, which may be long.
+fn fields(row: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let ends = memchr::memchr_iter(b'\t', row).chain([row.len()]);
+    let mut start = 0;
+    ends.map(move |end| {
+        let field = row.get(start..end).unwrap_or_default();
+        start = end + 1;
+        field
+    })
 }
