@@ -131,6 +131,8 @@ fn keyed_change(
         old_key,
         image,
     } = texts;
+    // Of the key that it had.
+    let mut other_bytes = 0;
     let image_bytes = match change {
         Change::Insert { new } => {
             text(columns, new, None, key)?;
@@ -154,7 +156,10 @@ fn keyed_change(
                 renamed = old_key != key;
             }
             match renamed {
-                true => rows.rename(old_key, key, image, truncated)?,
+                true => {
+                    other_bytes = 2 * old_key.len() + ENTRY_BYTES;
+                    rows.rename(old_key, key, image, truncated)?
+                }
                 false => rows.update(key, image, truncated)?,
             }
         }
@@ -167,7 +172,7 @@ fn keyed_change(
             return Ok(key.len() + ENTRY_BYTES);
         }
     };
-    Ok(2 * key.len() + image_bytes + ENTRY_BYTES)
+    Ok(2 * key.len() + image_bytes + ENTRY_BYTES + other_bytes)
 }
 
 fn whole_change(

@@ -274,6 +274,43 @@ mod tests {
         assert!(seen == all);
     }
 
+    #[test]
+    fn batches_that_come_back_hold_what_is_new() {
+        let (sender, batches) = sync_channel(1000);
+        let (giver, taken) = channel();
+        let mut relay = Relay::new(sender, taken);
+        let rel = Oid::new(7);
+        let (mut given, mut seen, mut most) = (0_u32, 0_u32, 0);
+        while given < 20_000 {
+            let digits = given.to_string();
+            let rows = relay.rows();
+            // One that came to nothing.
+            let _ = rows.push([Value::Text(b"none"), Value::Unchanged]);
+            let new = rows.push([Value::Text(digits.as_bytes()), Value::Null]);
+            relay.record(Record::Insert { rel, new });
+            given += 1;
+            for mut batch in batches.try_iter() {
+                most = most.max(batch.items.len());
+                let mut take = |item: Item<'_>| {
+                    if let Item::Record(Record::Insert { new, .. }, rows) = item {
+                        let digits = seen.to_string();
+                        let expect = [Value::Text(digits.as_bytes()), Value::Null];
+                        assert!(rows.row(new).iter().eq(expect));
+                        seen += 1;
+                    }
+                    Ok(Flow::GoOn)
+                };
+                assert_eq!(batch.take(&mut take).unwrap(), Flow::GoOn);
+                assert!(batch.items.is_empty() && batch.rows.bytes() == 0);
+                giver.send(batch).unwrap();
+            }
+        }
+        assert!(
+            seen > 15_000 && most < 5000,
+            "{seen} of {given}, {most} at once"
+        );
+    }
+
     /// An application may send messages of any length, and each would wait here.
     #[test]
     fn a_batch_is_bounded_whatever_is_in_it() {

@@ -1,6 +1,6 @@
 //! Lines on their way in: many at a time into one reused buffer, bounded, digested when done with.
 
-use std::io::BufRead;
+use std::io::{self, BufRead};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,9 +22,7 @@ pub(super) struct Lines<R> {
     end: usize,
     /// Its number, from 1.
     pub(super) number: u64,
-    /// Of what is before this place in the buffer and all that was there earlier, as `bytes`. One line at a time
-    /// would take twice as long.
-    digested: usize,
+    /// Of all that is in the buffer no more, as `bytes`: one line at a time would take twice as long.
     sha256: Sha256,
     bytes: u64,
 }
@@ -37,7 +35,6 @@ impl<R: BufRead> Lines<R> {
             start: 0,
             end: 0,
             number: 0,
-            digested: 0,
             sha256: Sha256::new(),
             bytes: 0,
         }
@@ -58,7 +55,7 @@ impl<R: BufRead> Lines<R> {
             self.bounded(self.buffer.len())?;
             self.make_room();
             looked = self.buffer.len();
-            let more = self.input.fill_buf()?;
+            let more = filled(&mut self.input)?;
             let more = more.get(..PIECE_BYTES).unwrap_or(more);
             if more.is_empty() {
                 return Err(ReadError::Truncated { line: self.number });
@@ -79,20 +76,15 @@ impl<R: BufRead> Lines<R> {
 
     /// Digests what is before the line that begins, and moves that to the front.
     fn make_room(&mut self) {
-        self.digest_to_start();
+        let before = self.buffer.get(..self.start).unwrap_or_default();
+        self.sha256.update(before);
+        self.bytes = self.bytes.saturating_add(before.len() as u64);
         self.buffer.drain(..self.start);
-        (self.start, self.end, self.digested) = (0, 0, 0);
+        self.end = self.end.saturating_sub(self.start);
+        self.start = 0;
         if self.buffer.len() <= BUFFER_BYTES {
             self.buffer.shrink_to(BUFFER_BYTES);
         }
-    }
-
-    fn digest_to_start(&mut self) {
-        let before = self.buffer.get(self.digested..self.start);
-        let before = before.unwrap_or_default();
-        self.sha256.update(before);
-        self.bytes = self.bytes.saturating_add(before.len() as u64);
-        self.digested = self.start;
     }
 
     /// The line last read, its end included.
@@ -120,16 +112,26 @@ impl<R: BufRead> Lines<R> {
 
     /// Length and SHA-256 of everything before the line last read.
     pub(super) fn digest(&mut self) -> (u64, Digest) {
-        self.digest_to_start();
+        self.make_room();
         (self.bytes, self.sha256.digest())
     }
 
     /// The end of the input, right behind the line last read.
     pub(super) fn end(&mut self) -> Result<(), ReadError> {
-        let follows = self.end < self.buffer.len() || !self.input.fill_buf()?.is_empty();
+        let follows = self.end < self.buffer.len() || !filled(&mut self.input)?.is_empty();
         match follows {
             true => Err(ReadError::Trailing),
             false => Ok(()),
         }
     }
+}
+
+/// Tries again where a signal came in between.
+fn filled<R: BufRead>(input: &mut R) -> io::Result<&[u8]> {
+    while let Err(error) = input.fill_buf() {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    input.fill_buf()
 }

@@ -343,6 +343,9 @@ fn fails_closed_on_what_it_does_not_know() {
         r#"{"t":"I","rel":16385,"new":["1","a"]} {}"#,
         r#"{"t":"I","t":"I","rel":16385,"new":["1","a"]}"#,
         r#"{"t":"U","rel":16385,"key":null,"new":["1","a"]}"#,
+        r#"{"t":"D","rel":16385,"key":["1",null],"new":["1","a"]}"#,
+        r#"{"t":"I","rel":16385,"key":["1",null],"new":["1","a"]}"#,
+        r#"{"t":"I","rel":16385,"old":["1",null],"new":["1","a"]}"#,
         r#"{"t":"C","lsn":"0/0"}"#,
         r#"{"t":"M","transactional":true,"lsn":"0/0","prefix":null,"content":""}"#,
     ] {
@@ -406,6 +409,62 @@ fn a_footer_that_says_otherwise_is_an_error() {
             named || malformed && from.contains("sha256"),
             "{field}: {error}"
         );
+    }
+}
+
+/// Its end must have been reached, and verified by what unseals it: no matter in which pieces it comes.
+#[test]
+fn what_follows_the_footer_in_another_piece_is_an_error() {
+    let (ndjson, _) = segment();
+    let more = [&ndjson[..], b"\n"].concat();
+    for bytes in [1, 7, ndjson.len(), more.len()] {
+        let pieces = |ndjson, kind| Pieces {
+            rest: ndjson,
+            bytes,
+            fails: (kind, 1),
+        };
+        let interrupted = pieces(&ndjson, io::ErrorKind::Interrupted);
+        assert_eq!(read_all(interrupted).unwrap(), 17);
+        let trailing = read_all(pieces(&more, io::ErrorKind::Interrupted)).unwrap_err();
+        assert!(matches!(trailing, ReadError::Trailing), "{bytes}");
+        let broken = read_all(pieces(&ndjson, io::ErrorKind::InvalidData)).unwrap_err();
+        assert!(matches!(broken, ReadError::Io(_)), "{bytes}");
+    }
+}
+
+fn read_all(input: impl io::BufRead) -> Result<usize, ReadError> {
+    let mut reader = SegmentReader::open(input, None)?;
+    let mut records = 0;
+    while reader.next()?.is_some() {
+        records += 1;
+    }
+    Ok(records)
+}
+
+/// Comes in pieces of so many bytes, and at its end fails so often.
+struct Pieces<'a> {
+    rest: &'a [u8],
+    bytes: usize,
+    fails: (io::ErrorKind, u8),
+}
+
+impl io::BufRead for Pieces<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.rest.is_empty() && self.fails.1 > 0 {
+            self.fails.1 -= 1;
+            return Err(self.fails.0.into());
+        }
+        Ok(&self.rest[..self.bytes.min(self.rest.len())])
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.rest = &self.rest[bytes..];
+    }
+}
+
+impl io::Read for Pieces<'_> {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

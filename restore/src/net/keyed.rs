@@ -225,22 +225,16 @@ impl Keyed {
         Ok(())
     }
 
-    /// The row of an entry has its key no more.
-    fn leave(&mut self, hash: u64, number: Number) -> Result<Row, Unusable> {
-        let entry = self.entry_mut(number);
-        let row = entry.now.take().ok_or(NO_ROW)?;
-        if matches!(entry.base, Base::None) {
-            // Nobody asks for it, or would find anything.
-            let entry = std::mem::take(entry);
-            if let Key::Long(text) = entry.key {
-                self.pool.take_out(text);
-            }
-            if let Ok(slot) = self.table.find_entry(hash, |slot| slot.number == number) {
-                slot.remove();
-            }
-            self.free.push(number);
+    /// An entry that says nothing any more.
+    fn remove(&mut self, hash: u64, number: Number) {
+        let entry = std::mem::take(self.entry_mut(number));
+        if let Key::Long(text) = entry.key {
+            self.pool.take_out(text);
         }
-        Ok(row)
+        if let Ok(slot) = self.table.find_entry(hash, |slot| slot.number == number) {
+            slot.remove();
+        }
+        self.free.push(number);
     }
 
     /// The row keeps its key. Answers how long its image is, with what was not sent.
@@ -278,7 +272,8 @@ impl Keyed {
             }
             Some(number) => (number, self.overwrite(number, image)?),
         };
-        let row = self.leave(hash, number)?;
+        // The entry stays: the base must not have such a row, nor is there one to be changed.
+        let row = self.entry_mut(number).now.take().ok_or(NO_ROW)?;
         self.settle(to, row).map(|()| bytes)
     }
 
@@ -291,7 +286,12 @@ impl Keyed {
             self.add(hash, key, Base::Gone, None);
             return Ok(());
         };
-        let row = self.leave(hash, number)?;
+        let entry = self.entry_mut(number);
+        let row = entry.now.take().ok_or(NO_ROW)?;
+        // What comes and goes takes no room.
+        if matches!(entry.base, Base::None) {
+            self.remove(hash, number);
+        }
         self.pool.take_out(row.image);
         if let Some(base) = row.base {
             self.entry_mut(base).base = Base::Gone;
@@ -366,7 +366,8 @@ impl Keyed {
             Base::Gone => Met::Gone,
             Base::Became(number) => match &self.entry(number).now {
                 Some(row) => Met::Became(self.pool.get(row.image)),
-                None => Met::Gone,
+                // It would say that it was deleted.
+                None => Met::Unexpected,
             },
         }
     }

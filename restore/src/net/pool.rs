@@ -144,7 +144,8 @@ impl Pool {
         let long: usize = self.long.iter().map(|text| text.len()).sum();
         let lists = self.free.iter().chain([&self.free_long]);
         let lists: usize = lists.map(Vec::capacity).sum();
-        self.short_bytes() + long + lists * size_of::<usize>()
+        let of_lists = self.free.capacity() * size_of::<Vec<usize>>();
+        self.short_bytes() + long + lists * size_of::<usize>() + of_lists
     }
 
     fn short_bytes(&self) -> usize {

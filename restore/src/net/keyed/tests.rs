@@ -146,6 +146,32 @@ fn what_comes_and_goes_takes_no_room() {
 }
 
 #[test]
+fn long_keys_that_come_and_go_take_no_room() {
+    let mut net = Keyed::default();
+    let mut taken = 0;
+    for number in 0..1000 {
+        let key = format!("{number:050}");
+        net.insert(key.as_bytes(), b"x").unwrap();
+        net.delete(key.as_bytes(), false).unwrap();
+        if number == 10 {
+            taken = net.bytes();
+        }
+    }
+    assert_eq!(net.bytes(), taken);
+}
+
+/// What moved on is there no more, and never was in the base.
+#[test]
+fn a_key_that_was_left_is_not_the_bases() {
+    let mut net = Keyed::default();
+    net.insert(b"a", b"a\t1").unwrap();
+    net.rename(b"a", b"b", &image("b\t1"), false).unwrap();
+    assert_eq!(net.update(b"a", &image("a\t2"), false), Err(NO_ROW));
+    net.close();
+    assert_eq!(net.meet(b"a"), Met::Unexpected);
+}
+
+#[test]
 fn what_grows_leaves_nothing_behind() {
     let mut net = Keyed::default();
     let text = |number: usize| number.to_string().into_bytes();
