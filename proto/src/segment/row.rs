@@ -84,11 +84,9 @@ impl Building<'_> {
             Value::Null => self.rows.values.push(Place::Null),
             Value::Unchanged => self.rows.values.push(Place::Unchanged),
             Value::Text(text) => {
-                // Never fails.
-                let _: Option<()> = self.text(|all| {
-                    all.extend_from_slice(text);
-                    Some(())
-                });
+                let start = self.rows.text.len();
+                self.rows.text.extend_from_slice(text);
+                self.place(start);
             }
         }
     }
@@ -97,9 +95,14 @@ impl Building<'_> {
     pub(super) fn text<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<T>) -> Option<T> {
         let start = self.rows.text.len();
         let written = write(&mut self.rows.text)?;
+        self.place(start);
+        Some(written)
+    }
+
+    /// All that was appended since `start` is one text.
+    fn place(&mut self, start: usize) {
         let end = self.rows.text.len();
         self.rows.values.push(Place::Text { start, end });
-        Some(written)
     }
 
     pub(super) fn end(self) -> RowPlace {
