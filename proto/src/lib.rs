@@ -24,6 +24,7 @@ mod retention;
 pub mod segment;
 pub mod text;
 mod time;
+pub mod word;
 
 pub use class::Class;
 pub use digest::{Digest, Sha256};

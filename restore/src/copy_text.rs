@@ -2,6 +2,7 @@
 //! `arrayfuncs.c`, `rowtypes.c`).
 
 use lastgood_proto::pgoutput::Value;
+use lastgood_proto::word::{below, equal};
 
 /// One field of a row. Separators are the caller's.
 pub(crate) fn field(value: Value<'_>, out: &mut Vec<u8>) {
@@ -53,11 +54,7 @@ const fn special(byte: u8) -> bool {
 
 /// Whether one of eight bytes is, or is another of the first control characters.
 const fn may_be_special(word: u64) -> bool {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
-    let backslash = word ^ (ONES * b'\\' as u64);
-    let below = word.wrapping_sub(ONES * 0x0e) & !word & HIGH;
-    below | (backslash.wrapping_sub(ONES) & !backslash & HIGH) != 0
+    below(word, 0x0e) | equal(word, b'\\') != 0
 }
 
 const fn escape(byte: u8) -> &'static [u8] {

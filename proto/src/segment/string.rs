@@ -1,5 +1,7 @@
 //! The inside of JSON strings, there and back.
 
+use crate::word::{below, equal};
+
 /// `text` may begin or end within a character: what is escaped is ASCII.
 pub(super) fn escape(text: &[u8], out: &mut Vec<u8>) {
     let mut rest = text;
@@ -69,13 +71,6 @@ pub(super) fn unescape<'t>(text: &'t [u8], out: &mut Vec<u8>) -> Option<&'t [u8]
 
 /// How many bytes at the front need no escape. Eight at a time: most values have none that does.
 fn plain_bytes(text: &[u8]) -> usize {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
-    // The high bit of each byte below `limit`; the lowest one set is exact, those above it may not
-    // be (a borrow), which does not matter to a search for the first.
-    let below = |word: u64, limit: u64| word.wrapping_sub(ONES.wrapping_mul(limit)) & !word & HIGH;
-    let equal = |word: u64, byte: u8| below(word ^ u64::from_ne_bytes([byte; 8]), 1);
-
     let (words, tail) = text.as_chunks::<8>();
     let mut plain = 0_usize;
     for word in words {
