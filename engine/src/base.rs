@@ -1,10 +1,11 @@
-//! A base: `pg_dump` archives taken under one exported snapshot, straight into the repository.
+//! A base: a dump under one exported snapshot, straight into the repository. `pg_dump` makes the archive of all
+//! definitions and of small tables, and large tables are read by COPY, in parts (`rows`).
 //!
 //! The slot gives the consistent point and exports the snapshot, which lives only as long as its
 //! connection idles. So sessions of ours that wait for it take it over, and with it lock the tables
 //! ([`Snapshot`]): from then on the slot's connection is free (to stream, or to go and take its
-//! temporary slot along), and no WAL is held back for the dumps however long they run. The tools are
-//! lent these sessions.
+//! temporary slot along), and no WAL is held back for the dumps however long they run. One is lent to the tools,
+//! in the others tables are read.
 //!
 //! What came in the few milliseconds between the consistent point and the locks is noticed: the
 //! tables are compared with what the snapshot says of them; if they differ, the base is given up and
@@ -17,6 +18,7 @@ mod borrow;
 mod catalog;
 mod columns;
 mod mark;
+mod rows;
 mod snapshot;
 mod waits;
 
@@ -27,7 +29,7 @@ use std::time::Duration;
 use lastgood_pg::{Purpose, ReplicationConnection, SlotKind};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::manifest::{BaseManifest, Borrowed, LineageFile, TableEntry, Version1};
-use lastgood_proto::{BaseId, LineageId};
+use lastgood_proto::{BaseId, LineageId, encoding};
 use lastgood_store::{SourceStore, failpoint};
 use tokio_util::sync::CancellationToken;
 
@@ -225,25 +227,6 @@ pub(crate) async fn dump(
     }
     let started = clock(fresh.client()).await?;
 
-    let mut pids = vec![waits::pid(&keeper).await?];
-    let mut sessions = archive::Sessions {
-        main: keeper.lend().await?,
-        hands: Vec::new(),
-    };
-    for hand in snapshot.hands {
-        pids.push(waits::pid(&hand).await?);
-        sessions.hands.push(hand.lend().await?);
-    }
-    let place = archive::Place {
-        tools: Arc::new(tools),
-        connection: source.connection.clone(),
-        store: store.clone(),
-        lineage: lineage.id,
-        base,
-        server_encoding: encoding.clone(),
-        exclude_schemas: ddl::schemas(fresh.client()).await?,
-        dumped_bytes: Arc::new(AtomicU64::new(0)),
-    };
     let is_borrowed = |entry: &&TableEntry| {
         let mut borrowed = borrowed.iter();
         borrowed.any(|lent| lent.tables.binary_search(&entry.oid).is_ok())
@@ -258,9 +241,36 @@ pub(crate) async fn dump(
     if !elsewhere.is_empty() {
         tracing::info!(%base, tables = elsewhere.len(), "borrows the rows of tables that were not altered");
     }
+    let parts = rows::parts(
+        keeper.client(),
+        version,
+        big,
+        source.settings.big_table_bytes,
+        encoding::sent_in(&encoding),
+    );
+    let parts = parts.await?;
+    let mut pids = vec![waits::pid(&keeper).await?];
+    let mut sessions = archive::Sessions {
+        main: keeper.lend().await?,
+        hands: Vec::new(),
+    };
+    for hand in snapshot.hands {
+        pids.push(waits::pid(&hand).await?);
+        sessions.hands.push(hand);
+    }
+    let place = archive::Place {
+        tools: Arc::new(tools),
+        connection: source.connection.clone(),
+        store: store.clone(),
+        lineage: lineage.id,
+        base,
+        server_encoding: encoding.clone(),
+        exclude_schemas: ddl::schemas(fresh.client()).await?,
+        dumped_bytes: Arc::new(AtomicU64::new(0)),
+    };
     let dumped_bytes = Arc::clone(&place.dumped_bytes);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    let archives = archive::all(&place, sessions, big, &elsewhere, &source.settings);
+    let archives = archive::all(&place, sessions, parts, &elsewhere, &source.settings);
     let gives_way = matches!(rows, Rows::Altered { gives_way: true });
     let waiting = waits::until_one_waits(fresh.client(), &pids, gives_way);
     tokio::pin!(archives, waiting);

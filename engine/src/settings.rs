@@ -40,7 +40,7 @@ pub struct SourceSettings {
     pub logical_decoding_work_mem_kb: u32,
     /// Dumps that run at the same time.
     pub base_jobs: u32,
-    /// A table larger than this is dumped as an archive of its own.
+    /// A table larger than this is dumped by itself, in parts of about this size.
     pub big_table_bytes: u64,
     /// Sealed bytes of the open segment past which reading waits for a running upload.
     pub spool_bytes: u64,
@@ -84,7 +84,7 @@ impl Default for SourceSettings {
             exclude: Vec::new(),
             logical_decoding_work_mem_kb: 256 << 10,
             base_jobs: 2,
-            big_table_bytes: GIB,
+            big_table_bytes: 64 * MIB,
             spool_bytes: GIB,
             retention: None,
             pinned: Vec::new(),

@@ -34,24 +34,11 @@ use crate::publication::TableName;
 use crate::quote;
 use process::Process;
 
-/// What goes into an archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DumpContent {
-    #[default]
-    Everything,
-    SchemaOnly,
-    DataOnly,
-}
-
 /// One run of `pg_dump`, always in the custom format and uncompressed: compression is ours.
 #[derive(Debug, Clone, Default)]
 pub struct DumpOptions {
     /// The archive's encoding; if `None`, that of a session when it is lent: UTF8.
     pub encoding: Option<String>,
-    pub content: DumpContent,
-    /// Only these tables, if any are named.
-    pub tables: Vec<TableName>,
-    pub exclude_tables: Vec<TableName>,
     /// Definition only.
     pub exclude_table_data: Vec<TableName>,
     pub exclude_schemas: Vec<String>,
@@ -202,27 +189,8 @@ impl PgTools {
         if let Some(encoding) = &options.encoding {
             command.arg(format!("--encoding={encoding}"));
         }
-        match options.content {
-            DumpContent::Everything => {}
-            DumpContent::SchemaOnly => {
-                command.arg("--schema-only");
-            }
-            DumpContent::DataOnly => {
-                command.arg("--data-only");
-            }
-        }
-        for (option, tables) in [
-            ("table", &options.tables),
-            ("exclude-table", &options.exclude_tables),
-            ("exclude-table-data", &options.exclude_table_data),
-        ] {
-            for table in tables {
-                command.arg(argument(option, &table.quoted(), options)?);
-            }
-        }
-        if !options.tables.is_empty() {
-            // A table that is gone must be an error, not an empty archive.
-            command.arg("--strict-names");
+        for table in &options.exclude_table_data {
+            command.arg(argument("exclude-table-data", &table.quoted(), options)?);
         }
         for schema in &options.exclude_schemas {
             let schema = quote::identifier(schema);

@@ -211,10 +211,10 @@ impl ShapeKey {
 /// One archive of a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ArchiveName {
-    /// The `pg_dump -Fc` archive of everything that has no archive of its own.
+    /// The `pg_dump -Fc` archive of everything but the rows that have archives of their own.
     Main,
-    /// The data of one large table, by its OID.
-    Table(crate::Oid),
+    /// Rows of a large table, by its OID, and which part of them, counted from 0: a script of one COPY.
+    Rows(crate::Oid, u32),
     /// The SQL text of `pg_dumpall --globals-only`.
     Globals,
 }
@@ -223,7 +223,7 @@ impl fmt::Display for ArchiveName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ArchiveName::Main => f.write_str("main"),
-            ArchiveName::Table(oid) => write!(f, "table-{oid}"),
+            ArchiveName::Rows(oid, part) => write!(f, "rows-{oid}-{part}"),
             ArchiveName::Globals => f.write_str("globals"),
         }
     }
@@ -237,8 +237,11 @@ impl FromStr for ArchiveName {
             "main" => Some(ArchiveName::Main),
             "globals" => Some(ArchiveName::Globals),
             _ => text
-                .strip_prefix("table-")
-                .and_then(|oid| Some(ArchiveName::Table(oid.parse().ok()?)))
+                .strip_prefix("rows-")
+                .and_then(|rest| rest.split_once('-'))
+                .and_then(|(oid, part)| {
+                    Some(ArchiveName::Rows(oid.parse().ok()?, part.parse().ok()?))
+                })
                 .filter(|name| name.to_string() == text),
         };
         name.ok_or_else(|| crate::ParseIdError {
@@ -576,7 +579,7 @@ mod tests {
         let archive = prop_oneof![
             Just(ArchiveName::Main),
             Just(ArchiveName::Globals),
-            any::<u32>().prop_map(|oid| ArchiveName::Table(Oid::new(oid))),
+            any::<(u32, u32)>().prop_map(|(oid, part)| ArchiveName::Rows(Oid::new(oid), part)),
         ];
         prop_oneof![
             Just(SourceObject::Source),

@@ -22,6 +22,7 @@ use lastgood_store::{ObjectReader, SourceStore, failpoint};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
 use tokio::process::ChildStdin;
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Error;
@@ -142,44 +143,46 @@ impl Archives<'_> {
         };
         let mut process = self.tools.restore(target, &options)?;
         if let Some(stdin) = process.stdin.take() {
-            self.feed(archive, stdin, fed).await??;
+            self.feed(&[archive], stdin, fed).await??;
         }
         judge(process.wait().await).map(drop)
     }
 
-    /// Gives an archive to a tool and verifies it, on a task of its own: to unseal and decompress is work for a
-    /// core. `fed` counts its bytes.
+    /// Gives archives to whoever reads them, one behind the other, and verifies them, on a task of its own: to unseal
+    /// and decompress is work for a core. `fed` counts their bytes.
     pub(crate) fn feed(
         &self,
-        archive: &Archive,
-        stdin: ChildStdin,
+        archives: &[&Archive],
+        to: impl Feed,
         fed: &Arc<AtomicU64>,
     ) -> AbortOnDropHandle<Result<(), Error>> {
-        let object = SourceObject::Archive(self.lineage, self.base, archive.name);
-        let (store, archive) = (self.store.clone(), archive.clone());
+        let archives: Vec<Archive> = archives.iter().copied().cloned().collect();
+        let (store, lineage, base) = (self.store.clone(), self.lineage, self.base);
         let fed = Arc::clone(fed);
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut reader = store.open(&object).await?;
-            let mut stdin = Some(stdin);
-            let mut digest = Sha256::new();
-            while let Some(chunk) = reader.next_chunk().await? {
-                digest.update(&chunk);
-                fed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                // The tool leaves after the last data it wants; the rest is read to be verified.
-                if let Some(pipe) = &mut stdin
-                    && pipe.write_all(&chunk).await.is_err()
-                {
-                    stdin = None;
+            let mut to = Some(to);
+            for archive in archives {
+                let object = SourceObject::Archive(lineage, base, archive.name);
+                let mut reader = store.open(&object).await?;
+                let mut digest = Sha256::new();
+                while let Some(chunk) = reader.next_chunk().await? {
+                    digest.update(&chunk);
+                    fed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    // A tool leaves after the last data it wants; the rest is read to be verified.
+                    if let Some(open) = &mut to
+                        && !open.take(chunk).await
+                    {
+                        to = None;
+                    }
+                    failpoint!("restore.data");
                 }
-                failpoint!("restore.data");
+                if digest.digest().to_string() != archive.sha256 {
+                    return Err(Error::ArchiveAltered {
+                        archive: archive.name.to_string(),
+                    });
+                }
             }
-            drop(stdin);
-            match digest.digest().to_string() == archive.sha256 {
-                true => Ok(()),
-                false => Err(Error::ArchiveAltered {
-                    archive: archive.name.to_string(),
-                }),
-            }
+            Ok(())
         }))
     }
 
@@ -238,6 +241,24 @@ impl Archives<'_> {
             }));
         }
         Ok(output.stdout)
+    }
+}
+
+/// Whoever reads archives.
+pub(crate) trait Feed: Send + 'static {
+    /// Whether it wants more.
+    fn take(&mut self, chunk: Bytes) -> impl Future<Output = bool> + Send;
+}
+
+impl Feed for ChildStdin {
+    async fn take(&mut self, chunk: Bytes) -> bool {
+        self.write_all(&chunk).await.is_ok()
+    }
+}
+
+impl Feed for mpsc::Sender<Bytes> {
+    async fn take(&mut self, chunk: Bytes) -> bool {
+        self.send(chunk).await.is_ok()
     }
 }
 

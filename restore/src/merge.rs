@@ -1,5 +1,5 @@
-//! A base's rows on their way to the target, with the net changes merged in: `pg_restore` prints what an
-//! archive holds, each table's rows go into a COPY of ours, and a row that has changed since is left out or
+//! A base's rows on their way to the target, with the net changes merged in: `pg_restore` prints what the main
+//! archive holds, a large table's archives are such text themselves, each table's rows go into a COPY of ours, and a row that has changed since is left out or
 //! replaced on the way. So the target never sees what is to be changed again.
 //!
 //! Every change must meet its row: one of the base that is awaited and does not come by, or one that comes
@@ -14,7 +14,9 @@ use lastgood_pg::dump::TocEntry;
 use lastgood_proto::encoding;
 use lastgood_proto::manifest::Archive;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::mpsc;
 use tokio_postgres::Client;
+use tokio_util::io::StreamReader;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::archive::{Archives, list_file};
@@ -28,6 +30,8 @@ use crate::{Error, sql};
 
 /// Ends the rows of a table.
 const END: &[u8] = b"\\.\n";
+/// Of archives, each up to a frame of the envelope long, that wait to be read.
+const CHUNKS_MAX: usize = 4;
 /// How much of a row is shown as evidence.
 const SHOWN_BYTES: usize = 1000;
 
@@ -62,29 +66,60 @@ impl Waiting {
         Ok(())
     }
 
-    /// Loads the rows of one archive, or only of the entries given; of a lender's, `names` says what its tables
-    /// are called. `fed` counts the archive's bytes.
+    /// Loads the rows of these entries of the main archive; of a lender's, `names` says what its tables are called.
+    /// `fed` counts the archive's bytes.
     pub(crate) async fn load(
         self: &Arc<Self>,
         archives: &Archives<'_>,
-        lanes: &Arc<Lanes>,
+        lane: Lane,
         archive: &Archive,
-        only: Option<&[&TocEntry]>,
+        only: &[&TocEntry],
         names: Option<&Arc<HashMap<Name, Name>>>,
         fed: &Arc<AtomicU64>,
     ) -> Result<(), Error> {
-        let lane = lanes.enter().await?;
-        let list = only.map(list_file).transpose()?;
-        let tool = archives
-            .tools
-            .rows(list.as_ref().map(tempfile::NamedTempFile::path))?;
-        // Both until their ends: the archive is read to be verified, also what the tool does not want.
-        // Whichever fails ends the other.
-        let mut fed = archives.feed(archive, tool.stdin, fed);
+        let list = list_file(only)?;
+        let tool = archives.tools.rows(Some(list.path()))?;
+        let feed = archives.feed(&[archive], tool.stdin, fed);
+        let ended = self.read(lane, feed, tool.stdout, names).await;
+        if matches!(ended, Ok(()) | Err(Error::RowsEnded)) {
+            // If it has not printed all, it knows why.
+            tool.process.wait().await?;
+        }
+        ended
+    }
+
+    /// Loads a large table's rows, as [`Waiting::load`] does.
+    pub(crate) async fn load_parts(
+        self: &Arc<Self>,
+        archives: &Archives<'_>,
+        lane: Lane,
+        parts: &[&Archive],
+        names: Option<&Arc<HashMap<Name, Name>>>,
+        fed: &Arc<AtomicU64>,
+    ) -> Result<(), Error> {
+        let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
+        let chunks = futures::stream::unfold(receiver, async |mut chunks| {
+            let chunk = chunks.recv().await?;
+            Some((Ok::<_, std::io::Error>(chunk), chunks))
+        });
+        let feed = archives.feed(parts, sender, fed);
+        self.read(lane, feed, StreamReader::new(Box::pin(chunks)), names)
+            .await
+    }
+
+    /// Both until their ends: what is fed is read to be verified, also what nobody wants of it. Whichever fails ends
+    /// the other.
+    async fn read(
+        self: &Arc<Self>,
+        lane: Lane,
+        mut fed: AbortOnDropHandle<Result<(), Error>>,
+        script: impl AsyncRead + Unpin + Send + 'static,
+        names: Option<&Arc<HashMap<Name, Name>>>,
+    ) -> Result<(), Error> {
         let (waiting, names) = (Arc::clone(self), names.cloned());
-        let rows = async move { waiting.tables(&lane, tool.stdout, names.as_deref()).await };
+        let rows = async move { waiting.tables(&lane, script, names.as_deref()).await };
         let mut rows = AbortOnDropHandle::new(tokio::spawn(rows));
-        let ended = tokio::select! {
+        tokio::select! {
             biased;
             // Rows that end too early may be all that an archive had.
             fed = &mut fed => match fed? {
@@ -95,12 +130,7 @@ impl Waiting {
                 Ok(()) => fed.await?,
                 failed => failed,
             },
-        };
-        if matches!(ended, Ok(()) | Err(Error::RowsEnded)) {
-            // If it has not printed all, it knows why.
-            tool.process.wait().await?;
         }
-        ended
     }
 
     /// Tables whose rows are all new, and that no archive has.
@@ -136,7 +166,9 @@ impl Waiting {
             searched: 0,
         };
         let (mut ends, mut wide) = (Vec::new(), Vec::new());
-        while let Some(mut block) = script.block(&self.encoding).await? {
+        let mut next = script.block(&self.encoding).await?;
+        while let Some(found) = next.take() {
+            let mut block = found.clone();
             let mut altered = None;
             if let Some(names) = names {
                 let name = names.get(&block.name);
@@ -152,7 +184,7 @@ impl Waiting {
             let mut copy = block.copy(lane, &self.encoding);
             let changed = self.net().tables.remove(&block.name);
             let mut merge = changed.map(|table| Merge::new(table, &block)).transpose()?;
-            while let Some(mut rows) = script.rows().await? {
+            while let Some(mut rows) = script.rows_of(&found, &self.encoding, &mut next).await? {
                 if merge.is_none() && altered.is_none() {
                     copy.send(rows).await?;
                     continue;
@@ -183,7 +215,7 @@ impl Waiting {
 }
 
 /// A table whose rows follow.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Block {
     name: Name,
     /// In the order of the rows' fields.
@@ -227,7 +259,7 @@ impl Block {
     }
 }
 
-/// What `pg_restore` prints.
+/// What `pg_restore` prints, or as a large table's archives are.
 struct Script<R> {
     input: R,
     buffer: BytesMut,
@@ -288,6 +320,25 @@ impl<R: AsyncRead + Unpin> Script<R> {
             self.searched = self.buffer.len();
             if !self.more().await? {
                 return Err(Error::RowsEnded);
+            }
+        }
+    }
+
+    /// As [`Script::rows`], also of the blocks behind this one that are more of it: a large table comes in parts.
+    /// At their end, with the block that follows.
+    async fn rows_of(
+        &mut self,
+        block: &Block,
+        archive_encoding: &str,
+        next: &mut Option<Block>,
+    ) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(rows) = self.rows().await? {
+                return Ok(Some(rows));
+            }
+            *next = self.block(archive_encoding).await?;
+            if next.as_ref() != Some(block) {
+                return Ok(None);
             }
         }
     }
@@ -546,6 +597,31 @@ mod tests {
         script.block("UTF8").await.unwrap();
         script.rows().await.unwrap();
         assert!(matches!(script.rows().await, Err(Error::RowsEnded)));
+    }
+
+    #[tokio::test]
+    async fn a_table_in_parts_is_one() {
+        let text = b"COPY s.a (x) FROM stdin;\n1\n\\.\nCOPY s.a (x) FROM stdin;\n\\.\nCOPY s.a (x) FROM stdin;\n2\n\\.\n\
+                     COPY s.b (x) FROM stdin;\n3\n\\.\nCOPY s.a (x) FROM stdin;\n4\n\\.\n";
+        let mut script = Script {
+            input: text.as_slice(),
+            buffer: BytesMut::new(),
+            searched: 0,
+        };
+        let mut found = Vec::new();
+        let mut next = script.block("UTF8").await.unwrap();
+        while let Some(block) = next.take() {
+            let mut all = Vec::new();
+            while let Some(rows) = script.rows_of(&block, "UTF8", &mut next).await.unwrap() {
+                all.extend_from_slice(&rows);
+            }
+            found.push((block.name.1, String::from_utf8(all).unwrap()));
+        }
+        let expect = [("a", "1\n2\n"), ("b", "3\n"), ("a", "4\n")];
+        assert_eq!(
+            found,
+            expect.map(|(name, rows)| (name.to_owned(), rows.to_owned()))
+        );
     }
 
     #[test]

@@ -463,7 +463,7 @@ pub(crate) async fn lent(
     Ok(loans)
 }
 
-/// Whether rows are loaded from an archive: from a table's own if the table is chosen, from the
+/// Whether rows are loaded from an archive: from a table's own ones if the table is chosen, from the
 /// main one if one of the chosen tables has no other.
 pub(crate) fn is_needed(
     archive: &Archive,
@@ -475,7 +475,7 @@ pub(crate) fn is_needed(
     };
     match (archive.name, &archive.table) {
         (ArchiveName::Globals, _) => false,
-        (ArchiveName::Table(_), table) => table.as_ref().is_some_and(|name| chosen.contains(name)),
+        (ArchiveName::Rows(..), table) => table.as_ref().is_some_and(|name| chosen.contains(name)),
         (ArchiveName::Main, _) => {
             let others = manifest.archives.iter();
             let apart: HashSet<&Name> = others.filter_map(|other| other.table.as_ref()).collect();

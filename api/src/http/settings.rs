@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     logical_decoding_work_mem_kb: u32,
     /// Dumps that run at the same time.
     base_jobs: u32,
-    /// A table larger than this is an archive of its own.
+    /// A table larger than this is dumped by itself, in parts of about this size.
     big_table_bytes: u64,
     /// Sealed bytes of the open segment past which reading waits for uploads.
     spool_bytes: u64,

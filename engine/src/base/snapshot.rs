@@ -31,7 +31,7 @@ pub(super) const LOCK_PATIENCE_MS: u64 = 500;
 /// Sessions that wait for a slot to be made.
 pub(crate) struct Prepared {
     keeper: Session,
-    /// For the big tables' archives, as many as are made at a time.
+    /// For the big tables' rows, as many as are read at a time.
     hands: Vec<Session>,
     fresh: Session,
     tools: Result<PgTools, ToolError>,
@@ -79,10 +79,11 @@ impl Prepared {
             .map(|(oid, _)| *oid)
             .filter(|oid| tables.contains_key(oid))
             .collect();
-        let jobs = usize::try_from(source.settings.base_jobs).unwrap_or(1);
         let mut hands = Vec::new();
-        while hands.len() < jobs.min(big.len()) {
-            hands.push(open(connection).await?);
+        if !big.is_empty() {
+            for _ in 0..source.settings.base_jobs {
+                hands.push(open(connection).await?);
+            }
         }
         Ok(Self {
             keeper,

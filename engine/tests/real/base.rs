@@ -178,7 +178,7 @@ async fn truncates_many_times_a_second_leave_room_for_a_base() -> Result<()> {
                 _ => None,
             })
             .await?;
-        assert_eq!(first.archives.len(), 3, "{:?}", first.archives);
+        ensure!(first.archives.len() >= 3, "{:?}", first.archives);
         for _ in 0..3 {
             let (sender, _receiver) = tokio::sync::mpsc::channel(100);
             let cancel = tokio_util::sync::CancellationToken::new();

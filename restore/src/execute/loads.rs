@@ -1,11 +1,12 @@
 //! Which archive gives which rows: the base's own, and those of earlier bases whose rows it borrows.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use lastgood_pg::ConnectionConfig;
 use lastgood_pg::dump::TocEntry;
+use lastgood_proto::Oid;
 use lastgood_proto::key::ArchiveName;
 use lastgood_proto::manifest::{Archive, BaseManifest};
 
@@ -24,27 +25,25 @@ pub(super) struct Giver<'a> {
     pub(super) manifest: &'a BaseManifest,
     /// Whose rows; if none are named, everything that its own archives have.
     pub(super) tables: Option<&'a HashSet<Name>>,
-    /// To another base, which calls its tables so: then only rows are wanted, also of a table's own archive, which
-    /// has its sequences' states as well.
+    /// To another base, which calls its tables so.
     pub(super) lends: Option<&'a Arc<HashMap<Name, Name>>>,
 }
 
-/// What is loaded from one archive.
+/// What is loaded from archives.
 pub(super) struct Load<'a> {
     archives: &'a Archives<'a>,
-    pub(super) archive: &'a Archive,
     what: What<'a>,
+    /// As with [`Giver`].
+    lends: Option<&'a Arc<HashMap<Name, Name>>>,
 }
 
 enum What<'a> {
-    /// Rows, of these entries of a main archive; of a table's own, whatever it has. Of a lender's archive, with
-    /// what the tables are called.
-    Rows(
-        Option<Vec<&'a TocEntry>>,
-        Option<&'a Arc<HashMap<Name, Name>>>,
-    ),
-    /// Of a main archive, what is neither rows nor a sequence's state.
-    Others(Vec<&'a TocEntry>),
+    /// The rows of these entries of the main archive.
+    Rows(&'a Archive, Vec<&'a TocEntry>),
+    /// A large table's rows, part by part.
+    Parts(Vec<&'a Archive>),
+    /// Of the main archive, what is neither rows nor a sequence's state.
+    Others(&'a Archive, Vec<&'a TocEntry>),
 }
 
 impl Load<'_> {
@@ -55,50 +54,62 @@ impl Load<'_> {
         lanes: &Arc<Lanes>,
         fed: &Arc<AtomicU64>,
     ) -> Result<(), Error> {
-        let (archives, archive) = (self.archives, self.archive);
+        let (archives, lends) = (self.archives, self.lends);
+        let lane = lanes.enter().await?;
         match &self.what {
-            What::Rows(only, names) => {
-                let only = only.as_deref();
+            What::Rows(archive, only) => {
                 waiting
-                    .load(archives, lanes, archive, only, *names, fed)
+                    .load(archives, lane, archive, only, lends, fed)
                     .await
             }
-            What::Others(only) => {
-                let _lane = lanes.enter().await?;
-                archives.others(target, archive, only, fed).await
-            }
+            What::Parts(parts) => waiting.load_parts(archives, lane, parts, lends, fed).await,
+            What::Others(archive, only) => archives.others(target, archive, only, fed).await,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        match &self.what {
+            What::Rows(archive, _) | What::Others(archive, _) => archive.bytes,
+            What::Parts(parts) => parts.iter().map(|part| part.bytes).sum(),
         }
     }
 }
 
 impl<'a> Giver<'a> {
     pub(super) fn loads(&self) -> Result<Vec<Load<'a>>, Error> {
+        let load = |what| Load {
+            archives: self.archives,
+            what,
+            lends: self.lends,
+        };
         let rows = match self.tables {
             Some(tables) => self.rows_of(tables)?,
             None => of_kind(self.head, "TABLE DATA").collect(),
         };
         let mut loads = Vec::new();
+        let mut parts: BTreeMap<Oid, Vec<&Archive>> = BTreeMap::new();
         let needed = |archive: &&Archive| plan::is_needed(archive, self.manifest, self.tables);
         for archive in self.manifest.archives.iter().filter(needed) {
-            let load = |what| Load {
-                archives: self.archives,
-                archive,
-                what,
-            };
-            if archive.name != ArchiveName::Main {
-                loads.push(load(What::Rows(None, self.lends)));
-                continue;
+            match archive.name {
+                ArchiveName::Rows(table, _) => parts.entry(table).or_default().push(archive),
+                ArchiveName::Main => {
+                    loads.push(load(What::Rows(archive, rows.clone())));
+                    let others = self.others();
+                    if !others.is_empty() {
+                        loads.push(load(What::Others(archive, others)));
+                    }
+                }
+                ArchiveName::Globals => {}
             }
-            loads.push(load(What::Rows(Some(rows.clone()), self.lends)));
-            let others = self.others();
-            if !others.is_empty() {
-                loads.push(load(What::Others(others)));
-            }
+        }
+        for mut parts in parts.into_values() {
+            parts.sort_by_key(|part| part.name);
+            loads.push(load(What::Parts(parts)));
         }
         Ok(loads)
     }
 
-    /// The tables that have an archive of their own.
+    /// The tables whose rows have archives of their own.
     fn apart(&self) -> HashSet<&'a Name> {
         let archives = self.manifest.archives.iter();
         archives
@@ -116,7 +127,7 @@ impl<'a> Giver<'a> {
         }
     }
 
-    /// The tables' entries in the main archive. Each has one, or an archive of its own.
+    /// The tables' entries in the main archive. Each has one, or archives of its own.
     fn rows_of(&self, tables: &HashSet<Name>) -> Result<Vec<&'a TocEntry>, Error> {
         let apart = self.apart();
         let data: Vec<&TocEntry> = of_kind(self.head, "TABLE DATA").collect();

@@ -13,7 +13,7 @@ use lastgood_proto::manifest::Protection;
 use tokio::time::interval;
 use tokio_postgres::Client;
 
-use super::loads::Giver;
+use super::loads::{Giver, Load};
 use super::of_kind;
 use super::run::Run;
 use crate::apply::{self, Replayed};
@@ -115,8 +115,8 @@ impl Run<'_> {
             };
             loads.extend(lender.loads()?);
         }
-        loads.sort_by_key(|load| std::cmp::Reverse(load.archive.bytes));
-        let total = loads.iter().map(|load| load.archive.bytes).sum();
+        loads.sort_by_key(|load| std::cmp::Reverse(load.bytes()));
+        let total = loads.iter().map(Load::bytes).sum();
         let lanes = Lanes::new(target, self.options.jobs);
         let fed = Arc::new(AtomicU64::new(0));
         let loading = loads

@@ -55,7 +55,7 @@ pub(super) struct Settings {
     /// Dumps at the same time [default: 2]
     #[arg(long, value_name = "JOBS")]
     base_jobs: Option<u32>,
-    /// A table larger than this is an archive of its own [default: 1GiB]
+    /// A table larger than this is dumped by itself, in parts of about this size [default: 64MiB]
     #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
     big_table_bytes: Option<u64>,
     /// Sealed bytes that may wait for an upload [default: 1GiB]

@@ -47,7 +47,7 @@ impl Lister {
         let mut reader = store.open(&object).await.map_err(|error| chain(&error))?;
         let (mut pipe, mut listing) = (None, None);
         let checked = match (archive.name, self.tools(manifest)) {
-            (ArchiveName::Globals, _) => Checked::Text,
+            (ArchiveName::Globals | ArchiveName::Rows(..), _) => Checked::Text,
             (_, Err(why)) => Checked::NotListed(why),
             (_, Ok(tools)) => {
                 let (feed, head) = tokio::io::duplex(PIPE_BYTES);
