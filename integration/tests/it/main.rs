@@ -19,6 +19,7 @@ mod faults;
 mod harness;
 mod into_schema;
 mod keys;
+mod large_tables;
 mod lease;
 mod lifecycle;
 mod lost_catalog;
