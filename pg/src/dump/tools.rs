@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
+use futures::future::join_all;
 use tokio::process::Command;
 
 use super::process::ToolError;
@@ -69,18 +70,12 @@ impl PgTools {
     /// tool is run that was run before.
     pub async fn discover() -> Vec<Self> {
         let mut seen = BTreeSet::new();
-        let mut found = Vec::new();
-        for folder in folders() {
-            let Ok(folder) = folder.canonicalize() else {
-                continue;
-            };
-            if seen.insert(folder.clone())
-                && let Some(tools) = Self::known(folder).await
-            {
-                found.push(tools);
-            }
-        }
-        found
+        let folders = folders().into_iter();
+        let folders = folders.filter_map(|folder| folder.canonicalize().ok());
+        let folders = folders.filter(|folder| seen.insert(folder.clone()));
+        // Side by side: a command waits for all of them.
+        let found = join_all(folders.map(Self::known)).await;
+        found.into_iter().flatten().collect()
     }
 
     /// Asks a tool once, and again when its file is another.
