@@ -15,8 +15,8 @@
 //! moment of 2 ms.) Too small, it is short of room for messages of some KB as they come: the kernel drops them, and
 //! the sender waits before it sends them again. (300,000 rows of 4 KB, inserted and updated: 8.1 s with half of
 //! [`BUFFER_BYTES_MIN`], 7.3 s with it, 6.7 s with twice as much; small rows: 3.2, 3.2 and 3.6 s.)
-//! It is never changed again: one that becomes small again, tried where short messages followed long ones, left the
-//! sender to probe a closed window for minutes.
+//! So it becomes larger once such messages have come, and never small again: tried where short messages followed long
+//! ones, that left the sender to probe a closed window for minutes.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream as StdTcpStream;
@@ -41,6 +41,8 @@ const BUFFER_BYTES_PER_MS: usize = 200 * 1000;
 /// The kernel makes twice as much of it. That must hold the 64 KiB which the other end was told at
 /// first, and what the kernel adds to each message: newer kernels drop what does not fit, again and again.
 const BUFFER_BYTES_MIN: usize = 64 * 1024;
+/// Where messages are long.
+const BUFFER_BYTES_LONG: usize = 128 * 1024;
 /// As much as Linux grants without being told otherwise (`net.core.rmem_max`). Where it would not do, the
 /// kernel finds a size itself.
 const BUFFER_BYTES_MAX: usize = 208 * 1024;
@@ -59,11 +61,13 @@ impl Socket {
     pub(crate) fn make_lazy(&mut self, roundtrip: Duration) -> io::Result<()> {
         match std::mem::replace(self, Self::Gone) {
             Self::Eager(stream) => {
-                if let Some(bytes) = buffer_bytes(roundtrip) {
+                let buffer = buffer_bytes(roundtrip);
+                if let Some(bytes) = buffer {
                     SockRef::from(&stream).set_recv_buffer_size(bytes)?;
                 }
                 *self = Self::Lazy(LazySocket {
                     registration: Registration::Off(stream.into_std()?),
+                    buffer,
                     pause: Box::pin(tokio::time::sleep(Duration::ZERO)),
                     is_pausing: false,
                     room: ROOM_BYTES_MIN,
@@ -73,10 +77,29 @@ impl Socket {
         }
         Ok(())
     }
+
+    /// What the kernel was told.
+    #[cfg(test)]
+    pub(crate) fn buffer_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Lazy(lazy) => lazy.buffer,
+            Self::Eager(_) | Self::Gone => None,
+        }
+    }
+
+    /// Messages are long: a small buffer becomes larger, if it is not yet.
+    pub(crate) fn expect_long(&mut self) -> io::Result<()> {
+        match self {
+            Self::Lazy(lazy) => lazy.expect_long(),
+            Self::Eager(_) | Self::Gone => Ok(()),
+        }
+    }
 }
 
 pub(crate) struct LazySocket {
     registration: Registration,
+    /// What the kernel was told; nothing if it finds a size itself.
+    buffer: Option<usize>,
     /// Kept across calls that are dropped, which must not begin it anew.
     pause: Pin<Box<Sleep>>,
     is_pausing: bool,
@@ -98,6 +121,20 @@ impl LazySocket {
             Registration::Off(socket) => Some(socket),
             Registration::On(_) | Registration::Gone => None,
         }
+    }
+
+    fn expect_long(&mut self) -> io::Result<()> {
+        if self.buffer.is_none_or(|bytes| bytes >= BUFFER_BYTES_LONG) {
+            return Ok(());
+        }
+        let socket = match &self.registration {
+            Registration::Off(socket) => SockRef::from(socket),
+            Registration::On(stream) => SockRef::from(stream),
+            Registration::Gone => return Err(gone()),
+        };
+        socket.set_recv_buffer_size(BUFFER_BYTES_LONG)?;
+        self.buffer = Some(BUFFER_BYTES_LONG);
+        Ok(())
     }
 
     fn registered(&mut self) -> io::Result<Pin<&mut TcpStream>> {
@@ -255,10 +292,13 @@ mod tests {
     #[tokio::test]
     async fn a_near_sender_is_left_little_room() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let room = async |roundtrip| {
+        let room = async |roundtrip, is_long| {
             let near = TcpStream::connect(listener.local_addr().unwrap()).await;
             let mut socket = Socket::Eager(near.unwrap());
             socket.make_lazy(roundtrip).unwrap();
+            if is_long {
+                socket.expect_long().unwrap();
+            }
             match &socket {
                 Socket::Lazy(lazy) => {
                     let socket = SockRef::from(lazy.unregistered().unwrap());
@@ -267,12 +307,17 @@ mod tests {
                 Socket::Eager(_) | Socket::Gone => panic!("not lazy"),
             }
         };
-        assert_eq!(room(Duration::from_micros(50)).await, 2 * BUFFER_BYTES_MIN);
-        assert_eq!(room(Duration::from_micros(500)).await, 2 * 100_000);
+        let (near, far) = (Duration::from_micros(50), Duration::from_micros(500));
+        assert_eq!(room(near, false).await, 2 * BUFFER_BYTES_MIN);
+        assert_eq!(room(near, true).await, 2 * BUFFER_BYTES_LONG);
+        assert_eq!(room(far, false).await, 2 * 100_000);
+        assert_eq!(room(far, true).await, 2 * BUFFER_BYTES_LONG);
+        let farther = Duration::from_millis(1);
+        assert_eq!(room(farther, true).await, 2 * 200_000);
         // Left to the kernel, it begins as any other, and grows.
         let any = TcpStream::connect(listener.local_addr().unwrap()).await;
         let any = SockRef::from(&any.unwrap()).recv_buffer_size().unwrap();
-        assert_eq!(room(Duration::MAX).await, any);
-        assert_eq!(room(Duration::from_millis(20)).await, any);
+        assert_eq!(room(Duration::MAX, true).await, any);
+        assert_eq!(room(Duration::from_millis(20), false).await, any);
     }
 }

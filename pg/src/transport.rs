@@ -299,6 +299,15 @@ impl Transport {
             Self::Tls(stream) => stream.get_mut().0.make_lazy(roundtrip),
         }
     }
+
+    /// See [`Socket`].
+    pub(crate) fn expect_long(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.expect_long(),
+            Self::Unix(_) => Ok(()),
+            Self::Tls(stream) => stream.get_mut().0.expect_long(),
+        }
+    }
 }
 
 /// The same call on whichever stream it is.

@@ -32,6 +32,10 @@ const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
 /// operations; a lazy one does not, and TLS would swallow what the socket below it does.
 const YIELD_BYTES: usize = 128 * 1024;
 
+/// How many bytes are looked at for how long messages are, and from which length on they are long.
+const LOOK_BYTES: usize = 8 << 20;
+const LONG_BYTES: usize = 1024;
+
 /// Tag and length.
 const HEADER_BYTES: usize = 5;
 
@@ -45,6 +49,9 @@ pub(crate) struct Wire {
     limit: u64,
     /// Bytes read since the runtime had its turn.
     since_yield: usize,
+    /// Bytes read, and messages taken, since somebody looked at how long these are.
+    since_look: usize,
+    messages: usize,
 }
 
 impl Wire {
@@ -57,6 +64,8 @@ impl Wire {
             unflushed: false,
             limit: HANDSHAKE_MESSAGE_BYTES_MAX,
             since_yield: 0,
+            since_look: 0,
+            messages: 0,
         }
     }
 
@@ -106,6 +115,7 @@ impl Wire {
         if self.incoming.len().saturating_sub(HEADER_BYTES) < body {
             return Ok(None);
         }
+        self.messages += 1;
         self.incoming.advance(HEADER_BYTES);
         let message = self.incoming.split_to(body).freeze();
         if body > KEPT_BYTES_MAX {
@@ -134,6 +144,13 @@ impl Wire {
             return Err(Error::Closed);
         }
         self.since_yield = self.since_yield.saturating_add(count);
+        self.since_look = self.since_look.saturating_add(count);
+        if self.since_look >= LOOK_BYTES {
+            if self.since_look / LONG_BYTES > self.messages {
+                self.stream.expect_long().map_err(Error::Broken)?;
+            }
+            (self.since_look, self.messages) = (0, 0);
+        }
         Ok(())
     }
 
@@ -262,6 +279,31 @@ mod tests {
         };
         tokio::join!(writer, reader);
         assert!(wire.incoming.capacity() < 2 * READ_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_long_messages_has_more_room() {
+        for (length, is_more) in [(100, false), (4096, true)] {
+            let (mut wire, mut far) = pair().await;
+            wire.lift_limit();
+            wire.read_lazily(Duration::ZERO).unwrap();
+            let size = |wire: &Wire| match &wire.stream {
+                Transport::Tcp(socket) => socket.buffer_bytes(),
+                Transport::Unix(_) | Transport::Tls(_) => None,
+            };
+            let before = size(&wire);
+            let header = u32::try_from(length + 4).unwrap().to_be_bytes();
+            let message = [&b"d"[..], &header, &vec![b'x'; length]].concat();
+            let count = 2 * LOOK_BYTES / length;
+            let writer = async { far.write_all(&message.repeat(count)).await.unwrap() };
+            let reader = async {
+                for _ in 0..count {
+                    wire.next().await.unwrap();
+                }
+            };
+            tokio::join!(writer, reader);
+            assert_eq!(size(&wire) > before, is_more);
+        }
     }
 
     /// With a backlog there is always something to read, and timers of the same task fire anyway.
