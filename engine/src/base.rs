@@ -222,8 +222,7 @@ pub(crate) async fn dump(
             snapshot_xmin: contents.snapshot_xmin,
             definitions: &fingerprints.definitions,
         };
-        let worth_bytes = source.settings.big_table_bytes;
-        borrowed = now.borrows(&newest, &contents.tables, worth_bytes).await?;
+        borrowed = now.borrows(&newest, &contents.tables).await?;
     }
     let started = clock(fresh.client()).await?;
 
@@ -249,13 +248,14 @@ pub(crate) async fn dump(
         encoding::sent_in(&encoding),
     );
     let parts = parts.await?;
-    let mut pids = vec![waits::pid(&keeper).await?];
+    let main_pid = waits::pid(&keeper).await?;
+    let mut hand_pids = Vec::new();
     let mut sessions = archive::Sessions {
         main: keeper.lend().await?,
         hands: Vec::new(),
     };
     for hand in snapshot.hands {
-        pids.push(waits::pid(&hand).await?);
+        hand_pids.push(waits::pid(&hand).await?);
         sessions.hands.push(hand);
     }
     let place = archive::Place {
@@ -272,7 +272,7 @@ pub(crate) async fn dump(
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     let archives = archive::all(&place, sessions, parts, &elsewhere, &source.settings);
     let gives_way = matches!(rows, Rows::Altered { gives_way: true });
-    let waiting = waits::until_one_waits(fresh.client(), &pids, gives_way);
+    let waiting = waits::until_one_waits(fresh.client(), main_pid, &hand_pids, gives_way);
     tokio::pin!(archives, waiting);
     let archives = loop {
         // What is left of the archives ends with the sessions that it is made in.

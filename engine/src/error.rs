@@ -1,6 +1,8 @@
 //! What can go wrong between PostgreSQL and the objects, one variant for each thing a caller or an
 //! operator does differently.
 
+use std::borrow::Cow;
+
 use lastgood_pg::Condition;
 use lastgood_proto::manifest::EndReason;
 use lastgood_proto::segment::ReadError;
@@ -17,7 +19,7 @@ pub enum Error {
     Store(#[from] lastgood_store::Error),
     #[error("an SQL command on the source failed while {doing}")]
     Sql {
-        doing: &'static str,
+        doing: Cow<'static, str>,
         #[source]
         source: lastgood_pg::Error,
     },
@@ -127,9 +129,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn sql(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(crate) fn sql(
+        doing: impl Into<Cow<'static, str>>,
+    ) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |error| Self::Sql {
-            doing,
+            doing: doing.into(),
             source: error.into(),
         }
     }

@@ -3,6 +3,8 @@
 //! Every file names its version as `v`; a reader refuses any other and any unknown field, because
 //! what it does not know it cannot restore.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::key::{ArchiveName, KeyId};
@@ -283,12 +285,34 @@ impl BaseManifest {
         from.map(|borrowed| borrowed.base)
     }
 
+    /// A large table of which a part is not named.
+    #[must_use]
+    pub fn cut_table(&self) -> Option<&(String, String)> {
+        cut_table(&self.archives)
+    }
+
     /// What became of a borrowed table's columns; none if they are as they were in the lender.
     #[must_use]
     pub fn altered(&self, table: Oid) -> Option<&AlteredTable> {
         let mut altered = self.borrowed.iter().flat_map(|borrowed| &borrowed.altered);
         altered.find(|altered| altered.table == table)
     }
+}
+
+fn cut_table(archives: &[Archive]) -> Option<&(String, String)> {
+    let mut parts: BTreeMap<Oid, BTreeMap<u32, &Archive>> = BTreeMap::new();
+    for archive in archives {
+        if let ArchiveName::Rows(table, part) = archive.name {
+            parts.entry(table).or_default().insert(part, archive);
+        }
+    }
+    let is_cut = |parts: &&BTreeMap<u32, &Archive>| {
+        let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        let is_whole = parts.keys().copied().eq(0..count);
+        !(is_whole && parts.values().all(|part| part.parts == Some(count)))
+    };
+    let cut = parts.values().find(is_cut)?;
+    cut.values().find_map(|part| part.table.as_ref())
 }
 
 /// Tables of a base whose rows stand in the archives of an earlier one, the lender: nothing but captured
@@ -366,9 +390,12 @@ pub struct Locale {
 #[serde(deny_unknown_fields)]
 pub struct Archive {
     pub name: ArchiveName,
-    /// Schema and table, if the archive holds one table's data.
+    /// Schema and table, if the archive holds rows of one only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<(String, String)>,
+    /// How many there are of that table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<u32>,
     /// Of the archive itself, before compression.
     pub bytes: u64,
     pub stored_bytes: u64,
@@ -495,6 +522,35 @@ pub struct SequenceEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_parts_of_a_table_are_named() {
+        let part = |oid, part, parts| Archive {
+            name: ArchiveName::Rows(Oid::new(oid), part),
+            table: Some(("public".to_owned(), format!("t{oid}"))),
+            parts,
+            bytes: 0,
+            stored_bytes: 0,
+            sha256: String::new(),
+        };
+        let cut = |archives: &[Archive]| cut_table(archives).map(|(_, name)| name.clone());
+        let whole = [
+            part(1, 1, Some(2)),
+            part(1, 0, Some(2)),
+            part(2, 0, Some(1)),
+        ];
+        assert_eq!(cut(&whole), None);
+        assert_eq!(cut(&[]), None);
+        for (archives, name) in [
+            ([part(1, 0, Some(1)), part(2, 1, Some(1))], "t2"),
+            ([part(1, 0, Some(3)), part(1, 2, Some(3))], "t1"),
+            ([part(1, 0, Some(3)), part(1, 1, Some(3))], "t1"),
+            ([part(1, 0, Some(2)), part(1, 0, Some(2))], "t1"),
+            ([part(1, 0, Some(1)), part(2, 0, None)], "t2"),
+        ] {
+            assert_eq!(cut(&archives).as_deref(), Some(name), "{archives:?}");
+        }
+    }
 
     #[test]
     fn another_version_or_field_is_refused() {

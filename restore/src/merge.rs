@@ -128,6 +128,8 @@ impl Waiting {
             },
             loaded = &mut rows => match loaded? {
                 Ok(()) => fed.await?,
+                // They may have ended because nothing more could be read, which then is the reason.
+                Err(Error::RowsEnded) => fed.await?.and(Err(Error::RowsEnded)),
                 failed => failed,
             },
         }

@@ -338,6 +338,7 @@ impl Fixture {
             archives: vec![Archive {
                 name: ArchiveName::Main,
                 table: None,
+                parts: None,
                 bytes,
                 stored_bytes,
                 sha256: digest.digest().to_string(),

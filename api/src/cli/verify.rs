@@ -360,6 +360,9 @@ async fn check(
                     ));
                 }
             }
+            if let Some((schema, name)) = manifest.cut_table() {
+                return Err(format!("not all rows of {schema}.{name} are named in it"));
+            }
             for archive in &manifest.archives {
                 let place = (*lineage, *base);
                 let checked = choice.lister.check(store, place, &manifest, archive).await;

@@ -1,5 +1,5 @@
 //! The archives of a base: what a tool or the server gives, through the envelope into storage. No local copy; memory
-//! is one chunk and what the object writer keeps.
+//! is one chunk, or one row if that is longer, and what the object writer keeps, for each session.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,7 +158,7 @@ impl Place {
             Ok::<_, Error>(process.wait().await.map_err(lastgood_pg::Error::from)?)
         };
         match copied.await {
-            Ok(session) => Ok((sink.finish(None).await?, session)),
+            Ok(session) => Ok((sink.finish().await?, session)),
             Err(error) => {
                 let written = sink.bytes;
                 sink.abort().await;
@@ -206,11 +206,11 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// `table`: whose rows it has, if those of one only.
-    pub(super) async fn finish(self, table: Option<(String, String)>) -> Result<Archive, Error> {
+    pub(super) async fn finish(self) -> Result<Archive, Error> {
         Ok(Archive {
             name: self.name,
-            table,
+            table: None,
+            parts: None,
             bytes: self.bytes,
             stored_bytes: self.writer.finish().await?,
             sha256: self.digest.digest().to_string(),

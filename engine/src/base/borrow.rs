@@ -22,6 +22,8 @@ use crate::error::{Error, chain};
 
 /// More names than this are not given to `pg_dump`: it looks each up by a query of its own.
 const BORROWED_MAX: usize = 5000;
+/// So many bytes are not dumped again, however much has changed since.
+const WORTH_BYTES: u64 = 1 << 30;
 
 /// New columns, and what rows that were not written anew have there: null, where nothing else stands. And whether that
 /// can be told: they are of types whose text means the same always and is parted by commas: PostgreSQL's own,
@@ -117,12 +119,11 @@ pub(super) struct Now<'a> {
 
 impl Now<'_> {
     /// Which of `tables` need not be dumped. All that can be borrowed is, unless it comes to less than the
-    /// changes since, which a restore would go through instead, and than `worth_bytes`.
+    /// changes since, which a restore would go through instead, and than [`WORTH_BYTES`].
     pub(super) async fn borrows(
         &self,
         newest: &BaseManifest,
         tables: &[TableEntry],
-        worth_bytes: u64,
     ) -> Result<Vec<Borrowed>, Error> {
         let read_alike = newest.server_version == self.server_version
             && newest.pg_dump_version == self.pg_dump_version
@@ -134,7 +135,7 @@ impl Now<'_> {
         untouched.sort_by_key(|(table, _)| std::cmp::Reverse(table.bytes));
         untouched.truncate(BORROWED_MAX);
         let bytes: u64 = untouched.iter().map(|(table, _)| table.bytes).sum();
-        if bytes < self.changes_bytes.min(worth_bytes) {
+        if bytes < self.changes_bytes.min(WORTH_BYTES) {
             return Ok(Vec::new());
         }
         let mut lenders: BTreeMap<BaseId, Borrowed> = BTreeMap::new();

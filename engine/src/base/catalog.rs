@@ -7,7 +7,7 @@ use lastgood_proto::manifest::{Protection, SequenceEntry, TableEntry};
 use tokio_postgres::Client;
 
 use super::mark::{self, Mark};
-use super::snapshot::refused;
+use super::snapshot::{LOCKING, refused};
 use crate::error::Error;
 use crate::publication;
 use crate::settings::SourceSettings;
@@ -167,7 +167,10 @@ pub(super) async fn sizes(
 ) -> Result<BTreeMap<Oid, u64>, Error> {
     let oids: Vec<u32> = tables.map(Oid::get).collect();
     let sql = "SELECT oid, pg_table_size(oid) FROM unnest($1::oid[]) AS oid";
-    let rows = client.query(sql, &[&oids]).await.map_err(refused)?;
+    let rows = client
+        .query(sql, &[&oids])
+        .await
+        .map_err(|error| refused(error, LOCKING))?;
     let size = |row: &tokio_postgres::Row| -> Option<(Oid, u64)> {
         let bytes: i64 = row.get::<_, Option<i64>>(1)?;
         Some((Oid::new(row.get(0)), u64::try_from(bytes).unwrap_or(0)))

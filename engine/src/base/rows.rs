@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use lastgood_pg::dump::SCATTERED;
@@ -19,10 +20,20 @@ use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::archive::{CHUNK_BYTES, Place};
+use super::snapshot::refused;
 use crate::error::Error;
 
-/// Of one table. Each is an object, and stands in the manifest.
+/// Of one table, as long as none is larger than [`PART_BYTES_MAX`]. Each is an object, and stands in the manifest.
 const PARTS_MAX: u64 = 256;
+/// While a part is read, its indexes are locked: somebody who makes one of them anew waits, and queries wait for him.
+const PART_BYTES_MAX: u64 = 1 << 30;
+/// Of the locks that the server has room for, one in so many is ours to take in all sessions together.
+const LOCKS_SHARE: i64 = 8;
+/// Before a part is tried again whose indexes somebody has locked.
+const PAUSE: Duration = Duration::from_millis(500);
+/// What keeps a session from planning parts as anything but a walk through their blocks.
+pub(super) const PLANNER: &str = "SET enable_tidscan = on; SET enable_seqscan = off; SET jit = off;
+    SET max_parallel_workers_per_gather = 0; SET synchronize_seqscans = off";
 /// The first major that finds a range of blocks without reading all others.
 const RANGES_SINCE: u32 = 140_000;
 
@@ -45,6 +56,8 @@ SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
 pub(super) struct Part {
     name: ArchiveName,
     pub(super) table: (String, String),
+    /// How many the table has.
+    of: u32,
     /// In the encoding of the rows.
     head: Vec<u8>,
     query: String,
@@ -86,18 +99,24 @@ pub(super) async fn parts(
             true => row.get(4),
             false => 0,
         };
-        let count = entry.bytes.div_ceil(part_bytes.max(1)).min(PARTS_MAX);
-        for (number, range) in (0..).zip(ranges(blocks, count)) {
-            let name = ArchiveName::Rows(entry.oid, number);
+        let bytes = (entry.bytes / PARTS_MAX).min(PART_BYTES_MAX);
+        let count = entry.bytes.div_ceil(bytes.max(part_bytes).max(1));
+        let ranges = ranges(blocks, count);
+        let of = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+        for (number, range) in (0..).zip(ranges) {
+            let rows = match (range.as_str(), columns.as_str()) {
+                // Plans nothing, so it locks nothing but the table.
+                ("", "") => from.clone(),
+                ("", columns) => format!("{from} ({columns})"),
+                (range, columns) => format!("(SELECT {columns} FROM ONLY {from}{range})"),
+            };
             let encoding = quote::literal(sent_in);
-            let query = format!(
-                "COPY (SELECT {columns} FROM ONLY {from}{range}) TO STDOUT (ENCODING {encoding})"
-            );
             parts.push_back(Part {
-                name,
+                name: ArchiveName::Rows(entry.oid, number),
                 table: (entry.schema.clone(), entry.name.clone()),
+                of,
                 head: head.clone(),
-                query,
+                query: format!("COPY {rows} TO STDOUT (ENCODING {encoding})"),
             });
         }
     }
@@ -121,6 +140,17 @@ fn ranges(blocks: i64, count: u64) -> Vec<String> {
     (0..count).map(range).collect()
 }
 
+/// How many tables may be read so: every session holds all of them, and the room that a server has for locks is its
+/// applications' as well.
+pub(super) async fn tables_max(client: &Client, sessions: u32) -> Result<usize, Error> {
+    let room = "SELECT current_setting('max_locks_per_transaction')::int8 * current_setting('max_connections')::int8";
+    let room = client.query_one(room, &[]).await;
+    let room: i64 = room
+        .map_err(Error::sql("asking how many locks there may be"))?
+        .get(0);
+    Ok(usize::try_from(room / LOCKS_SHARE / i64::from(sessions.max(1))).unwrap_or(0))
+}
+
 /// Makes archives in one session until the queue is empty; then the session ends, with its locks.
 pub(super) fn spawn(
     place: &Place,
@@ -138,16 +168,33 @@ pub(super) fn spawn(
                 session.close().await;
                 return Ok(archives);
             };
-            archives.push(part.write(&place, session.client()).await?);
+            match part.write(&place, session.client()).await {
+                Ok(archive) => archives.push(archive),
+                // The table is ours, but not its indexes: others first.
+                Err(Error::TablesLocked) => {
+                    if let Ok(mut queue) = queue.lock() {
+                        queue.push_back(part);
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }))
 }
 
 impl Part {
-    async fn write(self, place: &Place, client: &Client) -> Result<Archive, Error> {
+    /// # Errors
+    /// [`Error::TablesLocked`] if an index is locked; then it may be tried again.
+    async fn write(&self, place: &Place, client: &Client) -> Result<Archive, Error> {
         let mut sink = place.sink(self.name).await?;
         let copied = async {
-            let failed = |error| Error::sql("reading a large table")(error);
+            let (schema, name) = &self.table;
+            let failed = |error| refused(error, format!("reading the table {schema}.{name}"));
+            client
+                .batch_execute("SAVEPOINT part")
+                .await
+                .map_err(failed)?;
             let rows = client.copy_out(&self.query).await.map_err(failed)?;
             let mut rows = pin!(rows);
             let mut chunk = Vec::with_capacity(CHUNK_BYTES);
@@ -165,8 +212,16 @@ impl Part {
             chunk.extend_from_slice(b"\\.\n");
             sink.write(&chunk).await
         };
-        match copied.await {
-            Ok(()) => sink.finish(Some(self.table)).await,
+        let copied = copied.await;
+        // Gives back what the query has locked beside the table.
+        let back = client.batch_execute("ROLLBACK TO part; RELEASE part");
+        let back = back.await.map_err(Error::sql("reading a table"));
+        match copied.and(back) {
+            Ok(()) => Ok(Archive {
+                table: Some(self.table.clone()),
+                parts: Some(self.of),
+                ..sink.finish().await?
+            }),
             Err(error) => {
                 sink.abort().await;
                 Err(error)
@@ -178,6 +233,11 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lastgood_integration::{TestDatabase, wait};
+    use lastgood_pg::{ConnectionConfig, PgTools, Purpose};
+    use lastgood_proto::manifest::Protection;
+    use lastgood_proto::{BaseId, LineageId, Lsn, SourceId};
+    use lastgood_store::{Backend, Encryption, Repository};
 
     #[test]
     fn every_block_is_in_one_range() {
@@ -196,5 +256,97 @@ mod tests {
             ]
         );
         assert_eq!(ranges(3, 256).len(), 3);
+    }
+
+    /// Somebody makes an index of a large table anew: its parts wait for him, and he for one of them at most.
+    #[tokio::test]
+    async fn a_part_waits_for_an_index_and_then_holds_none() {
+        let database = TestDatabase::new(18).await.unwrap();
+        let rows = "CREATE TABLE big(id int PRIMARY KEY, v text);
+            INSERT INTO big SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 5000) i";
+        database.execute(rows).await.unwrap();
+        let (other, fresh) = (
+            database.connect().await.unwrap(),
+            database.connect().await.unwrap(),
+        );
+        let entry = "SELECT oid, pg_table_size(oid) FROM pg_class WHERE relname = 'big'";
+        let entry = fresh.query_one(entry, &[]).await.unwrap();
+        let entry = TableEntry {
+            oid: Oid::new(entry.get(0)),
+            schema: "public".to_owned(),
+            name: "big".to_owned(),
+            kind: 'r',
+            protection: Protection::Full,
+            identity_index: None,
+            rows_estimate: None,
+            bytes: u64::try_from(entry.get::<_, i64>(1)).unwrap(),
+            unaltered: None,
+            checks: None,
+            attributes: None,
+            columns: Vec::new(),
+        };
+        let connection: ConnectionConfig = database.url().parse().unwrap();
+        let session = Session::connect(&connection, Purpose::Base).await.unwrap();
+        let begin = "SET lock_timeout = '100ms'; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+            LOCK TABLE public.big IN ACCESS SHARE MODE";
+        session.client().batch_execute(begin).await.unwrap();
+        let parts = parts(session.client(), 180_000, vec![entry], 1 << 18, "UTF8");
+        let parts = parts.await.unwrap();
+        let count = parts.len();
+        assert!(count > 3, "{count}");
+        let repository = Repository::create_or_open_on(Backend::memory(), Encryption::Off);
+        let store = repository.await.unwrap();
+        let store = store
+            .create_source(SourceId::from_bytes([7; 8]))
+            .await
+            .unwrap();
+        let place = Place {
+            tools: Arc::new(PgTools::for_dump(&PgTools::discover().await, 180_000).unwrap()),
+            connection,
+            store,
+            lineage: LineageId::new(1, 1),
+            base: BaseId::new(Lsn::new(1), 1),
+            server_encoding: "UTF8".to_owned(),
+            exclude_schemas: Vec::new(),
+            dumped_bytes: Arc::default(),
+        };
+        other
+            .batch_execute("BEGIN; REINDEX INDEX big_pkey")
+            .await
+            .unwrap();
+        let first = parts.front().unwrap().write(&place, session.client()).await;
+        assert!(matches!(first, Err(Error::TablesLocked)), "{first:?}");
+
+        let queue = Arc::new(Mutex::new(parts));
+        let made = spawn(&place, &Arc::new(Semaphore::new(1)), session, &queue);
+        wait::until("the part to wait", async || {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'big_pkey'::regclass";
+            let waiting: i64 = fresh.query_one(waiting, &[]).await?.get(0);
+            Ok((waiting > 0).then_some(()))
+        })
+        .await
+        .unwrap();
+        other.batch_execute("COMMIT").await.unwrap();
+        let archives = made.await.unwrap().unwrap();
+        assert_eq!(archives.len(), count);
+
+        // Each of the locks that a query takes beside the table's is given back with its part.
+        let session = Session::connect(&place.connection, Purpose::Base)
+            .await
+            .unwrap();
+        session.client().batch_execute(begin).await.unwrap();
+        let locks = "SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND relation::regclass::text ~ 'big'";
+        let part = Part {
+            name: ArchiveName::Rows(Oid::new(1), 0),
+            table: ("public".to_owned(), "big".to_owned()),
+            of: 1,
+            head: Vec::new(),
+            query: "COPY (SELECT id FROM ONLY public.big WHERE ctid < '(9,0)') TO STDOUT"
+                .to_owned(),
+        };
+        part.write(&place, session.client()).await.unwrap();
+        let held = session.client().query(locks, &[]).await.unwrap();
+        let held: Vec<String> = held.iter().map(|row| row.get(0)).collect();
+        assert_eq!(held, ["public.big"]);
     }
 }

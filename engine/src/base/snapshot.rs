@@ -11,6 +11,7 @@
 //! somebody holds: he may be waiting for us, and the server cannot see that our sessions belong
 //! together. It is the base that gives up.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lastgood_pg::dump::PgTools;
@@ -18,7 +19,7 @@ use lastgood_pg::{ConnectionConfig, CreatedSlot, Purpose, Session, ToolError};
 use lastgood_proto::{Oid, PgTimestamp};
 use tokio_postgres::error::SqlState;
 
-use super::catalog;
+use super::{catalog, rows};
 use crate::error::Error;
 use crate::marks::clock;
 use crate::source::Source;
@@ -27,6 +28,8 @@ use crate::tables;
 /// Shorter than the server's usual `deadlock_timeout`, so that no transaction of the source is the
 /// one to be ended.
 pub(super) const LOCK_PATIENCE_MS: u64 = 500;
+
+pub(super) const LOCKING: &str = "locking the tables for a base";
 
 /// Sessions that wait for a slot to be made.
 pub(crate) struct Prepared {
@@ -73,17 +76,20 @@ impl Prepared {
             .filter(|table| catalog::is_locked(table.kind, table.extension))
             .map(|table| (table.oid, table.quoted))
             .collect();
-        let big: BTreeSet<Oid> = sizes
-            .iter()
-            .filter(|(_, bytes)| **bytes > source.settings.big_table_bytes)
-            .map(|(oid, _)| *oid)
-            .filter(|oid| tables.contains_key(oid))
-            .collect();
+        let jobs = source.settings.base_jobs;
+        let mut big: Vec<(Oid, u64)> = sizes.iter().map(|(oid, bytes)| (*oid, *bytes)).collect();
+        big.retain(|(oid, bytes)| {
+            *bytes > source.settings.big_table_bytes && tables.contains_key(oid)
+        });
+        big.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        big.truncate(rows::tables_max(fresh.client(), jobs).await?);
+        let big: BTreeSet<Oid> = big.into_iter().map(|(oid, _)| oid).collect();
         let mut hands = Vec::new();
-        if !big.is_empty() {
-            for _ in 0..source.settings.base_jobs {
-                hands.push(open(connection).await?);
-            }
+        for _ in (0..jobs).filter(|_| !big.is_empty()) {
+            let hand = open(connection).await?;
+            let pinned = hand.client().batch_execute(rows::PLANNER).await;
+            pinned.map_err(Error::sql("preparing a session"))?;
+            hands.push(hand);
         }
         Ok(Self {
             keeper,
@@ -115,7 +121,7 @@ impl Prepared {
         let taken = sessions.map(|(session, sql)| session.client().batch_execute(sql));
         futures::future::try_join_all(taken)
             .await
-            .map_err(refused)?;
+            .map_err(|error| refused(error, LOCKING))?;
         let taken = clock(self.keeper.client()).await?;
         self.hold_late().await?;
         Ok(Snapshot {
@@ -146,7 +152,7 @@ impl Prepared {
         }
         let everything = lock(late.values());
         let locked = self.keeper.client().batch_execute(&everything).await;
-        locked.map_err(refused)?;
+        locked.map_err(|error| refused(error, LOCKING))?;
         let sizes = catalog::sizes(self.fresh.client(), late.keys().copied()).await?;
         self.sizes.extend(sizes);
         self.tables.append(&mut late);
@@ -177,8 +183,8 @@ fn lock<'a>(names: impl Iterator<Item = &'a String>) -> String {
     }
 }
 
-/// What kept a lock from being taken.
-pub(super) fn refused(error: tokio_postgres::Error) -> Error {
+/// What kept a lock from being taken, in the midst of `doing` something.
+pub(super) fn refused(error: tokio_postgres::Error, doing: impl Into<Cow<'static, str>>) -> Error {
     match error.code() {
         Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
             Error::TablesLocked
@@ -188,6 +194,6 @@ pub(super) fn refused(error: tokio_postgres::Error) -> Error {
             | &SqlState::INVALID_SCHEMA_NAME
             | &SqlState::WRONG_OBJECT_TYPE,
         ) => Error::CatalogMoved,
-        _ => Error::sql("locking the tables for a base")(error),
+        _ => Error::sql(doing)(error),
     }
 }

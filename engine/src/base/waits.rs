@@ -2,7 +2,8 @@
 //!
 //! `pg_dump` sets the session's `lock_timeout` back and reads views and sequences, which nobody has
 //! locked for it: it would wait for one that is being altered as long as that takes, and hold all
-//! tables meanwhile. Whoever alters it may want one of those next.
+//! tables meanwhile. Whoever alters it may want one of those next. Our own sessions that read tables have
+//! a `lock_timeout`, and try again.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -40,9 +41,16 @@ pub(super) async fn pid(session: &Session) -> Result<i32, Error> {
     Ok(row.get(0))
 }
 
-/// Looks at server processes of ours until one waits for a lock, or if the base gives way, until somebody waits for one:
-/// [`Error::TablesLocked`], or why nothing can be seen any more.
-pub(super) async fn until_one_waits(client: &Client, pids: &[i32], gives_way: bool) -> Error {
+/// Looks at server processes of ours until `main`, that of the tool, waits for a lock, or if the base gives way, until
+/// somebody waits for one of any: [`Error::TablesLocked`], or why nothing can be seen any more.
+pub(super) async fn until_one_waits(
+    client: &Client,
+    main: i32,
+    hands: &[i32],
+    gives_way: bool,
+) -> Error {
+    let pids = [hands, &[main]].concat();
+    let pids = pids.as_slice();
     let mut looks = tokio::time::interval(INTERVAL);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut others: HashMap<i32, u32> = HashMap::new();
@@ -50,10 +58,13 @@ pub(super) async fn until_one_waits(client: &Client, pids: &[i32], gives_way: bo
         looks.tick().await;
         let look = async {
             let rows = client.query(WAITS, &[&pids]).await?;
-            if rows.iter().any(|row| row.get(1)) {
+            if rows.iter().any(|row| row.get::<_, i32>(0) == main) {
                 return Ok(true);
             }
-            let seen = rows.iter().filter(|_| gives_way).map(|row| row.get(0));
+            let seen = rows
+                .iter()
+                .filter(|row| gives_way && !row.get::<_, bool>(1));
+            let seen = seen.map(|row| row.get(0));
             let count = |pid| (pid, others.get(&pid).map_or(1, |count| count + 1));
             others = seen.map(count).collect();
             for (pid, count) in &others {

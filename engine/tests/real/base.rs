@@ -1,8 +1,10 @@
 //! Bases of a real server.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use lastgood_engine::{Error, Event, Events, take_base};
-use lastgood_integration::{TestDatabase, wait};
+use lastgood_integration::{Postgres, TestDatabase, wait};
 use lastgood_proto::manifest::Protection;
 
 use crate::majors;
@@ -318,5 +320,37 @@ async fn a_base_that_follows_a_change_gives_way_to_the_next() -> Result<()> {
         .await?;
     ensure!(gave_way, "the migration waited until the base was taken");
     running.base().await?;
+    running.stop().await
+}
+
+/// What a server has room for is not ours alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_large_tables_than_a_server_has_locks_for() -> Result<()> {
+    let settings = [
+        "wal_level=logical",
+        "max_connections=20",
+        "max_locks_per_transaction=10",
+    ];
+    let server = Postgres::start(18, &settings).await?;
+    server.execute("postgres", "CREATE DATABASE many").await?;
+    let client = server.connect("many").await?;
+    for table in 0..100 {
+        let sql = format!(
+            "CREATE TABLE t{table}(id int PRIMARY KEY, v text);
+             INSERT INTO t{table} SELECT i, repeat('x', {table} * 5) FROM generate_series(1, 100) i"
+        );
+        client.batch_execute(&sql).await?;
+    }
+    let settings = lastgood_engine::SourceSettings {
+        big_table_bytes: 8192,
+        base_jobs: 4,
+        ..quick()
+    };
+    let fixture = Fixture::new(&server.url("many"), settings).await?;
+    let mut running = fixture.start();
+    let base = running.base().await?;
+    let parts = base.archives.iter().filter(|it| it.table.is_some());
+    let tables: BTreeSet<_> = parts.map(|it| &it.table).collect();
+    ensure!((2..10).contains(&tables.len()), "{tables:?}");
     running.stop().await
 }

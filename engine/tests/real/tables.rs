@@ -257,7 +257,7 @@ async fn big_tables_are_dumped_by_themselves_in_parts() -> Result<()> {
                 let rows = script.strip_prefix("COPY public.\"Big \"\"one\" (id, v) FROM stdin;\n");
                 let rows = rows.and_then(|rows| rows.strip_suffix("\\.\n"));
                 let rows = rows.with_context(|| format!("{script:.200}"))?.lines();
-                let id = |row: &str| Some(row.split_once('\t')?.0.parse::<u32>().ok()?);
+                let id = |row: &str| row.split_once('\t')?.0.parse::<u32>().ok();
                 ids.extend(rows.filter_map(id));
             }
         }

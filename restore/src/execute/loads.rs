@@ -77,6 +77,11 @@ impl Load<'_> {
 
 impl<'a> Giver<'a> {
     pub(super) fn loads(&self) -> Result<Vec<Load<'a>>, Error> {
+        if let Some((schema, name)) = self.manifest.cut_table() {
+            return Err(Error::NoRows {
+                table: qualified(schema, name),
+            });
+        }
         let load = |what| Load {
             archives: self.archives,
             what,

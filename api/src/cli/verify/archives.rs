@@ -128,6 +128,7 @@ mod tests {
             archives: vec![Archive {
                 name: ArchiveName::Main,
                 table: None,
+                parts: None,
                 bytes: content.len() as u64,
                 stored_bytes,
                 sha256: Sha256::of(content).to_string(),

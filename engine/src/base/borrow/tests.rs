@@ -197,7 +197,7 @@ async fn fate(major: u32, setup: &str, change: &str, name: &str) -> Fate {
         definitions: &Some("now".to_owned()),
     };
     let tables = captured(&client, publication).await;
-    let borrows = now.borrows(&newest, &tables, 0).await.unwrap();
+    let borrows = now.borrows(&newest, &tables).await.unwrap();
     let after = manifest(tables);
     let table = after.tables.iter().find(|table| table.name == name);
     let oid = table.unwrap().oid;
