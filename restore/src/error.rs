@@ -121,9 +121,9 @@ pub enum Error {
     UnexpectedRow { table: String, key: String },
     #[error("{table} has other columns in the base than in the stream")]
     OtherColumns { table: String },
-    #[error("pg_restore printed what is not understood: {statement}")]
+    #[error("rows of the base are not understood: {statement}")]
     UnreadableRows { statement: String },
-    #[error("the rows that pg_restore prints end in the middle of a table")]
+    #[error("an archive of the base ends in the midst of a table")]
     RowsEnded,
     /// A promise of the policy would not hold afterwards: a mistake of ours, so nothing is deleted.
     #[error("nothing was given up by retention: {what}")]

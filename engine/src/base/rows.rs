@@ -16,10 +16,10 @@ use lastgood_proto::key::ArchiveName;
 use lastgood_proto::manifest::{Archive, TableEntry};
 use lastgood_proto::{Oid, encoding};
 use tokio::sync::Semaphore;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, CopyOutStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::archive::{CHUNK_BYTES, Place};
+use super::archive::{CHUNK_BYTES, Place, Sink};
 use super::snapshot::refused;
 use crate::error::Error;
 
@@ -185,48 +185,58 @@ pub(super) fn spawn(
 
 impl Part {
     /// # Errors
-    /// [`Error::TablesLocked`] if an index is locked; then it may be tried again.
+    /// [`Error::TablesLocked`] if an index is locked; then it may be tried again. After any other the session is not
+    /// of use any more.
     async fn write(&self, place: &Place, client: &Client) -> Result<Archive, Error> {
-        let mut sink = place.sink(self.name).await?;
-        let copied = async {
-            let (schema, name) = &self.table;
-            let failed = |error| refused(error, format!("reading the table {schema}.{name}"));
-            client
-                .batch_execute("SAVEPOINT part")
-                .await
-                .map_err(failed)?;
+        let (schema, name) = &self.table;
+        let failed = |error| refused(error, format!("reading the table {schema}.{name}"));
+        let savepoint = client.batch_execute("SAVEPOINT part");
+        savepoint.await.map_err(failed)?;
+        let made = async {
             let rows = client.copy_out(&self.query).await.map_err(failed)?;
-            let mut rows = pin!(rows);
-            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-            chunk.extend_from_slice(&self.head);
-            while let Some(row) = rows.try_next().await.map_err(failed)? {
-                if chunk.len() + row.len() > CHUNK_BYTES {
-                    sink.write(&chunk).await?;
-                    chunk.clear();
-                }
-                match row.len() > CHUNK_BYTES {
-                    true => sink.write(&row).await?,
-                    false => chunk.extend_from_slice(&row),
+            let mut sink = place.sink(self.name).await?;
+            match self.copy(rows, &mut sink, failed).await {
+                Ok(()) => sink.finish().await,
+                Err(error) => {
+                    sink.abort().await;
+                    Err(error)
                 }
             }
-            chunk.extend_from_slice(b"\\.\n");
-            sink.write(&chunk).await
         };
-        let copied = copied.await;
-        // Gives back what the query has locked beside the table.
-        let back = client.batch_execute("ROLLBACK TO part; RELEASE part");
-        let back = back.await.map_err(Error::sql("reading a table"));
-        match copied.and(back) {
-            Ok(()) => Ok(Archive {
-                table: Some(self.table.clone()),
-                parts: Some(self.of),
-                ..sink.finish().await?
-            }),
-            Err(error) => {
-                sink.abort().await;
-                Err(error)
+        let made = made.await;
+        if matches!(made, Ok(_) | Err(Error::TablesLocked)) {
+            // Gives back what the query has locked beside the table.
+            let back = client.batch_execute("ROLLBACK TO part; RELEASE part");
+            back.await.map_err(failed)?;
+        }
+        Ok(Archive {
+            table: Some(self.table.clone()),
+            parts: Some(self.of),
+            ..made?
+        })
+    }
+
+    async fn copy(
+        &self,
+        rows: CopyOutStream,
+        sink: &mut Sink<'_>,
+        failed: impl Fn(tokio_postgres::Error) -> Error,
+    ) -> Result<(), Error> {
+        let mut rows = pin!(rows);
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        chunk.extend_from_slice(&self.head);
+        while let Some(row) = rows.try_next().await.map_err(&failed)? {
+            if chunk.len() + row.len() > CHUNK_BYTES {
+                sink.write(&chunk).await?;
+                chunk.clear();
+            }
+            match row.len() > CHUNK_BYTES {
+                true => sink.write(&row).await?,
+                false => chunk.extend_from_slice(&row),
             }
         }
+        chunk.extend_from_slice(b"\\.\n");
+        sink.write(&chunk).await
     }
 }
 

@@ -28,7 +28,15 @@ async fn every_damage_is_found() -> Result<()> {
     let storage = Storage::local()?;
     let service = Service::start(&storage).await?;
     let seed = seed::choose("every_damage_is_found");
-    let mut history = History::start(&service, TestDatabase::new(18).await?, seed).await?;
+    let database = TestDatabase::new(18).await?;
+    let large = "CREATE TABLE large (id int PRIMARY KEY, v text);
+        INSERT INTO large SELECT i, md5(i::text) FROM generate_series(1, 5000) i";
+    database.execute(large).await?;
+    let mut settings = history::settings();
+    settings["big_table_bytes"] = json!(100_000);
+    let connection = database.url();
+    let history = History::start_by(&service, database, &connection, settings, seed);
+    let mut history = history.await?;
     for _ in 0..3 {
         history.advance().await?;
         history.record_loud().await?;
@@ -47,6 +55,8 @@ async fn every_damage_is_found() -> Result<()> {
     ensure!(intact, "an intact repository: {text}");
     let segments = storage.files(|path| path.contains("/segments/"))?;
     let dumps = storage.files(|path| path.contains("/bases/") && path.contains("main.dump"))?;
+    let parts = storage.files(|path| path.contains("/bases/") && path.contains("/rows-"))?;
+    ensure!(parts.len() > 1, "{parts:?}");
     let manifests = storage.files(|path| path.contains("manifest.json"))?;
     ensure!(segments.len() > 3, "{segments:?}");
     // Segments that hold something: the largest ones.
@@ -98,6 +108,9 @@ async fn every_damage_is_found() -> Result<()> {
         ("a dump cut short", dump, cut(1)),
         ("a dump altered", dump, flip(2)),
         ("a missing dump", dump, missing()),
+        ("a part of a table cut short", &parts[0], cut(1)),
+        ("a part of a table altered", &parts[0], flip(2)),
+        ("a missing part of a table", &parts[1], missing()),
         ("a manifest altered", &manifests[0], flip(2)),
     ];
     for (what, path, damage) in damages {
@@ -121,6 +134,9 @@ async fn every_damage_is_found() -> Result<()> {
         let (restored, text) = cli(&storage, &key, &arguments).await?;
         ensure!(!restored, "{what} was not found by a restore: {text}");
         ensure!(text.len() > 20, "{what}: {text}");
+        // Not the first thing that came of it, but what is damaged.
+        let is_named = text.contains("/segments/") || text.contains("/bases/");
+        ensure!(is_named || !what.contains("part"), "{what}: {text}");
         server
             .execute(
                 "postgres",
