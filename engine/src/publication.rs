@@ -147,37 +147,43 @@ async fn create(session: &Session, name: &str) -> Result<Oid, Error> {
 pub(crate) struct Coverage {
     /// Whose changes are in no segment.
     pub(crate) uncovered: Vec<Uncovered>,
-    /// Was taken out just now: its UPDATEs would have failed.
+    /// Was taken out, now or since the last look: its UPDATEs would have failed.
     pub(crate) removed: Vec<(String, String)>,
+    /// What is published now.
+    pub(crate) members: BTreeSet<Oid>,
 }
 
-/// Takes out tables that have lost their replica identity and names those that are not captured.
+/// Takes out tables that have lost their replica identity and names those that are not captured. `before`: what the
+/// last look found published. A base that begins takes such tables out as well, and tells nobody.
 pub(crate) async fn reconcile(
     session: &Session,
     oid: Oid,
     source: SourceId,
     settings: &SourceSettings,
+    before: &BTreeSet<Oid>,
 ) -> Result<Coverage, Error> {
     let client = session.client();
     let tables = tables::list(client, session.server_version()).await?;
-    let members = members(client, oid).await?;
-    let names = |tables: &[&Table]| -> Vec<(String, String)> {
-        let each = tables.iter();
-        each.map(|table| (table.schema.clone(), table.name.clone()))
-            .collect()
+    let mut members = members(client, oid).await?;
+    let name_of = |table: &&Table| (table.schema.clone(), table.name.clone());
+    let is_harmful = |table: &&Table| match table.kind {
+        'r' => matches!(table.identity, Identity::None | Identity::Impossible),
+        'p' => true,
+        _ => false,
     };
     // A root that somebody put in publishes its partitions as well: while it stays, taking out a
     // partition alone leaves its UPDATEs failing. All in one command.
     let harmful: Vec<&Table> = tables
         .iter()
         .filter(|table| members.contains(&table.oid))
-        .filter(|table| match table.kind {
-            'r' => matches!(table.identity, Identity::None | Identity::Impossible),
-            'p' => true,
-            _ => false,
-        })
+        .filter(is_harmful)
         .collect();
     let mut coverage = Coverage::default();
+    let gone = tables
+        .iter()
+        .filter(|table| before.contains(&table.oid) && !members.contains(&table.oid))
+        .filter(is_harmful);
+    coverage.removed = gone.map(|table| name_of(&table)).collect();
     if !harmful.is_empty() {
         let publication = self::name(source);
         let list: Vec<&str> = harmful.iter().map(|table| table.quoted.as_str()).collect();
@@ -186,7 +192,8 @@ pub(crate) async fn reconcile(
             list.join(", ONLY ")
         );
         if attempt(client, &sql).await? {
-            coverage.removed = names(&harmful);
+            coverage.removed.extend(harmful.iter().map(name_of));
+            members.retain(|member| !harmful.iter().any(|table| table.oid == *member));
         }
     }
     let why = |table: &Table| match table.protection(settings) {
@@ -208,6 +215,7 @@ pub(crate) async fn reconcile(
         })
     });
     coverage.uncovered = uncovered.collect();
+    coverage.members = members;
     Ok(coverage)
 }
 
@@ -320,4 +328,40 @@ pub(crate) async fn remembered(client: &Client, oid: Oid) -> Result<Remembered, 
     Ok(comment
         .and_then(|comment| serde_json::from_str(&comment).ok())
         .unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_integration::TestDatabase;
+    use lastgood_pg::Purpose;
+
+    /// Whoever takes it out, a base that begins or the look itself.
+    #[tokio::test]
+    async fn a_table_that_lost_its_identity_is_told_of_once() {
+        for by_a_base in [false, true] {
+            let database = TestDatabase::new(18).await.unwrap();
+            let tables = "CREATE TABLE a(id int PRIMARY KEY); CREATE TABLE b(id int PRIMARY KEY)";
+            database.execute(tables).await.unwrap();
+            let connection = database.url().parse().unwrap();
+            let session = Session::connect(&connection, Purpose::Base).await.unwrap();
+            let (source, settings) = (SourceId::from_bytes([9; 8]), SourceSettings::default());
+            let published = ensure(&session, source, &settings).await.unwrap();
+            let mut before = BTreeSet::new();
+            let mut removed = async || {
+                let found = reconcile(&session, published.oid, source, &settings, &before);
+                let found = found.await.unwrap();
+                before = found.members;
+                found.removed
+            };
+            assert_eq!(removed().await, []);
+            let lost = "ALTER TABLE a DROP CONSTRAINT a_pkey";
+            database.execute(lost).await.unwrap();
+            if by_a_base {
+                ensure(&session, source, &settings).await.unwrap();
+            }
+            assert_eq!(removed().await, [("public".to_owned(), "a".to_owned())]);
+            assert_eq!(removed().await, []);
+        }
+    }
 }

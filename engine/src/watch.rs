@@ -4,12 +4,13 @@
 //! It decides nothing but the budget: a lost slot shows on the stream and is judged at the next
 //! start, by [`crate::resume`].
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lastgood_pg::slot::{SlotInfo, slot_info};
 use lastgood_pg::{Purpose, Session};
 use lastgood_proto::manifest::{EndReason, LineageFile};
-use lastgood_proto::{Lsn, PgTimestamp};
+use lastgood_proto::{Lsn, Oid, PgTimestamp};
 use tokio::time::Instant;
 
 use crate::error::{Error, chain};
@@ -51,6 +52,8 @@ pub(crate) struct Watch {
     /// What was told of; none before the first look, which is always told.
     uncovered: Option<Vec<Uncovered>>,
     lost_identity: Vec<(String, String)>,
+    /// What the last look found so.
+    published: BTreeSet<Oid>,
     /// The shape that the publication was last compared under.
     shape: Option<Fingerprints>,
     alerted: bool,
@@ -75,6 +78,7 @@ impl Watch {
             compared: None,
             uncovered: None,
             lost_identity: Vec::new(),
+            published: BTreeSet::new(),
             alerted: false,
             shape: None,
         }
@@ -284,9 +288,11 @@ impl Watch {
             self.file.publication_oid,
             self.source.id,
             &self.source.settings,
+            &self.published,
         )
         .await?;
         self.session = Some(session);
+        self.published = coverage.members;
         for (schema, name) in &coverage.removed {
             tracing::error!(
                 schema,

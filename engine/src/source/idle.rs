@@ -6,6 +6,7 @@
 //! is not ours to judge, nor is one of a source that another service has taken over. Tables that lost their replica identity are taken out of the publication
 //! here too: their UPDATEs would fail on the source.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lastgood_pg::slot::slots_with_prefix;
@@ -96,7 +97,8 @@ async fn retained(source: &Source) -> Result<u64, Error> {
     let session = Session::connect(&source.connection, Purpose::Capture).await?;
     let name = publication::name(source.id);
     if let Some(oid) = lastgood_pg::publication::oid(&session, &name).await? {
-        publication::reconcile(&session, oid, source.id, &source.settings).await?;
+        let before = BTreeSet::new();
+        publication::reconcile(&session, oid, source.id, &source.settings, &before).await?;
     }
     let slots = slots_with_prefix(&session, &format!("lastgood_{}_", source.id)).await?;
     session.close().await;
