@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use lastgood_pg::publication::TableName;
 use lastgood_pg::{Purpose, ReplicationConnection, SlotKind};
 use lastgood_proto::key::SourceObject;
 use lastgood_proto::manifest::{BaseManifest, Borrowed, LineageFile, TableEntry, Version1};
@@ -235,8 +236,10 @@ pub(crate) async fn dump(
     let expected_bytes = own.iter().map(|entry| entry.bytes).sum();
     let big = own.into_iter();
     let big = big.filter(|entry| snapshot.big.contains(&entry.oid));
-    let big = big.cloned().collect();
-    let elsewhere: Vec<TableEntry> = elsewhere.into_iter().cloned().collect();
+    let big: Vec<&TableEntry> = big.collect();
+    let apart = big.iter().chain(&elsewhere);
+    let apart = apart.map(|entry| TableName::new(&entry.schema, &entry.name));
+    let apart = apart.collect();
     if !elsewhere.is_empty() {
         tracing::info!(%base, tables = elsewhere.len(), "borrows the rows of tables that were not altered");
     }
@@ -270,7 +273,7 @@ pub(crate) async fn dump(
     };
     let dumped_bytes = Arc::clone(&place.dumped_bytes);
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    let archives = archive::all(&place, sessions, parts, &elsewhere, &source.settings);
+    let archives = archive::all(&place, sessions, parts, apart, &source.settings);
     let gives_way = matches!(rows, Rows::Altered { gives_way: true });
     let waiting = waits::until_one_waits(fresh.client(), main_pid, &hand_pids, gives_way);
     tokio::pin!(archives, waiting);

@@ -52,7 +52,7 @@ pub(crate) struct Watch {
     /// What was told of; none before the first look, which is always told.
     uncovered: Option<Vec<Uncovered>>,
     lost_identity: Vec<(String, String)>,
-    /// What the last look found so.
+    /// What the last look found published.
     published: BTreeSet<Oid>,
     /// The shape that the publication was last compared under.
     shape: Option<Fingerprints>,

@@ -285,12 +285,6 @@ impl BaseManifest {
         from.map(|borrowed| borrowed.base)
     }
 
-    /// A large table of which a part is not named.
-    #[must_use]
-    pub fn cut_table(&self) -> Option<&(String, String)> {
-        cut_table(&self.archives)
-    }
-
     /// What became of a borrowed table's columns; none if they are as they were in the lender.
     #[must_use]
     pub fn altered(&self, table: Oid) -> Option<&AlteredTable> {
@@ -299,20 +293,29 @@ impl BaseManifest {
     }
 }
 
-fn cut_table(archives: &[Archive]) -> Option<&(String, String)> {
+/// The parts of each large table, by their numbers.
+pub fn parts<'a>(
+    archives: impl IntoIterator<Item = &'a Archive>,
+) -> BTreeMap<Oid, BTreeMap<u32, &'a Archive>> {
     let mut parts: BTreeMap<Oid, BTreeMap<u32, &Archive>> = BTreeMap::new();
     for archive in archives {
         if let ArchiveName::Rows(table, part) = archive.name {
             parts.entry(table).or_default().insert(part, archive);
         }
     }
-    let is_cut = |parts: &&BTreeMap<u32, &Archive>| {
+    parts
+}
+
+/// A large table of which a base does not name all parts.
+#[must_use]
+pub fn cut_table(archives: &[Archive]) -> Option<&(String, String)> {
+    let is_cut = |parts: &BTreeMap<u32, &Archive>| {
         let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let is_whole = parts.keys().copied().eq(0..count);
         !(is_whole && parts.values().all(|part| part.parts == Some(count)))
     };
-    let cut = parts.values().find(is_cut)?;
-    cut.values().find_map(|part| part.table.as_ref())
+    let cut = parts(archives).into_values().find(is_cut)?;
+    cut.into_values().find_map(|part| part.table.as_ref())
 }
 
 /// Tables of a base whose rows stand in the archives of an earlier one, the lender: nothing but captured

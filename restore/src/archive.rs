@@ -20,9 +20,7 @@ use lastgood_proto::manifest::Archive;
 use lastgood_proto::{BaseId, LineageId, Sha256, SourceId, encoding};
 use lastgood_store::{ObjectReader, SourceStore, failpoint};
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
-use tokio::process::ChildStdin;
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Error;
@@ -153,7 +151,7 @@ impl Archives<'_> {
     pub(crate) fn feed(
         &self,
         archives: &[&Archive],
-        to: impl Feed,
+        to: impl AsyncWrite + Unpin + Send + 'static,
         fed: &Arc<AtomicU64>,
     ) -> AbortOnDropHandle<Result<(), Error>> {
         let archives: Vec<Archive> = archives.iter().copied().cloned().collect();
@@ -170,7 +168,7 @@ impl Archives<'_> {
                     fed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                     // A tool leaves after the last data it wants; the rest is read to be verified.
                     if let Some(open) = &mut to
-                        && !open.take(chunk).await
+                        && open.write_all(&chunk).await.is_err()
                     {
                         to = None;
                     }
@@ -241,24 +239,6 @@ impl Archives<'_> {
             }));
         }
         Ok(output.stdout)
-    }
-}
-
-/// Whoever reads archives.
-pub(crate) trait Feed: Send + 'static {
-    /// Whether it wants more.
-    fn take(&mut self, chunk: Bytes) -> impl Future<Output = bool> + Send;
-}
-
-impl Feed for ChildStdin {
-    async fn take(&mut self, chunk: Bytes) -> bool {
-        self.write_all(&chunk).await.is_ok()
-    }
-}
-
-impl Feed for mpsc::Sender<Bytes> {
-    async fn take(&mut self, chunk: Bytes) -> bool {
-        self.send(chunk).await.is_ok()
     }
 }
 

@@ -1,6 +1,6 @@
 //! A base's rows on their way to the target, with the net changes merged in: `pg_restore` prints what the main
-//! archive holds, a large table's archives are such text themselves, each table's rows go into a COPY of ours, and a row that has changed since is left out or
-//! replaced on the way. So the target never sees what is to be changed again.
+//! archive holds, a large table's archives are such text themselves, each table's rows go into a COPY of ours, and a
+//! row that has changed since is left out or replaced on the way. So the target never sees what is to be changed again.
 //!
 //! Every change must meet its row: one of the base that is awaited and does not come by, or one that comes
 //! by and cannot be there, ends the restore.
@@ -14,9 +14,7 @@ use lastgood_pg::dump::TocEntry;
 use lastgood_proto::encoding;
 use lastgood_proto::manifest::Archive;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::sync::mpsc;
 use tokio_postgres::Client;
-use tokio_util::io::StreamReader;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::archive::{Archives, list_file};
@@ -30,8 +28,8 @@ use crate::{Error, sql};
 
 /// Ends the rows of a table.
 const END: &[u8] = b"\\.\n";
-/// Of archives, each up to a frame of the envelope long, that wait to be read.
-const CHUNKS_MAX: usize = 4;
+/// Of a large table's archives, what waits to be read.
+const PIPE_BYTES: usize = 1 << 20;
 /// How much of a row is shown as evidence.
 const SHOWN_BYTES: usize = 1000;
 
@@ -97,14 +95,9 @@ impl Waiting {
         names: Option<&Arc<HashMap<Name, Name>>>,
         fed: &Arc<AtomicU64>,
     ) -> Result<(), Error> {
-        let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
-        let chunks = futures::stream::unfold(receiver, async |mut chunks| {
-            let chunk = chunks.recv().await?;
-            Some((Ok::<_, std::io::Error>(chunk), chunks))
-        });
-        let feed = archives.feed(parts, sender, fed);
-        self.read(lane, feed, StreamReader::new(Box::pin(chunks)), names)
-            .await
+        let (to, script) = tokio::io::duplex(PIPE_BYTES);
+        let feed = archives.feed(parts, to, fed);
+        self.read(lane, feed, script, names).await
     }
 
     /// Both until their ends: what is fed is read to be verified, also what nobody wants of it. Whichever fails ends

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use lastgood_proto::key::{SegmentKind, SourceObject};
 use lastgood_proto::listing::{LineageListing, Listing};
-use lastgood_proto::manifest::BaseManifest;
+use lastgood_proto::manifest::{BaseManifest, cut_table};
 use lastgood_proto::segment::SegmentReader;
 use lastgood_proto::{BaseId, LineageId, Retention};
 use lastgood_restore::Survey;
@@ -360,7 +360,7 @@ async fn check(
                     ));
                 }
             }
-            if let Some((schema, name)) = manifest.cut_table() {
+            if let Some((schema, name)) = cut_table(&manifest.archives) {
                 return Err(format!("not all rows of {schema}.{name} are named in it"));
             }
             for archive in &manifest.archives {

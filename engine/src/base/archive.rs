@@ -1,7 +1,7 @@
 //! The archives of a base: what a tool or the server gives, through the envelope into storage. No local copy; memory
 //! is one chunk, or one row if that is longer, and what the object writer keeps, for each session.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use lastgood_pg::dump::{DumpOptions, DumpProcess, PgTools};
 use lastgood_pg::publication::TableName;
 use lastgood_pg::{ConnectionConfig, Loan, Purpose, Session, ToolError};
 use lastgood_proto::key::{ArchiveName, SourceObject};
-use lastgood_proto::manifest::{Archive, TableEntry};
+use lastgood_proto::manifest::Archive;
 use lastgood_proto::{BaseId, LineageId, Sha256, encoding};
 use lastgood_store::{ObjectWriter, SourceStore, failpoint};
 use tokio::io::AsyncReadExt;
@@ -47,26 +47,19 @@ pub(super) struct Sessions {
 }
 
 /// Makes the main archive, those of the large tables' parts and the globals, as many at a time as the settings say.
-/// The rows of the tables that are `elsewhere` are left out.
+/// The main one is without the rows of the tables that are `apart`: in parts, or in another base.
 pub(super) async fn all(
     place: &Place,
     sessions: Sessions,
     parts: VecDeque<Part>,
-    elsewhere: &[TableEntry],
+    apart: Vec<TableName>,
     settings: &SourceSettings,
 ) -> Result<Vec<Archive>, Error> {
-    let apart = parts.iter().map(|part| part.table.clone());
-    let elsewhere = elsewhere.iter();
-    let elsewhere = elsewhere.map(|entry| (entry.schema.clone(), entry.name.clone()));
-    let apart: BTreeSet<(String, String)> = apart.chain(elsewhere).collect();
-    let apart = apart.into_iter();
     let options = DumpOptions {
         // As the stream is sent; a setting of the database or the role must not choose.
         encoding: Some(encoding::sent_in(&place.server_encoding).to_owned()),
         exclude_schemas: place.exclude_schemas.clone(),
-        exclude_table_data: apart
-            .map(|(schema, name)| TableName::new(schema, name))
-            .collect(),
+        exclude_table_data: apart,
         // For what the tool locks beyond what its session holds.
         lock_wait_timeout: Some(Duration::from_millis(LOCK_PATIENCE_MS)),
     };

@@ -170,7 +170,7 @@ pub(super) async fn sizes(
     let rows = client
         .query(sql, &[&oids])
         .await
-        .map_err(|error| refused(error, LOCKING))?;
+        .map_err(refused(LOCKING))?;
     let size = |row: &tokio_postgres::Row| -> Option<(Oid, u64)> {
         let bytes: i64 = row.get::<_, Option<i64>>(1)?;
         Some((Oid::new(row.get(0)), u64::try_from(bytes).unwrap_or(0)))

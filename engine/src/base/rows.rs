@@ -55,7 +55,7 @@ SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
 #[derive(Debug)]
 pub(super) struct Part {
     name: ArchiveName,
-    pub(super) table: (String, String),
+    table: (String, String),
     /// How many the table has.
     of: u32,
     /// In the encoding of the rows.
@@ -71,7 +71,7 @@ pub(super) type Queue = Arc<Mutex<VecDeque<Part>>>;
 pub(super) async fn parts(
     client: &Client,
     server_version: u32,
-    mut tables: Vec<TableEntry>,
+    mut tables: Vec<&TableEntry>,
     part_bytes: u64,
     sent_in: &str,
 ) -> Result<VecDeque<Part>, Error> {
@@ -88,12 +88,12 @@ pub(super) async fn parts(
         let into: Option<String> = row.get(2);
         let columns: Vec<String> = row.get(3);
         let columns = columns.join(", ");
-        let into = into.as_ref().unwrap_or(&from);
-        let head = match columns.as_str() {
-            "" => format!("COPY {into}  FROM stdin;\n"),
-            columns => format!("COPY {into} ({columns}) FROM stdin;\n"),
+        let list = match columns.is_empty() {
+            true => String::new(),
+            false => format!(" ({columns})"),
         };
-        let head = encoding::encode(sent_in, &head);
+        let into = into.as_ref().unwrap_or(&from);
+        let head = encoding::encode(sent_in, &format!("COPY {into}{list} FROM stdin;\n"));
         let head = head.ok_or_else(|| Error::Task(format!("{into} has no name in {sent_in}")))?;
         let blocks = match server_version >= RANGES_SINCE {
             true => row.get(4),
@@ -104,11 +104,10 @@ pub(super) async fn parts(
         let ranges = ranges(blocks, count);
         let of = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
         for (number, range) in (0..).zip(ranges) {
-            let rows = match (range.as_str(), columns.as_str()) {
+            let rows = match range.is_empty() {
                 // Plans nothing, so it locks nothing but the table.
-                ("", "") => from.clone(),
-                ("", columns) => format!("{from} ({columns})"),
-                (range, columns) => format!("(SELECT {columns} FROM ONLY {from}{range})"),
+                true => format!("{from}{list}"),
+                false => format!("(SELECT {columns} FROM ONLY {from}{range})"),
             };
             let encoding = quote::literal(sent_in);
             parts.push_back(Part {
@@ -189,7 +188,7 @@ impl Part {
     /// of use any more.
     async fn write(&self, place: &Place, client: &Client) -> Result<Archive, Error> {
         let (schema, name) = &self.table;
-        let failed = |error| refused(error, format!("reading the table {schema}.{name}"));
+        let failed = |error| refused(format!("reading the table {schema}.{name}"))(error);
         let savepoint = client.batch_execute("SAVEPOINT part");
         savepoint.await.map_err(failed)?;
         let made = async {
@@ -300,7 +299,7 @@ mod tests {
         let begin = "SET lock_timeout = '100ms'; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
             LOCK TABLE public.big IN ACCESS SHARE MODE";
         session.client().batch_execute(begin).await.unwrap();
-        let parts = parts(session.client(), 180_000, vec![entry], 1 << 18, "UTF8");
+        let parts = parts(session.client(), 180_000, vec![&entry], 1 << 18, "UTF8");
         let parts = parts.await.unwrap();
         let count = parts.len();
         assert!(count > 3, "{count}");

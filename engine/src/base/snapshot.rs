@@ -67,7 +67,7 @@ impl Prepared {
     pub(crate) async fn new(source: &Source, server_version: u32) -> Result<Self, Error> {
         let tools = PgTools::for_dump(&PgTools::discover().await, server_version);
         let connection = &source.connection;
-        let (keeper, fresh) = (open(connection).await?, open(connection).await?);
+        let (keeper, fresh) = (open(connection, "").await?, open(connection, "").await?);
         let listed = tables::list(fresh.client(), server_version).await?;
         let with_rows = listed.iter().filter(|table| table.kind == 'r');
         let sizes = catalog::sizes(fresh.client(), with_rows.map(|table| table.oid)).await?;
@@ -85,11 +85,10 @@ impl Prepared {
         big.truncate(rows::tables_max(fresh.client(), jobs).await?);
         let big: BTreeSet<Oid> = big.into_iter().map(|(oid, _)| oid).collect();
         let mut hands = Vec::new();
-        for _ in (0..jobs).filter(|_| !big.is_empty()) {
-            let hand = open(connection).await?;
-            let pinned = hand.client().batch_execute(rows::PLANNER).await;
-            pinned.map_err(Error::sql("preparing a session"))?;
-            hands.push(hand);
+        if !big.is_empty() {
+            for _ in 0..jobs {
+                hands.push(open(connection, rows::PLANNER).await?);
+            }
         }
         Ok(Self {
             keeper,
@@ -121,7 +120,7 @@ impl Prepared {
         let taken = sessions.map(|(session, sql)| session.client().batch_execute(sql));
         futures::future::try_join_all(taken)
             .await
-            .map_err(|error| refused(error, LOCKING))?;
+            .map_err(refused(LOCKING))?;
         let taken = clock(self.keeper.client()).await?;
         self.hold_late().await?;
         Ok(Snapshot {
@@ -152,7 +151,7 @@ impl Prepared {
         }
         let everything = lock(late.values());
         let locked = self.keeper.client().batch_execute(&everything).await;
-        locked.map_err(|error| refused(error, LOCKING))?;
+        locked.map_err(refused(LOCKING))?;
         let sizes = catalog::sizes(self.fresh.client(), late.keys().copied()).await?;
         self.sizes.extend(sizes);
         self.tables.append(&mut late);
@@ -161,11 +160,11 @@ impl Prepared {
 }
 
 /// No session of a base waits for a lock for long. Warnings are not wanted: every tool begins a
-/// transaction, and is told that there is one.
-async fn open(connection: &ConnectionConfig) -> Result<Session, Error> {
+/// transaction, and is told that there is one. `more`: what else to set.
+async fn open(connection: &ConnectionConfig, more: &str) -> Result<Session, Error> {
     let session = Session::connect(connection, Purpose::Base).await?;
     let settings =
-        format!("SET lock_timeout = {LOCK_PATIENCE_MS}; SET client_min_messages = error");
+        format!("SET lock_timeout = {LOCK_PATIENCE_MS}; SET client_min_messages = error; {more}");
     session
         .client()
         .batch_execute(&settings)
@@ -183,9 +182,11 @@ fn lock<'a>(names: impl Iterator<Item = &'a String>) -> String {
     }
 }
 
-/// What kept a lock from being taken, in the midst of `doing` something.
-pub(super) fn refused(error: tokio_postgres::Error, doing: impl Into<Cow<'static, str>>) -> Error {
-    match error.code() {
+/// As [`Error::sql`], where a lock may have been refused.
+pub(super) fn refused(
+    doing: impl Into<Cow<'static, str>>,
+) -> impl FnOnce(tokio_postgres::Error) -> Error {
+    move |error| match error.code() {
         Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
             Error::TablesLocked
         }

@@ -1,14 +1,13 @@
 //! Which archive gives which rows: the base's own, and those of earlier bases whose rows it borrows.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use lastgood_pg::ConnectionConfig;
 use lastgood_pg::dump::TocEntry;
-use lastgood_proto::Oid;
 use lastgood_proto::key::ArchiveName;
-use lastgood_proto::manifest::{Archive, BaseManifest};
+use lastgood_proto::manifest::{Archive, BaseManifest, cut_table, parts};
 
 use super::of_kind;
 use crate::archive::{Archives, Head};
@@ -77,7 +76,7 @@ impl Load<'_> {
 
 impl<'a> Giver<'a> {
     pub(super) fn loads(&self) -> Result<Vec<Load<'a>>, Error> {
-        if let Some((schema, name)) = self.manifest.cut_table() {
+        if let Some((schema, name)) = cut_table(&self.manifest.archives) {
             return Err(Error::NoRows {
                 table: qualified(schema, name),
             });
@@ -92,24 +91,17 @@ impl<'a> Giver<'a> {
             None => of_kind(self.head, "TABLE DATA").collect(),
         };
         let mut loads = Vec::new();
-        let mut parts: BTreeMap<Oid, Vec<&Archive>> = BTreeMap::new();
         let needed = |archive: &&Archive| plan::is_needed(archive, self.manifest, self.tables);
-        for archive in self.manifest.archives.iter().filter(needed) {
-            match archive.name {
-                ArchiveName::Rows(table, _) => parts.entry(table).or_default().push(archive),
-                ArchiveName::Main => {
-                    loads.push(load(What::Rows(archive, rows.clone())));
-                    let others = self.others();
-                    if !others.is_empty() {
-                        loads.push(load(What::Others(archive, others)));
-                    }
-                }
-                ArchiveName::Globals => {}
+        let needed = self.manifest.archives.iter().filter(needed);
+        if let Some(archive) = needed.clone().find(|it| it.name == ArchiveName::Main) {
+            loads.push(load(What::Rows(archive, rows)));
+            let others = self.others();
+            if !others.is_empty() {
+                loads.push(load(What::Others(archive, others)));
             }
         }
-        for mut parts in parts.into_values() {
-            parts.sort_by_key(|part| part.name);
-            loads.push(load(What::Parts(parts)));
+        for parts in parts(needed).into_values() {
+            loads.push(load(What::Parts(parts.into_values().collect())));
         }
         Ok(loads)
     }
