@@ -42,7 +42,7 @@ impl Gathered {
             oids,
             ..BaseTables::default()
         };
-        let changes = Changes::new(range, Arc::new(targets), Arc::new(base), None);
+        let changes = Changes::new(range, Arc::new(targets), Arc::new(base));
         let mut gatherer = Gatherer::new(changes, "UTF8".to_owned(), usize::MAX, None);
         let mut reader = SegmentReader::open(segment, None)?;
         let mut take = |item: Item<'_>| match item {

@@ -32,6 +32,8 @@ pub(crate) struct Range {
 /// The tables of a base.
 #[derive(Debug, Default)]
 pub(crate) struct BaseTables {
+    /// The only ones that count, if not all.
+    pub(crate) only: Option<HashSet<(String, String)>>,
     /// What the base calls each: another OID of the same name is another table.
     pub(crate) oids: HashMap<(String, String), Oid>,
     /// Those whose rows it borrows.
@@ -70,6 +72,12 @@ impl BaseTables {
             tables.oids.insert(name, table.oid);
         }
         tables
+    }
+
+    /// Whether the table of a description counts.
+    pub(crate) fn is_chosen(&self, record: &RelationRecord) -> bool {
+        let only = self.only.as_ref();
+        only.is_none_or(|only| only.contains(&self.name(record)))
     }
 
     /// What the base calls the table of a description.
@@ -137,8 +145,6 @@ pub(crate) struct Changes {
     range: Range,
     tables: Arc<Tables>,
     base: Arc<BaseTables>,
-    /// The only tables that count, if not all.
-    only: Option<HashSet<(String, String)>>,
     relations: HashMap<Oid, Described, RandomState>,
     /// Relations of tables that do not count.
     skipped: HashSet<Oid, RandomState>,
@@ -194,17 +200,11 @@ enum Current {
 }
 
 impl Changes {
-    pub(crate) fn new(
-        range: Range,
-        tables: Arc<Tables>,
-        base: Arc<BaseTables>,
-        only: Option<HashSet<(String, String)>>,
-    ) -> Self {
+    pub(crate) fn new(range: Range, tables: Arc<Tables>, base: Arc<BaseTables>) -> Self {
         Self {
             range,
             tables,
             base,
-            only,
             relations: HashMap::default(),
             skipped: HashSet::default(),
             replayed: range.replayed,
@@ -309,13 +309,11 @@ impl Changes {
     /// A relation that comes again as it was keeps its binding.
     fn relation(&mut self, record: &RelationRecord) -> Step<'_> {
         let rel = record.rel;
-        if let Some(only) = &self.only {
-            if !only.contains(&self.base.name(record)) {
-                self.skipped.insert(rel);
-                return Step::Nothing;
-            }
-            self.skipped.remove(&rel);
+        if !self.base.is_chosen(record) {
+            self.skipped.insert(rel);
+            return Step::Nothing;
         }
+        self.skipped.remove(&rel);
         let arrangement = self.arrangement(record);
         let known = self.relations.get(&rel);
         if let (Some(known), Ok(arrangement)) = (known, &arrangement)

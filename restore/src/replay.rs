@@ -6,6 +6,7 @@ use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Weak};
 
 use lastgood_proto::Lsn;
+use lastgood_proto::segment::IsWanted;
 use lastgood_store::{SourceStore, failpoint};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -18,7 +19,6 @@ use crate::batch::Batcher;
 use crate::catalog::Tables;
 use crate::changes::{BaseTables, Changes, Range, Reached};
 use crate::net::{Gatherer, Net};
-use crate::partial::Partial;
 use crate::plan::Plan;
 use crate::relay::{Item, Relay};
 use crate::report::LOOK_INTERVAL;
@@ -191,8 +191,7 @@ impl Source<'_> {
     }
 
     fn changes(&self, range: Range, tables: Arc<Tables>) -> Changes {
-        let only = self.plan.partial.as_ref().map(Partial::names);
-        Changes::new(range, tables, Arc::clone(&self.base), only)
+        Changes::new(range, tables, Arc::clone(&self.base))
     }
 
     fn reader(&self) -> Reader {
@@ -200,9 +199,12 @@ impl Source<'_> {
             let keys = planned.iter().map(|planned| (*planned).into());
             Segments::new(self.store.clone(), self.plan.lineage, keys)
         };
+        let base = Arc::clone(&self.base);
+        let is_chosen: IsWanted = Arc::new(move |relation| base.is_chosen(relation));
         Reader {
-            needed: segments(&self.plan.segments),
-            following: segments(&self.plan.following),
+            needed: segments(&self.plan.segments)
+                .only(self.base.only.is_some().then_some(is_chosen)),
+            following: segments(&self.plan.following).only(Some(Arc::new(|_| false))),
             unnamed_encoding: match self.server_encoding {
                 "SQL_ASCII" => "SQL_ASCII",
                 _ => "UTF8",

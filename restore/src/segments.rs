@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lastgood_proto::LineageId;
 use lastgood_proto::key::{SegmentKey, SourceObject};
-use lastgood_proto::segment::SegmentReader;
+use lastgood_proto::segment::{IsWanted, SegmentReader};
 use lastgood_store::{BlockingReader, ObjectReader, SourceStore};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
@@ -38,6 +38,7 @@ pub(crate) struct Segments {
     lineage: LineageId,
     keys: VecDeque<SegmentKey>,
     opening: VecDeque<(SegmentKey, Opening)>,
+    is_wanted: Option<IsWanted>,
     runtime: Handle,
 }
 
@@ -63,8 +64,15 @@ impl Segments {
             lineage,
             keys: keys.into_iter().collect(),
             opening: VecDeque::new(),
+            is_wanted: None,
             runtime: Handle::current(),
         }
+    }
+
+    /// See [`SegmentReader::only`].
+    pub(crate) fn only(mut self, is_wanted: Option<IsWanted>) -> Self {
+        self.is_wanted = is_wanted;
+        self
     }
 
     /// The next segment with its header read; none after the last. Blocks.
@@ -82,6 +90,7 @@ impl Segments {
         };
         let object = self.runtime.block_on(task)??;
         let expect = Some((self.store.id(), self.lineage, &key));
-        Ok(Some(SegmentReader::open(object.into_blocking(), expect)?))
+        let segment = SegmentReader::open(object.into_blocking(), expect)?;
+        Ok(Some(segment.only(self.is_wanted.clone())))
     }
 }

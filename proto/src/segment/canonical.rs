@@ -9,6 +9,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::ledger::Kind;
 use super::record::{Old, Record};
 use super::row::{RowBuffer, RowPlace};
 use super::string::unescape;
@@ -31,6 +32,18 @@ pub(super) fn record(line: &[u8], rows: &mut RowBuffer) -> Option<Record<RowPlac
         [tag, b'"', rest @ ..] => change(*tag, rest, rows),
         _ => None,
     }
+}
+
+/// Of a line that begins as the writer begins a row's: which kind of change it is, of which relation.
+pub(super) fn row_of(line: &[u8]) -> Option<(Kind, Oid)> {
+    let (kind, rest) = match line.strip_prefix(b"{\"t\":\"")? {
+        [b'I', rest @ ..] => (Kind::Insert, rest),
+        [b'U', rest @ ..] => (Kind::Update, rest),
+        [b'D', rest @ ..] => (Kind::Delete, rest),
+        _ => return None,
+    };
+    let (rel, rest) = number(rest.strip_prefix(b"\",\"rel\":")?)?;
+    rest.starts_with(b",").then_some((kind, Oid::new(rel)))
 }
 
 fn begin(text: &[u8]) -> Option<Record<RowPlace>> {

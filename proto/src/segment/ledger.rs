@@ -79,6 +79,7 @@ struct Open {
 struct Described {
     columns: usize,
     rows: RowCounts,
+    is_passed_over: bool,
 }
 
 /// The columns of each row that a record carries.
@@ -87,6 +88,24 @@ pub(super) enum Change {
     Insert { new: usize },
     Update { old: Option<usize>, new: usize },
     Delete { old: usize },
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Insert,
+    Update,
+    Delete,
+}
+
+impl Described {
+    fn count(&mut self, kind: Kind) {
+        let count = match kind {
+            Kind::Insert => &mut self.rows.inserts,
+            Kind::Update => &mut self.rows.updates,
+            Kind::Delete => &mut self.rows.deletes,
+        };
+        *count = count.saturating_add(1);
+    }
 }
 
 impl Ledger {
@@ -121,6 +140,20 @@ impl Ledger {
         self.relations.entry(relation).or_default().columns = columns;
     }
 
+    /// Its rows are counted from now on and no more, or are again what they were.
+    pub(super) fn pass_over(&mut self, relation: Oid, is_passed_over: bool) {
+        self.relations.entry(relation).or_default().is_passed_over = is_passed_over;
+    }
+
+    /// Counts a row that is passed over; if it is none, says so.
+    pub(super) fn passed_over(&mut self, relation: Oid, kind: Kind) -> Result<bool, Refusal> {
+        match self.relations.get_mut(&relation) {
+            Some(described) if described.is_passed_over => described.count(kind),
+            _ => return Ok(false),
+        }
+        self.inside("row").map(|()| true)
+    }
+
     pub(super) fn begin(
         &mut self,
         lsn: Lsn,
@@ -149,11 +182,10 @@ impl Ledger {
             .relations
             .get_mut(&relation)
             .ok_or(Refusal::UnknownRelation(relation))?;
-        let rows = &mut described.rows;
-        let (count, first, second) = match change {
-            Change::Insert { new } => (&mut rows.inserts, new, None),
-            Change::Update { old, new } => (&mut rows.updates, new, old),
-            Change::Delete { old } => (&mut rows.deletes, old, None),
+        let (kind, first, second) = match change {
+            Change::Insert { new } => (Kind::Insert, new, None),
+            Change::Update { old, new } => (Kind::Update, new, old),
+            Change::Delete { old } => (Kind::Delete, old, None),
         };
         for row in std::iter::once(first).chain(second) {
             if row != described.columns {
@@ -164,7 +196,7 @@ impl Ledger {
                 });
             }
         }
-        *count = count.saturating_add(1);
+        described.count(kind);
         Ok(())
     }
 

@@ -37,7 +37,7 @@ mod writer;
 pub use content::{Content, ContentReader};
 pub use ledger::Refusal;
 pub use merge::{MergeError, Merger};
-pub use reader::{ReadError, SegmentReader};
+pub use reader::{IsWanted, ReadError, SegmentReader};
 pub use record::{
     ColumnRecord, CommitTimes, Footer, Header, MessageRecord, Old, Record, RelationRecord,
     RowCounts, SequenceSample,

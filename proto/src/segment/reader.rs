@@ -3,6 +3,7 @@
 //! is an error. Records already yielded when that comes out must be undone by the consumer.
 
 use std::io::{self, BufRead};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -26,9 +27,13 @@ pub struct SegmentReader<R> {
     key: Option<SegmentKey>,
     ledger: Ledger,
     state: State,
+    is_wanted: Option<IsWanted>,
     /// Those of the record last read.
     rows: RowBuffer,
 }
+
+/// Whether anybody wants the rows of a relation.
+pub type IsWanted = Arc<dyn Fn(&RelationRecord) -> bool + Send + Sync>;
 
 /// A record and the line it was read from.
 type WithLine<'a> = (Record<Row<'a>>, &'a [u8]);
@@ -133,8 +138,17 @@ impl<R: BufRead> SegmentReader<R> {
             version: v,
             key: expect.map(|(_, _, key)| *key),
             state: State::Reading,
+            is_wanted: None,
             rows: RowBuffer::default(),
         })
+    }
+
+    /// Rows that nobody wants may be left out: they are counted and digested, but not decoded. Some come all the
+    /// same.
+    #[must_use]
+    pub fn only(mut self, is_wanted: Option<IsWanted>) -> Self {
+        self.is_wanted = is_wanted;
+        self
     }
 
     #[must_use]
@@ -182,7 +196,7 @@ impl<R: BufRead> SegmentReader<R> {
         }
         // Set before, so that whatever goes wrong leaves it behind.
         self.state = State::Failed;
-        self.lines.advance()?;
+        self.advance()?;
         if self.lines.tag() == Some(b'F') {
             self.state = State::Verified(self.verified_footer()?);
             return Ok(None);
@@ -191,6 +205,9 @@ impl<R: BufRead> SegmentReader<R> {
         let line = self.lines.number;
         let refused = |refusal| ReadError::Refused { line, refusal };
         enter(&mut self.ledger, &record, |place| rows.row(place)).map_err(refused)?;
+        if let (Some(is_wanted), Record::Relation(relation)) = (&self.is_wanted, &record) {
+            self.ledger.pass_over(relation.rel, !is_wanted(relation));
+        }
         self.state = State::Reading;
         Ok(Some(record))
     }
@@ -203,6 +220,23 @@ impl<R: BufRead> SegmentReader<R> {
         self.rows = rows;
         let record = record?.map(|record| record.map(|place| self.rows.row(&place)));
         Ok(record.map(|record| (record, self.lines.line())))
+    }
+
+    /// To the next line that somebody wants.
+    fn advance(&mut self) -> Result<(), ReadError> {
+        self.lines.advance()?;
+        if self.is_wanted.is_none() {
+            return Ok(());
+        }
+        while let Some((kind, rel)) = canonical::row_of(self.lines.line()) {
+            let line = self.lines.number;
+            let refused = |refusal| ReadError::Refused { line, refusal };
+            if !self.ledger.passed_over(rel, kind).map_err(refused)? {
+                break;
+            }
+            self.lines.advance()?;
+        }
+        Ok(())
     }
 
     fn verified_footer(&mut self) -> Result<Footer, ReadError> {

@@ -2,6 +2,7 @@
 //! never other records than were written.
 
 use std::io;
+use std::sync::Arc;
 
 use lastgood_proto::key::SegmentKey;
 use lastgood_proto::pgoutput::{
@@ -141,7 +142,25 @@ fn read(
 /// With the key it was stored under.
 fn read_stored(ndjson: &[u8]) -> Result<(Header, Vec<Record<TupleBuf>>), ReadError> {
     let key = segment().1;
-    read(ndjson, Some((header().source, header().lineage, &key)))
+    let expect = Some((header().source, header().lineage, &key));
+    let found = read(ndjson, expect);
+    assert_eq!(is_whole_unread(ndjson, expect), found.is_ok());
+    found
+}
+
+/// As a reader finds it that wants no rows.
+fn is_whole_unread(ndjson: &[u8], expect: Option<(SourceId, LineageId, &SegmentKey)>) -> bool {
+    let Ok(reader) = SegmentReader::open(ndjson, expect) else {
+        return false;
+    };
+    let mut reader = reader.only(Some(Arc::new(|_| false)));
+    loop {
+        match reader.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
 }
 
 fn lines(ndjson: &[u8]) -> Vec<&[u8]> {

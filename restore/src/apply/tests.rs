@@ -98,6 +98,7 @@ impl Pair {
             .unwrap();
         let oids = base.iter();
         let base = BaseTables {
+            only: None,
             oids: oids
                 .map(|row| ((row.get(0), row.get(1)), Oid::new(row.get(2))))
                 .collect(),
@@ -115,7 +116,7 @@ impl Pair {
             },
         };
         let tables = Arc::new(catalog::tables(&client).await?);
-        let changes = Changes::new(range, tables, Arc::new(base), None);
+        let changes = Changes::new(range, tables, Arc::new(base));
         let mut batcher = Batcher::new(changes);
         let mut applier = Applier::new(&client, range.replayed);
         let mut reader = SegmentReader::open(captured.segment.as_slice(), None).unwrap();

@@ -218,7 +218,10 @@ impl Run<'_> {
         replay::Source {
             plan: self.plan,
             store: self.store,
-            base: Arc::new(BaseTables::of(self.manifest)),
+            base: Arc::new(BaseTables {
+                only: self.plan.partial.as_ref().map(Partial::names),
+                ..BaseTables::of(self.manifest)
+            }),
             server_encoding: &self.manifest.encoding,
         }
     }
