@@ -594,4 +594,12 @@ async fn consume(
             tracing::warn!(source = %id, error, "the catalog missed an event");
         }
     }
+    // A base that ends with the capture it is part of has nobody left to say so.
+    let stopped = Event::BaseFailed {
+        error: "capture was stopped while it ran".to_owned(),
+    };
+    if let Err(error) = index::note_base(&catalog, id, &mut base, stopped).await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(source = %id, error, "the catalog missed the end of a base");
+    }
 }

@@ -92,6 +92,43 @@ async fn a_pause_keeps_the_slot_or_drops_it() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pause_ends_a_first_base_and_says_so() -> Result<()> {
+    let storage = Storage::local()?;
+    let folder = tempfile::tempdir()?;
+    let go = folder.path().join("go");
+    let hang = format!("base.archives=hang:{}", go.display());
+    let builder = Service::builder().storage(&storage);
+    let builder = builder.environment(failpoint::VARIABLE, hang);
+    let service = builder.start().await?;
+    let database = TestDatabase::new(18).await?;
+    database
+        .execute("CREATE TABLE t (id int PRIMARY KEY, a text)")
+        .await?;
+    let settings = history::settings();
+    service
+        .add_source("shop", &database.url(), settings)
+        .await?;
+    let newest = async || {
+        let bases = service.get(&format!("{SHOP}/bases")).await?;
+        Ok(bases["items"][0].clone())
+    };
+    let is_running = |base: &Value| base["status"] == "running";
+    wait::until_value("a first base", newest, is_running).await?;
+
+    let pause = json!({"slot": "keep"});
+    service.post(&format!("{SHOP}/pause"), pause).await?;
+    let base = newest().await?;
+    ensure!(base["status"] == "failed", "{base:#}");
+    let error = base["error"].as_str().unwrap_or_default();
+    ensure!(error.contains("stopped while it ran"), "{base:#}");
+
+    fs::write(go, [])?;
+    service.post(&format!("{SHOP}/resume"), json!({})).await?;
+    service.wait_bases("shop", 1).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settings_name_and_connection_can_change_while_it_runs() -> Result<()> {
     let storage = Storage::local()?;
     let service = Service::start(&storage).await?;
