@@ -33,13 +33,21 @@ pub(crate) struct Range {
 #[derive(Debug, Default)]
 pub(crate) struct BaseTables {
     /// The only ones that count, if not all.
-    pub(crate) only: Option<HashSet<(String, String)>>,
+    pub(crate) only: Option<Only>,
     /// What the base calls each: another OID of the same name is another table.
     pub(crate) oids: HashMap<(String, String), Oid>,
     /// Those whose rows it borrows.
     pub(crate) borrowed: HashMap<Oid, BorrowedTable, RandomState>,
     /// Where the oldest of the rows are from.
     pub(crate) rows_from: Lsn,
+}
+
+/// A table is chosen by its name in the base. While it had another one, which no look at the source may have seen, it
+/// was still that table.
+#[derive(Debug)]
+pub(crate) struct Only {
+    names: HashSet<(String, String)>,
+    oids: HashSet<Oid>,
 }
 
 #[derive(Debug)]
@@ -53,7 +61,8 @@ pub(crate) struct BorrowedTable {
 }
 
 impl BaseTables {
-    pub(crate) fn of(manifest: &BaseManifest) -> Self {
+    /// All of a base, or `only` some of them.
+    pub(crate) fn of(manifest: &BaseManifest, only: Option<HashSet<(String, String)>>) -> Self {
         let mut tables = Self {
             rows_from: manifest.rows_from(),
             ..Self::default()
@@ -71,13 +80,23 @@ impl BaseTables {
             }
             tables.oids.insert(name, table.oid);
         }
+        tables.only = only.map(|names| {
+            let oids = names.iter().filter_map(|name| tables.oids.get(name));
+            let oids = oids.copied().collect();
+            Only { names, oids }
+        });
         tables
+    }
+
+    pub(crate) const fn has_all(&self) -> bool {
+        self.only.is_none()
     }
 
     /// Whether the table of a description counts.
     pub(crate) fn is_chosen(&self, record: &RelationRecord) -> bool {
-        let only = self.only.as_ref();
-        only.is_none_or(|only| only.contains(&self.name(record)))
+        self.only.as_ref().is_none_or(|only| {
+            only.oids.contains(&record.rel) || only.names.contains(&self.name(record))
+        })
     }
 
     /// What the base calls the table of a description.
@@ -417,5 +436,48 @@ fn bound(
             commit_lsn: at.commit_lsn,
             why: why.clone(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lastgood_proto::pgoutput::ReplicaIdentity;
+
+    #[test]
+    fn a_table_is_chosen_whatever_it_is_called_meanwhile() {
+        let name = |table: &str| ("public".to_owned(), table.to_owned());
+        let oids = [("t", 5), ("u", 6), ("lent", 7), ("other", 8)];
+        let oids = oids.map(|(table, oid)| (name(table), Oid::new(oid)));
+        let borrowed = [("lent", 7), ("other", 8)].map(|(table, oid)| {
+            let borrowed = BorrowedTable {
+                from: Lsn::INVALID,
+                name: name(table),
+                columns: None,
+            };
+            (Oid::new(oid), borrowed)
+        });
+        let base = BaseTables {
+            only: Some(Only {
+                names: [name("t"), name("lent")].into(),
+                oids: [Oid::new(5), Oid::new(7)].into(),
+            }),
+            oids: oids.into(),
+            borrowed: borrowed.into_iter().collect(),
+            rows_from: Lsn::INVALID,
+        };
+        let chosen = |oid: u32, table: &str| {
+            base.is_chosen(&RelationRecord {
+                rel: Oid::new(oid),
+                schema: "public".to_owned(),
+                table: table.to_owned(),
+                identity: ReplicaIdentity::Default,
+                columns: Vec::new(),
+            })
+        };
+        assert!(chosen(5, "t") && chosen(5, "renamed") && chosen(7, "lent") && chosen(7, "before"));
+        assert!(!chosen(6, "u") && !chosen(8, "other") && !chosen(8, "lent"));
+        // Dropped and made anew: whoever binds it says so.
+        assert!(chosen(9, "t"));
     }
 }

@@ -2,7 +2,6 @@
 //! is written as a segment, read again and replayed into a copy made before. Both must then hold the
 //! same rows.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use lastgood_integration::{TestDatabase, digest};
@@ -98,12 +97,10 @@ impl Pair {
             .unwrap();
         let oids = base.iter();
         let base = BaseTables {
-            only: None,
             oids: oids
                 .map(|row| ((row.get(0), row.get(1)), Oid::new(row.get(2))))
                 .collect(),
-            borrowed: HashMap::default(),
-            rows_from: Lsn::INVALID,
+            ..BaseTables::default()
         };
         let range = Range {
             from: Lsn::INVALID,

@@ -140,7 +140,7 @@ impl Run<'_> {
 
     /// The borrowed tables whose columns are not those of their rows.
     pub(super) fn altered(&self) -> Result<HashMap<Name, Altered>, Error> {
-        let borrowed = BaseTables::of(self.manifest).borrowed.into_values();
+        let borrowed = BaseTables::of(self.manifest, None).borrowed.into_values();
         let altered = borrowed.filter_map(|table| Some((table.name, table.columns?)));
         altered
             .map(|(name, columns)| {
@@ -218,10 +218,10 @@ impl Run<'_> {
         replay::Source {
             plan: self.plan,
             store: self.store,
-            base: Arc::new(BaseTables {
-                only: self.plan.partial.as_ref().map(Partial::names),
-                ..BaseTables::of(self.manifest)
-            }),
+            base: Arc::new(BaseTables::of(
+                self.manifest,
+                self.plan.partial.as_ref().map(Partial::names),
+            )),
             server_encoding: &self.manifest.encoding,
         }
     }
