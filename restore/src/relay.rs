@@ -18,7 +18,7 @@ pub(crate) enum Item<'a> {
     Segment(&'a str),
     /// With its rows.
     Record(&'a Record<RowPlace>, &'a RowBuffer),
-    /// Some were handed on, and the next are not there yet.
+    /// Some were handed on, perhaps none, and the next are not there yet.
     Pause,
     /// All needed segments were read.
     End,
@@ -144,7 +144,8 @@ impl Relay {
         }
     }
 
-    fn hand_on(&mut self) {
+    /// What was read, or that nothing was: whoever takes it wants to know that it goes on.
+    pub(crate) fn hand_on(&mut self) {
         let empty = self.taken.try_recv().unwrap_or_default();
         let batch = std::mem::replace(&mut self.batch, empty);
         let sent = self.batches.as_ref().map(|batches| batches.send(batch));

@@ -295,6 +295,8 @@ impl Reader {
         while wanted.strong_count() > 0 {
             let Some(record) = segment.next_into(relay.rows())? else {
                 self.samples.read_to(end(&segment));
+                // Of rows that nobody wants a batch takes no room, and would not be full for long.
+                relay.hand_on();
                 return Ok(true);
             };
             self.samples.look(&record);

@@ -140,7 +140,7 @@ impl Ledger {
         self.relations.entry(relation).or_default().columns = columns;
     }
 
-    /// Its rows are counted from now on and no more, or are again what they were.
+    /// From now on its rows are only counted, or not any more.
     pub(super) fn pass_over(&mut self, relation: Oid, is_passed_over: bool) {
         self.relations.entry(relation).or_default().is_passed_over = is_passed_over;
     }

@@ -1,6 +1,7 @@
 //! Lines to records. Believes nothing: every record is checked for its place, its fields and its
 //! columns, and the whole against the footer, so that a segment that was cut, altered or swapped
-//! is an error. Records already yielded when that comes out must be undone by the consumer.
+//! is an error. Records already yielded when that comes out must be undone by the consumer. Rows that nobody wants
+//! are vouched for by the digest alone.
 
 use std::io::{self, BufRead};
 use std::sync::Arc;
@@ -144,7 +145,7 @@ impl<R: BufRead> SegmentReader<R> {
     }
 
     /// Rows that nobody wants may be left out: they are counted and digested, but not decoded. Some come all the
-    /// same.
+    /// same. To be said before the first record; not for what is written anew, which would lack them.
     #[must_use]
     pub fn only(mut self, is_wanted: Option<IsWanted>) -> Self {
         self.is_wanted = is_wanted;

@@ -10,7 +10,7 @@ use lastgood_proto::pgoutput::{
     Truncate, TupleBuf, Update, Value,
 };
 use lastgood_proto::segment::{
-    Header, ReadError, Record, SegmentReader, SegmentWriter, SequenceSample,
+    Header, ReadError, Record, Refusal, SegmentReader, SegmentWriter, SequenceSample,
 };
 use lastgood_proto::{Class, LineageId, Lsn, Oid, PgTimestamp, SourceId, Xid};
 use proptest::prelude::*;
@@ -144,22 +144,51 @@ fn read_stored(ndjson: &[u8]) -> Result<(Header, Vec<Record<TupleBuf>>), ReadErr
     let key = segment().1;
     let expect = Some((header().source, header().lineage, &key));
     let found = read(ndjson, expect);
-    assert_eq!(is_whole_unread(ndjson, expect), found.is_ok());
+    // Whoever wants no rows finds as much.
+    if let Ok(reader) = SegmentReader::open(ndjson, expect) {
+        let mut reader = reader.only(Some(Arc::new(|_| false)));
+        let end = loop {
+            match reader.next() {
+                Ok(Some(_)) => {}
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        assert_eq!(end.is_ok(), found.is_ok());
+        if end.is_err() {
+            assert!(matches!(reader.next(), Err(ReadError::Unusable)));
+        }
+    }
     found
 }
 
-/// As a reader finds it that wants no rows.
-fn is_whole_unread(ndjson: &[u8], expect: Option<(SourceId, LineageId, &SegmentKey)>) -> bool {
-    let Ok(reader) = SegmentReader::open(ndjson, expect) else {
-        return false;
-    };
-    let mut reader = reader.only(Some(Arc::new(|_| false)));
-    loop {
-        match reader.next() {
-            Ok(Some(_)) => {}
-            Ok(None) => return true,
-            Err(_) => return false,
-        }
+/// Its digest is right: it is the order that is not.
+#[test]
+fn a_row_outside_a_transaction_is_an_error_if_nobody_wants_it_too() {
+    let (ndjson, _) = segment();
+    let mut lines = lines(&ndjson);
+    let is_commit = |line: &&[u8]| line.starts_with(b"{\"t\":\"C\"");
+    let commit = lines.iter().position(is_commit).unwrap();
+    let row = lines
+        .iter()
+        .position(|line| line.starts_with(b"{\"t\":\"I\""))
+        .unwrap();
+    lines.insert(commit + 1, lines[row]);
+    let input = lines.concat();
+    for is_wanted in [true, false] {
+        let reader = SegmentReader::open(&input[..], None).unwrap();
+        let mut reader = reader.only(Some(Arc::new(move |_| is_wanted)));
+        let error = loop {
+            match reader.next() {
+                Ok(record) => assert!(record.is_some()),
+                Err(error) => break error,
+            }
+        };
+        let expect = commit as u64 + 2;
+        assert!(
+            matches!(error, ReadError::Refused { line, refusal: Refusal::Outside { .. } } if line == expect),
+            "{error:?}"
+        );
     }
 }
 
