@@ -88,10 +88,6 @@ impl BaseTables {
         tables
     }
 
-    pub(crate) const fn has_all(&self) -> bool {
-        self.only.is_none()
-    }
-
     /// Whether the table of a description counts.
     pub(crate) fn is_chosen(&self, record: &RelationRecord) -> bool {
         self.only.as_ref().is_none_or(|only| {

@@ -202,7 +202,8 @@ impl Source<'_> {
         let base = Arc::clone(&self.base);
         let is_chosen: IsWanted = Arc::new(move |relation| base.is_chosen(relation));
         Reader {
-            needed: segments(&self.plan.segments).only((!self.base.has_all()).then_some(is_chosen)),
+            needed: segments(&self.plan.segments)
+                .only(self.base.only.is_some().then_some(is_chosen)),
             following: segments(&self.plan.following).only(Some(Arc::new(|_| false))),
             unnamed_encoding: match self.server_encoding {
                 "SQL_ASCII" => "SQL_ASCII",

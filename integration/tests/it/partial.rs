@@ -14,16 +14,22 @@ const SCHEMA: &str = "
     INSERT INTO app.\"Order, old\" (who, n) SELECT g, g FROM generate_series(1, 100) g;
     INSERT INTO other (who) SELECT g FROM generate_series(1, 100) g;";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_table_comes_back_alone() -> Result<()> {
-    let storage = Storage::local()?;
-    let service = Service::start(&storage).await?;
+/// It is protected.
+async fn shop(storage: &Storage) -> Result<(Service, TestDatabase)> {
+    let service = Service::start(storage).await?;
     let database = TestDatabase::new(18).await?;
     database.execute(SCHEMA).await?;
     service
         .add_source("shop", &database.url(), history::settings())
         .await?;
     service.wait_protected("shop").await?;
+    Ok((service, database))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_table_comes_back_alone() -> Result<()> {
+    let storage = Storage::local()?;
+    let (service, database) = shop(&storage).await?;
     let mut client = database.connect().await?;
     client
         .batch_execute(
@@ -141,13 +147,7 @@ async fn a_dropped_table_comes_back_alone() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_renamed_for_a_while_is_not_short_of_what_came_then() -> Result<()> {
     let storage = Storage::local()?;
-    let service = Service::start(&storage).await?;
-    let database = TestDatabase::new(18).await?;
-    database.execute(SCHEMA).await?;
-    service
-        .add_source("shop", &database.url(), history::settings())
-        .await?;
-    service.wait_protected("shop").await?;
+    let (service, database) = shop(&storage).await?;
     let mut client = database.connect().await?;
     client
         .batch_execute(

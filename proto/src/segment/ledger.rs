@@ -147,10 +147,11 @@ impl Ledger {
 
     /// Counts a row that is passed over; if it is none, says so.
     pub(super) fn passed_over(&mut self, relation: Oid, kind: Kind) -> Result<bool, Refusal> {
-        match self.relations.get_mut(&relation) {
-            Some(described) if described.is_passed_over => described.count(kind),
-            _ => return Ok(false),
-        }
+        let described = self.relations.get_mut(&relation);
+        let Some(described) = described.filter(|it| it.is_passed_over) else {
+            return Ok(false);
+        };
+        described.count(kind);
         self.inside("row").map(|()| true)
     }
 

@@ -162,7 +162,7 @@ fn read_stored(ndjson: &[u8]) -> Result<(Header, Vec<Record<TupleBuf>>), ReadErr
     found
 }
 
-/// Its digest is right: it is the order that is not.
+/// Told by its place, before the digest is asked.
 #[test]
 fn a_row_outside_a_transaction_is_an_error_if_nobody_wants_it_too() {
     let (ndjson, _) = segment();
