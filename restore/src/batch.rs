@@ -84,6 +84,10 @@ impl Batcher {
                 let is_pending = self.portion.pending.contains_key(&rel);
                 Ok(is_pending.then(|| self.take()))
             }
+            Step::Rearranged => {
+                let is_pending = !self.portion.pending.is_empty();
+                Ok(is_pending.then(|| self.take()))
+            }
             Step::Row(at, binding, change) => {
                 let pending = &mut self.portion.pending;
                 let rows = pending

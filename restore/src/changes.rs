@@ -145,6 +145,8 @@ pub(crate) enum Step<'a> {
     Over,
     /// A relation is described, and not as before.
     Described(Oid),
+    /// A base has seen other columns: what was described before may say something else.
+    Rearranged,
     Row(At, &'a Arc<Binding>, Change<'a>),
     /// Emptied together: all that are named, whatever CASCADE found, each stands for itself.
     Truncate {
@@ -167,6 +169,8 @@ pub(crate) struct Changes {
     current: Current,
     /// Of the newest transaction, whether it counts or not.
     position: Lsn,
+    /// Where descriptions of borrowed tables begin to say something else, the next one last.
+    boundaries: Vec<Lsn>,
     reached: Option<Reached>,
     /// Rows of the change last arranged.
     arranged: RowBuffer,
@@ -216,10 +220,15 @@ enum Current {
 
 impl Changes {
     pub(crate) fn new(range: Range, tables: Arc<Tables>, base: Arc<BaseTables>) -> Self {
+        let borrowed = base.borrowed.values();
+        let columns = borrowed.filter_map(|borrowed| borrowed.columns.as_ref());
+        let mut boundaries: Vec<Lsn> = columns.flat_map(Columns::boundaries).collect();
+        boundaries.sort_unstable_by(|one, other| other.cmp(one));
         Self {
             range,
             tables,
             base,
+            boundaries,
             relations: HashMap::default(),
             skipped: HashSet::default(),
             replayed: range.replayed,
@@ -299,10 +308,35 @@ impl Changes {
             }
         }
         match is_before || kept {
-            true => Step::Nothing,
+            true => self.rearrange(),
             // Commit LSNs rise.
             false => Step::Over,
         }
+    }
+
+    /// A column that is dropped and one that is made in its likeness are described alike, and of two equal descriptions
+    /// a merged segment has one: so what a description says depends on where it is used.
+    fn rearrange(&mut self) -> Step<'_> {
+        let left = self.boundaries.len();
+        while let Some(next) = self.boundaries.last()
+            && *next <= self.position
+        {
+            self.boundaries.pop();
+        }
+        if self.boundaries.len() == left {
+            return Step::Nothing;
+        }
+        let is_altered = |rel: &Oid| {
+            let borrowed = self.base.borrowed.get(rel);
+            borrowed.is_some_and(|borrowed| borrowed.columns.is_some())
+        };
+        let altered = self.relations.iter();
+        let altered = altered.filter(|(rel, _)| is_altered(rel));
+        let altered: Vec<RelationRecord> = altered.map(|(_, it)| it.record.clone()).collect();
+        for record in &altered {
+            self.relation(record);
+        }
+        Step::Rearranged
     }
 
     /// Whether the base's rows of a table have a transaction's changes in them.

@@ -75,6 +75,12 @@ impl Columns {
         self.now.iter().map(|(_, name)| name.as_str())
     }
 
+    /// Where descriptions begin to say something else.
+    pub(crate) fn boundaries(&self) -> impl Iterator<Item = Lsn> {
+        let layouts = self.layouts.iter().map(|layout| layout.at);
+        layouts.chain([self.until])
+    }
+
     /// How rows that follow a description become rows of the table; none if they are.
     ///
     /// # Errors
@@ -311,9 +317,15 @@ fn is_text(oid: lastgood_proto::Oid) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::binding::tests::relation;
+    use crate::apply::Replayed;
+    use crate::binding::tests::{relation, target_column, target_table};
+    use crate::changes::{BaseTables, BorrowedTable, Change, Changes, Range};
     use lastgood_proto::pgoutput::ReplicaIdentity;
+    use lastgood_proto::segment::Record;
+    use lastgood_proto::{PgTimestamp, Xid};
     use proptest::prelude::*;
 
     /// Number, name, and how often it was altered.
@@ -347,6 +359,95 @@ mod tests {
             .map(|(_, name, _)| (name.as_str(), 20, false))
             .collect();
         relation(ReplicaIdentity::Default, &columns)
+    }
+
+    /// A column dropped and one made in its likeness: a merged segment describes the table once, for the descriptions
+    /// are equal, and says both things with it.
+    #[test]
+    fn a_description_says_something_else_once_a_base_has_seen_other_columns() {
+        let record = relation(
+            ReplicaIdentity::Default,
+            &[("id", 20, true), ("v", 20, false)],
+        );
+        let numbered = |columns: &[(u32, &str)]| -> Vec<(u32, String)> {
+            columns
+                .iter()
+                .map(|(number, name)| (*number, (*name).to_owned()))
+                .collect()
+        };
+        let layout = |at, columns| Layout {
+            at: Lsn::new(at),
+            columns,
+            until_next: Told::Places,
+        };
+        let columns = Columns {
+            layouts: vec![
+                layout(10, numbered(&[(1, "id"), (2, "v")])),
+                layout(30, numbered(&[(1, "id")])),
+            ],
+            until: Lsn::new(50),
+            now: numbered(&[(1, "id"), (3, "v")]),
+            missing: [(3, Some("new".to_owned()))].into(),
+        };
+        let name = (record.schema.clone(), record.table.clone());
+        let table = target_table(vec![
+            target_column("id", 20, "bigint"),
+            target_column("v", 20, "bigint"),
+        ]);
+        let borrowed = BorrowedTable {
+            from: Lsn::new(10),
+            name: name.clone(),
+            columns: Some(columns),
+        };
+        let base = BaseTables {
+            only: None,
+            oids: [(name.clone(), record.rel)].into(),
+            borrowed: [(record.rel, borrowed)].into_iter().collect(),
+            rows_from: Lsn::new(10),
+        };
+        let range = Range {
+            from: Lsn::new(50),
+            rows_from: Lsn::new(10),
+            last_kept: Some(Lsn::new(60)),
+            replayed: Replayed::default(),
+        };
+        let mut changes = Changes::new(range, Arc::new([(name, table)].into()), Arc::new(base));
+        let mut said = |at: u64| {
+            let at = Lsn::new(at);
+            let begin = Record::Begin {
+                xid: Xid::new(1),
+                lsn: at,
+                time: PgTimestamp::MIN,
+                until: None,
+            };
+            let mut rows = RowBuffer::default();
+            let values = [b"7".as_slice(), b"old"].map(Value::Text);
+            let place = rows.push(values);
+            let insert = Record::Insert {
+                rel: record.rel,
+                new: place,
+            };
+            let nothing = RowBuffer::default();
+            changes.step(&begin, &nothing).unwrap();
+            if at == Lsn::new(20) {
+                changes
+                    .step(&Record::Relation(Box::new(record.clone())), &nothing)
+                    .unwrap();
+            }
+            let is_sent = match changes.step(&insert, &rows).unwrap() {
+                crate::changes::Step::Row(_, _, Change::Insert { new }) => {
+                    new.get(1) == Some(Value::Text(b"old"))
+                }
+                _ => panic!("no row"),
+            };
+            changes
+                .step(&Record::Commit { lsn: at, end: at }, &nothing)
+                .unwrap();
+            is_sent
+        };
+        // What the column that is no more had is nothing to the one that came.
+        assert_eq!([20, 25].map(&mut said), [false, false]);
+        assert_eq!([30, 49, 50].map(said), [true, true, true]);
     }
 
     /// How columns may be told, by the rules of FORMAT.md.

@@ -370,7 +370,7 @@ impl Gatherer {
         rows: &RowBuffer,
     ) -> Result<Flow, Error> {
         match self.changes.step(record, rows)? {
-            Step::Nothing | Step::Described(_) => Ok(Flow::GoOn),
+            Step::Nothing | Step::Described(_) | Step::Rearranged => Ok(Flow::GoOn),
             Step::Over => Ok(Flow::Enough),
             Step::Truncate { tables, .. }
                 if tables.iter().any(|binding| is_found_by_generated(binding)) =>
