@@ -77,14 +77,16 @@ pub(crate) fn few<T: AsRef<str>>(names: &[T], separator: &str) -> String {
 }
 
 /// Permanent tables. `xmin` of a column's catalog row changes with every command that alters or
-/// rewrites it, also where name and type stay (`ALTER TYPE … USING`); ANALYZE and VACUUM leave it.
+/// rewrites it, also where name and type stay (`ALTER TYPE … USING`); ANALYZE and VACUUM leave it. That of the row type
+/// changes when the table gets another name or schema, there and back as well: what came in between has that name in the
+/// stream, and stands so in values of `regclass`. (That of the table changes with every TRUNCATE.)
 /// What a table demands of its rows is in it as well: once it is dropped, rows come that the base's
 /// table would refuse. It is read as it stands in the catalogs: to have it deparsed (`pg_get_indexdef`) waits for
 /// whoever has locked the table.
 const TABLES: &str = r"
 SELECT c.oid, n.nspname, c.relname, array(SELECT x.indexrelid FROM pg_index x WHERE x.indrelid = c.oid
                                         UNION ALL SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid),
-    md5(concat_ws(' ', c.oid, c.relkind, c.relreplident,
+    md5(concat_ws(' ', c.oid, c.relkind, c.relreplident, (SELECT t.xmin FROM pg_type t WHERE t.oid = c.reltype),
     (SELECT string_agg(i.inhparent::text, ',' ORDER BY i.inhseqno) FROM pg_inherits i
      WHERE i.inhrelid = c.oid),
     (SELECT string_agg(x.indexrelid::text, ',' ORDER BY x.indexrelid) FROM pg_index x
@@ -108,10 +110,11 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
   AND NOT EXISTS (SELECT FROM pg_depend d
                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// Labels of enums, attributes of composite types, demands of domains: values of them stand in rows.
+/// Labels of enums, attributes of composite types, demands of domains: values of them stand in rows. A label that was
+/// another one for a while (`xmin`) has left text in the stream that means something else.
 const TYPES: &str = r"
 SELECT t.oid, n.nspname, t.typname, md5(concat_ws(' ', t.oid,
-    (SELECT string_agg(concat_ws(':', e.oid, e.enumlabel), ',' ORDER BY e.oid) FROM pg_enum e
+    (SELECT string_agg(concat_ws(':', e.oid, e.xmin, e.enumlabel), ',' ORDER BY e.oid) FROM pg_enum e
      WHERE e.enumtypid = t.oid),
     (SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod,
                                  a.attisdropped), ',' ORDER BY a.attnum)
@@ -368,7 +371,11 @@ mod tests {
         "ALTER TABLE root DETACH PARTITION p1",
         "ALTER TABLE u SET LOGGED",
         "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'",
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'x' TO 'sad'",
         "ALTER TYPE mood ADD VALUE 'new'",
+        "ALTER TABLE t RENAME TO x; ALTER TABLE x RENAME TO t",
+        "ALTER TABLE t SET SCHEMA one; ALTER TABLE one.t SET SCHEMA public",
+        "ALTER TABLE root RENAME TO x; ALTER TABLE x RENAME TO root",
         "ALTER TYPE one.mood RENAME VALUE 'a' TO 'b'",
         "ALTER TYPE two.mood RENAME VALUE 'a' TO 'b'",
         "ALTER TYPE pair ADD ATTRIBUTE z int",

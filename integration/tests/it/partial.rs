@@ -143,44 +143,6 @@ async fn a_dropped_table_comes_back_alone() -> Result<()> {
     Ok(())
 }
 
-/// No look at the tables sees what was undone in the same transaction; its rows are the table's all the same.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_table_renamed_for_a_while_is_not_short_of_what_came_then() -> Result<()> {
-    let storage = Storage::local()?;
-    let (service, database) = shop(&storage).await?;
-    let mut client = database.connect().await?;
-    client
-        .batch_execute(
-            "BEGIN; ALTER TABLE users RENAME TO meanwhile; INSERT INTO meanwhile (name) VALUES ('then');
-             ALTER TABLE meanwhile RENAME TO users; COMMIT",
-        )
-        .await?;
-    let truth = digest::of(&mut client, None).await?;
-    let lsn = truth::wal_position(&client).await?;
-    client.batch_execute("UPDATE other SET who = 2").await?;
-    let position = truth::wal_position(&client).await?;
-    service.wait_durable("shop", &position).await?;
-    let name = format!("{}_users", database.name);
-    let body = json!({
-        "target": {"lsn": lsn, "inclusive": false},
-        "tables": ["public.users"],
-        "into": {"connection": database.server.url("postgres"), "create_database": name},
-    });
-    let begun = service.post("/api/v1/sources/shop/restores", body).await?;
-    let id = begun["id"].as_str().context("an id")?;
-    let ended = service.wait_restore(id).await?;
-    if ended["status"] == "succeeded" {
-        let restored = digest::of(&mut database.server.connect(&name).await?, None).await?;
-        truth
-            .part(&["public.users"], &["public.users_id_seq"])
-            .assert_restored(&restored, "users, renamed meanwhile");
-    } else {
-        let error = ended["error"].to_string();
-        ensure!(error.contains("it is not in the base"), "{ended:#}");
-    }
-    Ok(())
-}
-
 async fn by_itself(
     service: &Service,
     storage: &Storage,

@@ -129,6 +129,53 @@ async fn a_change_that_is_taken_back_at_once_is_followed_by_a_base() -> Result<(
     Ok(())
 }
 
+/// In one transaction, so that no look finds anything else than before; its rows have text that means something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_called_otherwise_for_a_while_is_followed_by_a_base() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    let tables = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TABLE feels (id int PRIMARY KEY, f mood);
+        INSERT INTO feels VALUES (1, 'sad'), (2, 'ok'); CREATE TABLE live (id int PRIMARY KEY); CREATE TABLE archive (id int PRIMARY KEY);
+        CREATE TABLE log (id int PRIMARY KEY, rel regclass); INSERT INTO log VALUES (1, 'live'), (2, 'archive')";
+    database.execute(tables).await?;
+    service
+        .add_source("back", &database.url(), history::settings())
+        .await?;
+    service.wait_protected("back").await?;
+    let mut client = database.connect().await?;
+    let labels =
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'ok' TO 'sad';
+        ALTER TYPE mood RENAME VALUE 'x' TO 'ok';";
+    let names = "ALTER TABLE live RENAME TO x; ALTER TABLE archive RENAME TO live; ALTER TABLE x RENAME TO archive;";
+    let changes = [
+        (
+            labels,
+            "INSERT INTO feels VALUES (3, 'sad'); UPDATE feels SET f = 'ok' WHERE id = 1",
+        ),
+        (
+            names,
+            "INSERT INTO log VALUES (3, 'live'); INSERT INTO live VALUES (7)",
+        ),
+    ];
+    for (at, (there, rows)) in changes.into_iter().enumerate() {
+        let change = format!("BEGIN; {there} {rows}; {there} COMMIT");
+        client.batch_execute(&change).await?;
+        wait_beyond(&service, "back", &truth::wal_position(&client).await?).await?;
+        let truth = digest::of(&mut client, None).await?;
+        let lsn = truth::wal_position(&client).await?;
+        service.wait_durable("back", &lsn).await?;
+        let copy = format!("{}_{at}", database.name);
+        let into = json!({"connection": database.server.url("postgres"), "create_database": copy});
+        service.restore("back", &json!("latest"), into).await?;
+        let restored = digest::of(&mut database.server.connect(&copy).await?, None).await?;
+        truth.assert_restored(&restored, there);
+        history::drop_database(&database.server, &copy).await?;
+    }
+    assert!(service.terminate().await?.success());
+    Ok(())
+}
+
 /// Until what is behind `changed` can be restored: a base was taken since. It may serve from before, but no window goes on
 /// across a change.
 pub(crate) async fn wait_beyond(service: &Service, name: &str, changed: &str) -> Result<()> {
