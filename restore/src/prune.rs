@@ -16,7 +16,7 @@ use crate::{Error, indexes};
 const CHOSEN: &str = "
 CREATE TABLE IF NOT EXISTS lastgood_restore.chosen (oid oid PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS lastgood_restore.doomed (oid oid PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS lastgood_restore.left_out (object text PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS lastgood_restore.left_out (object text PRIMARY KEY, why text NOT NULL);
 TRUNCATE lastgood_restore.chosen, lastgood_restore.doomed";
 
 const PARENTS: &str = "
@@ -96,6 +96,27 @@ SELECT pg_describe_object(o.class, o.obj, o.sub),
    AND NOT EXISTS (SELECT FROM pg_trigger t WHERE o.class = 'pg_trigger'::regclass AND t.oid = o.obj AND t.tgisinternal)
  ORDER BY 1";
 
+/// Values of `regclass` and its like are printed as names and kept as OIDs: of what is dropped only the number is left.
+const NAMING: &str = "
+WITH RECURSIVE used(rel, att, typ) AS (
+    SELECT a.attrelid, a.attnum, a.atttypid FROM lastgood_restore.chosen JOIN pg_attribute a ON a.attrelid = chosen.oid
+     WHERE a.attnum > 0 AND NOT a.attisdropped
+  UNION
+    SELECT used.rel, used.att, part.typ FROM used JOIN pg_type t ON t.oid = used.typ CROSS JOIN LATERAL (
+        SELECT t.typelem
+        UNION ALL SELECT t.typbasetype
+        UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = t.oid OR to_jsonb(g)->>'rngmultitypid' = t.oid::text
+        UNION ALL SELECT a.atttypid FROM pg_attribute a
+                   WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) part(typ)
+     WHERE part.typ <> 0)
+INSERT INTO lastgood_restore.left_out
+SELECT DISTINCT format('names in column %I of %I.%I', a.attname, n.nspname, c.relname),
+       'its values name other objects, and a number stands for what is not restored'
+  FROM used JOIN pg_type t ON t.oid = used.typ JOIN pg_attribute a ON a.attrelid = used.rel AND a.attnum = used.att
+  JOIN pg_class c ON c.oid = used.rel JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typname ~ '^reg' AND t.typname <> 'regrole'
+ON CONFLICT DO NOTHING";
+
 const DROPS: &str = "
 SELECT format('DROP %s IF EXISTS %I.%I CASCADE',
               CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE'
@@ -168,20 +189,22 @@ async fn mark(client: &Client, partial: &Partial) -> Result<(), Error> {
             return Err(Error::TableNeedsOther { object });
         }
         // Kept, for an attempt that goes on from here finds them gone.
-        let keep = "INSERT INTO lastgood_restore.left_out VALUES ($1) ON CONFLICT DO NOTHING";
+        let keep = "INSERT INTO lastgood_restore.left_out
+                    VALUES ($1, 'it depends on a table or view that is not restored') ON CONFLICT DO NOTHING";
         client.execute(keep, &[&object]).await?;
     }
+    client.batch_execute(NAMING).await?;
     Ok(())
 }
 
-/// What of the chosen tables went with others.
+/// What of the chosen tables went with others, or means less without them.
 pub(crate) async fn left_out(client: &Client) -> Result<Vec<LeftOut>, Error> {
-    let sql = "SELECT object FROM lastgood_restore.left_out ORDER BY 1";
+    let sql = "SELECT object, why FROM lastgood_restore.left_out ORDER BY 1";
     let mut left_out = Vec::new();
     for row in client.query(sql, &[]).await? {
         left_out.push(LeftOut {
             object: row.try_get(0)?,
-            why: "it depends on a table or view that is not restored".to_owned(),
+            why: row.try_get(1)?,
         });
     }
     Ok(left_out)

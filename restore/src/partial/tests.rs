@@ -456,3 +456,21 @@ async fn a_sequence_is_as_far_as_in_the_base() {
     let truth = fixture.content().await;
     truth.assert_restored(&content(&copy).await, "t");
 }
+
+/// Names in values: there is nothing in the copy that they could name.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_what_is_not_restored_are_told_of() {
+    let schema =
+        "CREATE TABLE account (id int PRIMARY KEY); CREATE TYPE pair AS (rel regclass, n int);
+        CREATE TABLE log (id int PRIMARY KEY, rel regclass, \"All\" pair[], who regrole, n oid);
+        INSERT INTO log VALUES (1, 'account', ARRAY[('account', 1)::pair], 'pg_monitor', 7)";
+    let fixture = Fixture::new(15, schema).await;
+    let plan = planned(&fixture, &at(fixture.durable()), "log").await;
+    let copy = fixture.source.sibling().await.unwrap();
+    let report = run(&fixture, &plan, &copy).await;
+    let report = report.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let left_out = report.partial.unwrap().left_out;
+    let left_out: Vec<&str> = left_out.iter().map(|left| left.object.as_str()).collect();
+    let named = ["\"All\"", "rel"].map(|column| format!("names in column {column} of public.log"));
+    assert_eq!(left_out, named);
+}
