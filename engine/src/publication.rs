@@ -56,15 +56,13 @@ pub(crate) async fn ensure(
     let name = name(source);
     let tables = tables::list(client, session.server_version()).await?;
     let wanted = published(&tables, settings);
-    let generated = wanted.iter().any(|table| table.needs_generated);
     let oid = match lastgood_pg::publication::oid(session, &name).await? {
         Some(oid) => oid,
         None => create(session, &name).await?,
     };
-    if generated && !publishes_generated(client, oid).await? {
-        // Without it, UPDATEs of such a table fail on the source once it is published.
-        let sql = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)");
-        insist(client, &sql).await?;
+    if wanted.iter().any(|table| table.needs_generated) && !publishes_generated(client, oid).await?
+    {
+        insist(client, &publish_generated(&name)).await?;
     }
     widen(client, &name, oid).await?;
     let mut members = members(client, oid).await?;
@@ -107,6 +105,11 @@ async fn widen(client: &Client, name: &str, oid: Oid) -> Result<(), Error> {
     }
     let sql = format!("ALTER PUBLICATION {name} SET ({PUBLISHED})");
     insist(client, &sql).await
+}
+
+/// Without it, UPDATEs of a table that needs it fail on the source once it is published.
+fn publish_generated(name: &str) -> String {
+    format!("ALTER PUBLICATION {name} SET (publish_generated_columns = stored)")
 }
 
 /// Of 18 and later. Altered only if need be: that the publication is as it was is told by its catalog row.
@@ -153,7 +156,8 @@ pub(crate) struct Coverage {
     pub(crate) members: BTreeSet<Oid>,
 }
 
-/// Takes out tables that have lost their replica identity and names those that are not captured. `before`: what the
+/// Takes out tables that have lost their replica identity, publishes generated columns once they are part of one, and
+/// names tables that are not captured. `before`: what the
 /// last look found published. A base that begins takes such tables out as well, and tells nobody.
 pub(crate) async fn reconcile(
     session: &Session,
@@ -178,6 +182,14 @@ pub(crate) async fn reconcile(
         .filter(|table| members.contains(&table.oid))
         .filter(is_harmful)
         .collect();
+    let publication = name(source);
+    let needs_generated = |table: &Table| {
+        table.needs_generated && members.contains(&table.oid) && !is_harmful(&table)
+    };
+    if tables.iter().any(needs_generated) && !publishes_generated(client, oid).await? {
+        // If somebody holds a lock, the next look tries again.
+        attempt(client, &publish_generated(&publication)).await?;
+    }
     let mut coverage = Coverage::default();
     let gone = tables
         .iter()
@@ -185,7 +197,6 @@ pub(crate) async fn reconcile(
         .filter(is_harmful);
     coverage.removed = gone.map(|table| name_of(&table)).collect();
     if !harmful.is_empty() {
-        let publication = self::name(source);
         let list: Vec<&str> = harmful.iter().map(|table| table.quoted.as_str()).collect();
         let sql = format!(
             "ALTER PUBLICATION {publication} DROP TABLE ONLY {}",
@@ -363,5 +374,26 @@ mod tests {
             assert_eq!(removed().await, [("public".to_owned(), "a".to_owned())]);
             assert_eq!(removed().await, []);
         }
+    }
+
+    /// Without a base, as while a source is paused: its UPDATEs would fail until there is one.
+    #[tokio::test]
+    async fn a_generated_column_that_joins_an_identity_is_published() {
+        let database = TestDatabase::new(18).await.unwrap();
+        let table = "CREATE TABLE f(a int, b text); ALTER TABLE f REPLICA IDENTITY FULL; INSERT INTO f VALUES (1, 'x')";
+        database.execute(table).await.unwrap();
+        let connection = database.url().parse().unwrap();
+        let session = Session::connect(&connection, Purpose::Base).await.unwrap();
+        let (source, settings) = (SourceId::from_bytes([9; 8]), SourceSettings::default());
+        let published = ensure(&session, source, &settings).await.unwrap();
+        let generated = "ALTER TABLE f ADD g int GENERATED ALWAYS AS (a * 2) STORED";
+        database.execute(generated).await.unwrap();
+        let update = "UPDATE f SET b = 'y'";
+        database.execute(update).await.unwrap_err();
+        let before = BTreeSet::new();
+        let found = reconcile(&session, published.oid, source, &settings, &before).await;
+        let found = found.unwrap();
+        assert_eq!((found.removed.len(), found.members.len()), (0, 1));
+        database.execute(update).await.unwrap();
     }
 }
