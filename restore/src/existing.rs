@@ -253,6 +253,14 @@ impl Existing {
             let revoke: String = row.try_get(0)?;
             client.batch_execute(&revoke).await?;
         }
+        for row in client.query(CAPTURING, &[]).await? {
+            let (role, schema): (String, String) = (row.try_get(0)?, quoted(&self.schema));
+            let grant = format!(
+                "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}; \
+                 GRANT SELECT ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"
+            );
+            client.batch_execute(&grant).await?;
+        }
         self.committing.store(true, Ordering::Relaxed);
         client.batch_execute("COMMIT").await?;
         Ok(())
@@ -353,6 +361,10 @@ SELECT c.relname::text, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnu
 const SEQUENCES: &str = "
 SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = $1 AND c.relkind = 'S'";
+
+/// Whoever captures this database must be able to read all of it: else its next base fails, and with it everything.
+const CAPTURING: &str = "
+SELECT DISTINCT quote_ident(pg_get_userbyid(pubowner)) FROM pg_publication WHERE pubname ~ '^lastgood_[0-9a-f]{16}$'";
 
 /// What ALTER DEFAULT PRIVILEGES of the existing database has given away of the new objects. (Array and
 /// multirange types have the privileges of what they are made of.)

@@ -400,9 +400,14 @@ async fn a_cancelled_one_leaves_an_existing_database_alone() {
     let plan = plan(&fixture.store, &Target::latest(), &options).await;
     let plan = plan.unwrap();
     let copy = fixture.source.sibling().await.unwrap();
-    copy.execute("CREATE TABLE mine (id int); INSERT INTO mine VALUES (1)")
-        .await
-        .unwrap();
+    let role = format!("keeper_of_{}", copy.name);
+    let captured = format!(
+        "CREATE TABLE mine (id int); INSERT INTO mine VALUES (1); CREATE ROLE {role};
+         CREATE PUBLICATION lastgood_0123456789abcdef; GRANT CREATE ON DATABASE {} TO {role};
+         ALTER PUBLICATION lastgood_0123456789abcdef OWNER TO {role}",
+        copy.name
+    );
+    copy.execute(&captured).await.unwrap();
     let scratch = async || {
         let client = copy.connect().await.unwrap();
         let sql = "SELECT count(*) FROM pg_database WHERE strpos(shobj_description(oid, 'pg_database'), $1) > 0";
@@ -436,6 +441,17 @@ async fn a_cancelled_one_leaves_an_existing_database_alone() {
     expected.assert_restored(&found.part(&tables, &["back.customer_id_seq"]), "back");
     assert_eq!(found.tables.len(), 4);
     assert_eq!(scratch().await, 0);
+    // Else the next base of whoever captures that database would fail.
+    let client = copy.connect().await.unwrap();
+    let may = "SELECT has_schema_privilege($1, 'back', 'USAGE') AND has_table_privilege($1, 'back.animal', 'SELECT')
+                  AND has_sequence_privilege($1, 'back.customer_id_seq', 'SELECT')
+              AND NOT has_table_privilege($1, 'back.animal', 'UPDATE')";
+    let row = client.query_one(may, &[&role]).await.unwrap();
+    assert!(row.get::<_, bool>(0));
+    drop(client);
+    copy.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await
+        .unwrap();
     let again = run(&fixture, &plan, &copy).await.unwrap_err();
     assert!(
         matches!(again, Error::SchemaExists { .. }),
