@@ -152,6 +152,8 @@ pub(crate) struct Coverage {
     pub(crate) uncovered: Vec<Uncovered>,
     /// Was taken out, now or since the last look: its UPDATEs would have failed.
     pub(crate) removed: Vec<(String, String)>,
+    /// Patterns of the settings that no table is called by.
+    pub(crate) unmatched: Vec<String>,
     /// What is published now.
     pub(crate) members: BTreeSet<Oid>,
 }
@@ -226,6 +228,9 @@ pub(crate) async fn reconcile(
         })
     });
     coverage.uncovered = uncovered.collect();
+    let names = tables.iter();
+    let names = names.map(|table| (table.schema.as_str(), table.name.as_str()));
+    coverage.unmatched = settings.unmatched(names);
     coverage.members = members;
     Ok(coverage)
 }

@@ -232,6 +232,19 @@ impl SourceSettings {
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }
 
+    /// What is to be captured and is not there.
+    pub(crate) fn unmatched<'t>(
+        &self,
+        tables: impl Iterator<Item = (&'t str, &'t str)>,
+    ) -> Vec<String> {
+        let mut unmatched = self.include.clone();
+        for (schema, table) in tables {
+            let name = format!("{schema}.{table}");
+            unmatched.retain(|pattern| !matches(pattern, &name));
+        }
+        unmatched
+    }
+
     #[must_use]
     pub(crate) fn segment_age(&self) -> Duration {
         Duration::from_secs(self.segment_seconds.into())

@@ -17,7 +17,7 @@ use crate::error::{Error, chain};
 use crate::events::{Event, Events, SourceState, SourceStatus, Uncovered};
 use crate::marks::clock;
 use crate::publication;
-use crate::shape::Fingerprints;
+use crate::shape::{Fingerprints, few};
 use crate::source::Source;
 use crate::worker::Progress;
 
@@ -52,6 +52,7 @@ pub(crate) struct Watch {
     /// What was told of; none before the first look, which is always told.
     uncovered: Option<Vec<Uncovered>>,
     lost_identity: Vec<(String, String)>,
+    unmatched: Vec<String>,
     /// What the last look found published.
     published: BTreeSet<Oid>,
     /// The shape that the publication was last compared under.
@@ -78,6 +79,7 @@ impl Watch {
             compared: None,
             uncovered: None,
             lost_identity: Vec::new(),
+            unmatched: Vec::new(),
             published: BTreeSet::new(),
             alerted: false,
             shape: None,
@@ -205,6 +207,12 @@ impl Watch {
                  primary key and take a base"
             ));
         }
+        if !self.unmatched.is_empty() {
+            return Verdict::Degraded(format!(
+                "no table is called {}, as the setting \"include\" has it: what it means is not captured",
+                few(&self.unmatched, " or ")
+            ));
+        }
         Verdict::Well
     }
 
@@ -301,6 +309,7 @@ impl Watch {
             );
         }
         self.lost_identity.extend(coverage.removed.iter().cloned());
+        self.unmatched = coverage.unmatched;
         if self.uncovered.as_ref() != Some(&coverage.uncovered) {
             events.send(Event::Uncovered {
                 tables: coverage.uncovered.clone(),
