@@ -39,5 +39,7 @@ pub use record::{record_settings, recorded_settings};
 pub use remove::{Left, Removal, remove};
 pub use settings::{NoIdentity, SettingsError, SourceSettings};
 pub use shape::{Fingerprints, Shape};
-pub use source::{Control, Source, Stopped, release_slot, run, watch_idle, watch_paused};
+pub use source::{
+    Control, Source, Stopped, elsewhere, release_slot, run, watch_idle, watch_paused,
+};
 pub use writer::{Memory, Writer};

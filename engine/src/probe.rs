@@ -12,6 +12,7 @@ mod tables;
 
 use lastgood_pg::dump::PgTools;
 use lastgood_pg::{ConnectionConfig, Purpose, ReplicationConnection, ReplicationOptions, Session};
+use lastgood_proto::SystemId;
 use serde::Serialize;
 
 use crate::error::{Error, chain};
@@ -60,6 +61,8 @@ pub struct ServerFacts {
     /// `server_version_num`.
     pub version: u32,
     pub version_text: String,
+    /// None if it could not be asked for.
+    pub system_id: Option<SystemId>,
     pub database: String,
     pub role: String,
     pub superuser: bool,
@@ -120,7 +123,7 @@ async fn look(
     let client = session.client();
     let mut facts = server::facts(client, session.server_version()).await?;
     server::judge(client, &facts, findings).await?;
-    replication(config, &facts, findings).await;
+    facts.system_id = replication(config, &facts, findings).await;
     tools(&mut facts, findings).await;
     if names::judge(client, &facts.encoding, findings).await? {
         return Ok(Some(facts));
@@ -132,14 +135,22 @@ async fn look(
 }
 
 /// Opens a replication connection and asks it who it is.
-async fn replication(config: &ConnectionConfig, facts: &ServerFacts, findings: &mut Vec<Finding>) {
+async fn replication(
+    config: &ConnectionConfig,
+    facts: &ServerFacts,
+    findings: &mut Vec<Finding>,
+) -> Option<SystemId> {
     let options = ReplicationOptions::default();
     let attempt = async {
         let mut connection = ReplicationConnection::connect(config, &options).await?;
         connection.identify_system().await
     };
-    if let Err(error) = attempt.await {
-        findings.push(server::cannot_replicate(&error, facts));
+    match attempt.await {
+        Ok(identity) => Some(identity.system_id),
+        Err(error) => {
+            findings.push(server::cannot_replicate(&error, facts));
+            None
+        }
     }
 }
 

@@ -48,29 +48,30 @@ pub enum Decision {
     Gap { reason: EndReason, detail: String },
 }
 
+/// In words, if it is another server or database that answers than a lineage was begun on.
+pub(crate) fn elsewhere(file: &LineageFile, system_id: SystemId, database: &str) -> Option<String> {
+    if system_id != file.system_id {
+        return Some(format!(
+            "system identifier {system_id} answers, the lineage was begun on {}",
+            file.system_id
+        ));
+    }
+    (database != file.database).then(|| {
+        format!(
+            "database \"{database}\" answers, the lineage was begun on \"{}\"",
+            file.database
+        )
+    })
+}
+
 /// Compares a lineage with the server. `listing` is the lineage's own, `file` its `lineage.json`.
 #[must_use]
 pub fn decide(listing: &LineageListing, file: &LineageFile, server: &ServerState) -> Decision {
     let gap = |reason, detail: String| Decision::Gap { reason, detail };
     let durable = durable_end(listing, file);
 
-    if server.system_id != file.system_id {
-        return gap(
-            EndReason::SystemChanged,
-            format!(
-                "system identifier {} answers, the lineage was begun on {}",
-                server.system_id, file.system_id
-            ),
-        );
-    }
-    if server.database != file.database {
-        return gap(
-            EndReason::SystemChanged,
-            format!(
-                "database \"{}\" answers, the lineage was begun on \"{}\"",
-                server.database, file.database
-            ),
-        );
+    if let Some(detail) = elsewhere(file, server.system_id, &server.database) {
+        return gap(EndReason::SystemChanged, detail);
     }
     if server.timeline != file.timeline {
         return gap(

@@ -32,6 +32,7 @@ use crate::settings::SourceSettings;
 use crate::shape::Fingerprints;
 use crate::writer::Writer;
 
+pub use lineage::elsewhere;
 pub(crate) use slot::make as make_slot;
 
 /// One protected database.

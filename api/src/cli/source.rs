@@ -64,6 +64,10 @@ enum Command {
         /// LASTGOOD_CONNECTION holds it
         #[arg(long, num_args = 0..=1, default_missing_value = "")]
         connection: Option<String>,
+        /// It has moved to another server or database for good: begin anew there, and remove what is ours
+        /// from the old one, if that can be reached
+        #[arg(long, requires = "connection")]
+        moved: bool,
         #[command(flatten)]
         settings: Settings,
     },
@@ -141,6 +145,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             source,
             name,
             connection,
+            moved,
             settings,
         } => {
             let mut body = settings.body();
@@ -148,6 +153,7 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             if let Some(connection) = connection {
                 let text = place::connection_or_variable(connection)?;
                 body.insert("connection".to_owned(), text.as_str().into());
+                body.insert("moved".to_owned(), moved.into());
             }
             if body.is_empty() {
                 return Err(Failure::usage(

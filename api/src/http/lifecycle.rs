@@ -39,7 +39,7 @@ pub(super) struct RemovedSource {
     name: String,
     dropped: Vec<String>,
     /// What could not be dropped, with the SQL that does.
-    left: Vec<LeftObject>,
+    pub(super) left: Vec<LeftObject>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -53,9 +53,9 @@ pub(super) struct RemoveQuery {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LeftObject {
-    object: String,
-    sql: String,
-    error: String,
+    pub(super) object: String,
+    pub(super) sql: String,
+    pub(super) error: String,
 }
 
 impl From<lastgood_engine::Left> for LeftObject {
@@ -125,7 +125,7 @@ async fn take_away(app: &Shared, source: &str, force: bool) -> Result<RemovedSou
     Ok(removed)
 }
 
-async fn clean_up(app: &Shared, row: &SourceRow) -> Result<RemovedSource, Error> {
+pub(super) async fn clean_up(app: &Shared, row: &SourceRow) -> Result<RemovedSource, Error> {
     let source = app.supervisor.source(row).await?;
     let removal = lastgood_engine::remove(&source).await?;
     Ok(RemovedSource {
@@ -148,7 +148,7 @@ impl RemovedSource {
 }
 
 /// What a source that cannot be reached may still hold of ours.
-fn nothing_dropped(row: &SourceRow, error: &str) -> RemovedSource {
+pub(super) fn nothing_dropped(row: &SourceRow, error: &str) -> RemovedSource {
     let id = row.id;
     let left = [
         (

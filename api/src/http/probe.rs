@@ -112,15 +112,6 @@ impl From<engine::Report> for ReportView {
     }
 }
 
-/// Look at a source with the settings it would have.
-pub(super) async fn findings(
-    connection: &lastgood_pg::ConnectionConfig,
-    settings: &SourceSettings,
-) -> Vec<Finding> {
-    let report = Box::pin(engine::probe(connection, settings)).await;
-    report.findings.into_iter().map(Into::into).collect()
-}
-
 /// Look at a source; nothing is created
 #[utoipa::path(
     post,

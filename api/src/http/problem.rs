@@ -62,6 +62,7 @@ codes! {
     RestoreFinished CONFLICT Operator "restore_finished" "The restore has ended";
     SourceKnown CONFLICT Operator "source_known" "The source is registered already";
     SourceInRepository CONFLICT Operator "source_in_repository" "The repository holds a source of this name";
+    OtherDatabase CONFLICT Operator "other_database" "Another database answers";
     NoConnection CONFLICT Operator "no_connection" "The source waits for its connection string";
     SourceTakenOver CONFLICT Operator "source_taken_over" "Another service captures the source";
     TooManyRestores TOO_MANY_REQUESTS Failed "too_many_restores" "As many restores run as may at the same time";

@@ -182,6 +182,10 @@ with_settings! {
     struct UpdateSource {
         name: Option<String>,
         connection: Option<String>,
+        /// The connection may lead to another server or database: a new lineage begins there, and what is
+        /// ours is removed from the old one if that can be reached.
+        #[serde(default)]
+        moved: bool,
     }
 }
 

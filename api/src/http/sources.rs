@@ -5,13 +5,14 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lastgood_engine::SourceSettings;
-use lastgood_engine::probe::ALREADY_CAPTURED;
+use lastgood_engine::probe::{ALREADY_CAPTURED, Report, ServerFacts, probe};
 use lastgood_pg::ConnectionConfig;
 use lastgood_proto::SourceId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::extract::{Body, Page, PageQuery, Params};
+use super::lifecycle::LeftObject;
 use super::openapi::{BadBody, BadQuery, Clash, Common, Missing};
 use super::plan::NotCoveredView;
 use super::probe::{Finding, Severity};
@@ -20,7 +21,7 @@ use super::settings::{CreateSource, Settings, UpdateSource};
 use crate::app::Shared;
 use crate::catalog::{Desired, SourceRow};
 use crate::clock::now;
-use crate::supervisor::{Snapshot, State as SourceState};
+use crate::supervisor::{Error, Snapshot, State as SourceState};
 
 /// The longest name, in bytes.
 pub(crate) const NAME_BYTES_MAX: usize = 64;
@@ -165,8 +166,9 @@ async fn probe_or_refuse(
     id: SourceId,
     connection: &ConnectionConfig,
     settings: &SourceSettings,
-) -> Result<Vec<Finding>, Problem> {
-    let mut findings = super::probe::findings(connection, settings).await;
+) -> Result<(Vec<Finding>, Option<ServerFacts>), Problem> {
+    let Report { findings, server } = Box::pin(probe(connection, settings)).await;
+    let mut findings: Vec<Finding> = findings.into_iter().map(Into::into).collect();
     let id = id.to_string();
     findings.retain(|finding| finding.code != ALREADY_CAPTURED || finding.object != id);
     for finding in &mut findings {
@@ -184,7 +186,37 @@ async fn probe_or_refuse(
             .detail("nothing was created; mend the findings of severity \"blocker\" first")
             .with("findings", findings));
     }
-    Ok(findings)
+    Ok((findings, server))
+}
+
+/// In words, if a server and database are not the source's: its lineage would end, and its slot be left behind.
+async fn elsewhere(
+    app: &Shared,
+    id: SourceId,
+    server: Option<ServerFacts>,
+) -> Result<Option<String>, Error> {
+    let Some((server, system_id)) = server.and_then(|it| it.system_id.map(|id| (it, id))) else {
+        return Ok(None);
+    };
+    let store = app.supervisor.store(id).await?;
+    Ok(lastgood_engine::elsewhere(&store, system_id, &server.database).await?)
+}
+
+const MOVED: &str = "nothing was changed; if it has moved there for good, say so (--moved, \"moved\": true): a new lineage \
+    begins there with a new base, and what is ours on the old server is removed if that can be reached";
+
+/// Take what is ours away from where a source was, while its connection is still the old one.
+async fn leave(app: &Shared, row: &SourceRow) {
+    app.bases.cancel(row.id);
+    app.supervisor.stop(row.id).await;
+    let removed = super::lifecycle::clean_up(app, row).await;
+    let left = match removed {
+        Ok(removed) => removed.left,
+        Err(error) => super::lifecycle::nothing_dropped(row, &chain(&error)).left,
+    };
+    for LeftObject { object, sql, error } in left {
+        tracing::warn!(source = %row.id, endpoint = row.endpoint, object, sql, error, "left behind");
+    }
 }
 
 /// Register a source
@@ -261,7 +293,7 @@ async fn register(app: &Shared, request: CreateSource) -> Result<CreatedSource, 
         let detail = format!("{SOURCES_MAX} at most: give others to a service of their own");
         return Err(Problem::new(Code::TooManySources).detail(detail));
     }
-    let findings = probe_or_refuse(app, id, &config, &settings).await?;
+    let (findings, _) = probe_or_refuse(app, id, &config, &settings).await?;
     let time = now();
     let row = SourceRow {
         id,
@@ -427,7 +459,16 @@ async fn change(app: &Shared, source: &str, request: UpdateSource) -> Result<Sou
     let endpoint = match &request.connection {
         Some(text) => {
             let config = connection(text)?;
-            probe_or_refuse(app, before.id, &config, &settings).await?;
+            let (_, server) = probe_or_refuse(app, before.id, &config, &settings).await?;
+            if let Some(detail) = elsewhere(app, before.id, server).await? {
+                if !request.moved {
+                    let other = Problem::field(Code::OtherDatabase, "connection", detail);
+                    return Err(other.with("hint", MOVED));
+                }
+                if before.is_connected {
+                    leave(app, &before).await;
+                }
+            }
             config.redacted()
         }
         None => before.endpoint.clone(),

@@ -45,6 +45,7 @@ pub(super) async fn facts(client: &Client, version: u32) -> Result<ServerFacts, 
     Ok(ServerFacts {
         version,
         version_text: row.get("version"),
+        system_id: None,
         database: row.get("database"),
         role: row.get("role"),
         superuser: row.get::<_, Option<bool>>("superuser").unwrap_or(false),

@@ -9,7 +9,7 @@ use lastgood_proto::listing::{LineageListing, Listing};
 use lastgood_proto::manifest::{
     EndReason, LineageEnd, LineageFile, ShapeFile, SourceFile, Version1,
 };
-use lastgood_proto::{LineageId, Lsn};
+use lastgood_proto::{LineageId, Lsn, SystemId};
 use lastgood_store::{SourceStore, failpoint};
 use tokio::time::Instant;
 
@@ -23,7 +23,7 @@ use crate::record::record_settings;
 use crate::remove::{Removal, drop_slots};
 use crate::resume::{Decision, ServerState, SlotState, decide, durable_end};
 use crate::shape::Fingerprints;
-use crate::{ddl, publication, random};
+use crate::{ddl, publication, random, resume};
 
 /// How long a slot is waited for that somebody still reads from.
 const SLOT_PATIENCE: Duration = Duration::from_secs(5);
@@ -31,6 +31,24 @@ const SLOT_POLL: Duration = Duration::from_millis(100);
 /// How long a listing is taken to lag that does not show what the slot has confirmed.
 const LISTING_PATIENCE: Duration = Duration::from_secs(10);
 const LISTING_POLL: Duration = Duration::from_secs(1);
+
+/// In words, if a server and database are not those on which the newest lineage was begun, and that has not ended:
+/// then a capture from there would end it.
+///
+/// # Errors
+/// If the repository cannot be read.
+pub async fn elsewhere(
+    store: &SourceStore,
+    system_id: SystemId,
+    database: &str,
+) -> Result<Option<String>, Error> {
+    let listing = store.list().await?;
+    let Some(newest) = listing.newest().filter(|newest| !newest.ended) else {
+        return Ok(None);
+    };
+    let file: LineageFile = store.get_json(&SourceObject::Lineage(newest.id)).await?;
+    Ok(resume::elsewhere(&file, system_id, database))
+}
 
 /// Goes on with the newest lineage if nothing can have been missed, else begins a new one.
 pub(super) async fn open(

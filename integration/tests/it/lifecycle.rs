@@ -155,6 +155,73 @@ async fn settings_name_and_connection_can_change_while_it_runs() -> Result<()> {
     Ok(())
 }
 
+/// A mistyped name must not end what protects the source, nor a move leave a slot behind that holds WAL back for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_database_is_refused_unless_the_source_has_moved() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    shop(&service, &database, &database.url()).await?;
+    write(&service, &database, 1).await?;
+    let lineage = service.source("shop").await?["lineage"].clone();
+    let [beside, elsewhere] = [TestDatabase::new(18).await?, TestDatabase::new(17).await?];
+    for other in [&beside, &elsewhere] {
+        let body = json!({"connection": other.url()});
+        let refused = service.request(Method::PATCH, SHOP, Some(&body)).await?;
+        ensure!(refused.code() == "other_database", "{refused:?}");
+    }
+    write(&service, &database, 2).await?;
+    ensure!(service.source("shop").await?["lineage"] == lineage);
+
+    let table = "CREATE TABLE t (id int PRIMARY KEY, a text)";
+    elsewhere.execute(table).await?;
+    let body = json!({"connection": elsewhere.url(), "moved": true});
+    let moved = service.request(Method::PATCH, SHOP, Some(&body)).await?;
+    moved.ok()?;
+    ensure!(slots(&database).await? == 0);
+    let ours = "SELECT count(*) FROM pg_publication";
+    let client = database.connect().await?;
+    ensure!(client.query_one(ours, &[]).await?.get::<_, i64>(0) == 0);
+    service.wait_protected("shop").await?;
+    write(&service, &elsewhere, 1).await?;
+    ensure!(slots(&elsewhere).await? == 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_captured_and_is_not_there_is_told_of() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    shop(&service, &database, &database.url()).await?;
+    let state = async |what: &'static str, status: &'static str| {
+        wait::until(what, || async {
+            let source = service.source("shop").await?;
+            Ok((source["status"] == status).then_some(source))
+        })
+        .await
+    };
+    let include = |pattern: &str| json!({"include": ["public.t", pattern]});
+    let mistyped = include("public.user");
+    service
+        .request(Method::PATCH, SHOP, Some(&mistyped))
+        .await?
+        .ok()?;
+    let source = state("the pattern is told of", "degraded").await?;
+    let reason = source["reason"].as_str().context("a reason")?;
+    ensure!(
+        reason.contains("no table is called public.user"),
+        "{reason}"
+    );
+    let mended = include("public.*");
+    service
+        .request(Method::PATCH, SHOP, Some(&mended))
+        .await?
+        .ok()?;
+    state("it is mended", "streaming").await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_says_what_it_could_not_drop() -> Result<()> {
     let storage = Storage::local()?;
