@@ -137,11 +137,15 @@ async fn attempt_once(
         .filter(|lineage| !lineage.ended)
         .ok_or(Error::NoLineage)?;
     let file: LineageFile = store.get_json(&SourceObject::Lineage(lineage.id)).await?;
-    let (source, snapshot) = temporary_slot(source, &file).await?;
+    let (source, snapshot) = temporary_slot(source, &file, events).await?;
     dump(&source, store, &file, snapshot, rows, events).await
 }
 
-async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, Snapshot), Error> {
+async fn temporary_slot(
+    source: &Source,
+    file: &LineageFile,
+    events: &Events,
+) -> Result<(Source, Snapshot), Error> {
     let (session, source) = source.session(Purpose::Base).await?;
     let published = publication::ensure(&session, source.id, &source.settings).await?;
     if published.oid != file.publication_oid {
@@ -158,7 +162,10 @@ async fn temporary_slot(source: &Source, file: &LineageFile) -> Result<(Source, 
         &name,
         SlotKind::Temporary,
         source.settings.wal_budget_bytes,
-        |reason| tracing::warn!(reason, "a base cannot begin yet"),
+        |reason| {
+            tracing::warn!(reason, "a base cannot begin yet");
+            events.send(Event::BaseWaits { reason });
+        },
     )
     .await?;
     failpoint!("base.slot");

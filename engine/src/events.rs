@@ -28,6 +28,10 @@ pub enum Event {
         ndjson_bytes: u64,
         stored_bytes: u64,
     },
+    /// One cannot begin yet, told every few seconds.
+    BaseWaits {
+        reason: String,
+    },
     BaseStarted {
         lineage: LineageId,
         base: BaseId,

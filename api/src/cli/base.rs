@@ -67,13 +67,13 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
         }
         Command::Take { source, no_wait } => {
             let path = source_path(&client, source.wanted()).await?;
-            let path = format!("{path}/bases");
-            let begun = client.post(&path, &json!({})).await?;
+            let bases = format!("{path}/bases");
+            let begun = client.post(&bases, &json!({})).await?;
             if no_wait {
                 output.answer(&begun, |begun| format!("begun: {}\n", show(&begun["id"])));
                 return Ok(());
             }
-            let base = wait(&client, &path, &begun["id"]).await?;
+            let base = wait(&client, &path, &begun["id"], output).await?;
             if base["status"] != "succeeded" {
                 return Err(Failure::failed(format!(
                     "the base failed: {}",
@@ -95,10 +95,17 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn wait(client: &Client, path: &str, id: &Value) -> Result<Value, Failure> {
+/// Until it has ended; tells what keeps it waiting.
+async fn wait(
+    client: &Client,
+    source: &str,
+    id: &Value,
+    output: &Output,
+) -> Result<Value, Failure> {
+    let mut told = Value::Null;
     loop {
         // The newest are on the first page.
-        let mut page = client.get(path).await?;
+        let mut page = client.get(&format!("{source}/bases")).await?;
         let items = page["items"].as_array_mut().map(std::mem::take);
         let found = items
             .unwrap_or_default()
@@ -106,7 +113,16 @@ async fn wait(client: &Client, path: &str, id: &Value) -> Result<Value, Failure>
             .find(|base| base["id"] == *id);
         match found {
             Some(base) if base["status"] != "running" => return Ok(base),
-            Some(_) => tokio::time::sleep(POLL).await,
+            Some(_) => {
+                let mut source = client.get(source).await?;
+                let reason = source["reason"].take();
+                // It says for how long, which is another text each time.
+                if told.is_null() && !reason.is_null() {
+                    output.note(show(&reason));
+                }
+                told = reason;
+                tokio::time::sleep(POLL).await;
+            }
             None => return Err(Failure::failed("the base is no longer listed")),
         }
     }

@@ -100,7 +100,7 @@ pub(super) async fn view(app: &Shared, row: SourceRow) -> Result<SourceView, Pro
         name: row.name,
         endpoint: row.endpoint,
         status: snapshot.map_or(SourceState::Starting, |snapshot| snapshot.state),
-        reason: snapshot.and_then(|snapshot| snapshot.reason.clone()),
+        reason: snapshot.and_then(reason),
         lineage: lineage.map(|lineage| text(&lineage)),
         durable_lsn: durable_lsn.map(|lsn| text(&lsn)),
         observed_through: observed_through.map(|time| text(&time)),
@@ -116,6 +116,12 @@ pub(super) async fn view(app: &Shared, row: SourceRow) -> Result<SourceView, Pro
         updated: text(&row.updated),
         settings: settings.into(),
     })
+}
+
+fn reason(snapshot: &Snapshot) -> Option<String> {
+    let base = snapshot.base_waits.as_ref();
+    let base = base.map(|reason| format!("a base cannot begin yet: {reason}"));
+    snapshot.reason.clone().or(base)
 }
 
 /// What somebody has to run who has done what the reason asks for.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lastgood_engine::{Events, SourceSettings};
+use lastgood_engine::{Event, Events, SourceSettings};
 use lastgood_proto::SourceId;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -119,8 +119,10 @@ async fn run(
         .map_err(|error| text(&error))?;
     let (sender, mut receiver) = mpsc::channel(EVENTS_WAITING_MAX);
     let (catalog, id, mut noted) = (app.catalog.clone(), row.id, Some(job.to_owned()));
+    let supervisor = app.supervisor.clone();
     let consumer = app.tracker.spawn(async move {
         while let Some(event) = receiver.recv().await {
+            supervisor.note_base(id, &event);
             if let Err(error) = note_base(&catalog, id, &mut noted, event).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(source = %id, error, "the catalog missed an event");
@@ -132,11 +134,17 @@ async fn run(
     if consumer.await.is_err() {
         tracing::error!(source = %row.id, "the reader of events failed");
     }
-    match outcome {
-        Ok(_) => Ok(()),
-        Err(_) if cancel.is_cancelled() => Err("the service ended while it ran".to_owned()),
-        Err(error) => Err(text(&error)),
-    }
+    let error = match outcome {
+        Ok(_) => return Ok(()),
+        Err(_) if cancel.is_cancelled() => "the service ended while it ran".to_owned(),
+        Err(error) => text(&error),
+    };
+    // Perhaps before it began.
+    let failed = Event::BaseFailed {
+        error: error.clone(),
+    };
+    app.supervisor.note_base(row.id, &failed);
+    Err(error)
 }
 
 /// Begin bases when their schedules say so, until the service ends.

@@ -121,6 +121,7 @@ pub(crate) async fn note_base(
             }
         }
         Event::Status(_)
+        | Event::BaseWaits { .. }
         | Event::LineageStarted { .. }
         | Event::LineageEnded { .. }
         | Event::Segment { .. }

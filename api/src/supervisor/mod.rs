@@ -246,6 +246,15 @@ impl Supervisor {
         let _ = tokio::time::timeout(SETTLE_TIME, settled).await;
     }
 
+    /// What becomes of a base that is taken beside the capture.
+    pub(crate) fn note_base(&self, id: SourceId, event: &Event) {
+        self.entry(id, |supervised| {
+            supervised
+                .snapshot
+                .send_if_modified(|snapshot| snapshot.note_base(event))
+        });
+    }
+
     pub(crate) fn snapshot(&self, id: SourceId) -> Option<Snapshot> {
         let sources = self.lock();
         sources
@@ -550,6 +559,7 @@ async fn consume(
 ) {
     let mut base = None;
     while let Some(event) = events.recv().await {
+        snapshot.send_if_modified(|snapshot| snapshot.note_base(&event));
         let noted = match event {
             Event::Status(status) => {
                 snapshot.send_if_modified(|snapshot| {
@@ -598,6 +608,7 @@ async fn consume(
     let stopped = Event::BaseFailed {
         error: "capture was stopped while it ran".to_owned(),
     };
+    snapshot.send_if_modified(|snapshot| snapshot.note_base(&stopped));
     if let Err(error) = index::note_base(&catalog, id, &mut base, stopped).await {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(source = %id, error, "the catalog missed the end of a base");

@@ -1,6 +1,6 @@
 //! What is known of a source at this moment; in memory only.
 
-use lastgood_engine::{SourceState, SourceStatus, Uncovered, Why};
+use lastgood_engine::{Event, SourceState, SourceStatus, Uncovered, Why};
 use lastgood_proto::{LineageId, Lsn, PgTimestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -40,6 +40,8 @@ impl State {
 pub(crate) struct Snapshot {
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
+    /// What keeps a base from beginning.
+    pub(crate) base_waits: Option<String>,
     pub(crate) lineage: Option<LineageId>,
     pub(crate) durable_lsn: Option<Lsn>,
     pub(crate) observed_through: Option<PgTimestamp>,
@@ -57,6 +59,7 @@ impl Snapshot {
         Self {
             state,
             reason: None,
+            base_waits: None,
             lineage: None,
             durable_lsn: None,
             observed_through: None,
@@ -66,6 +69,17 @@ impl Snapshot {
             is_slot_heavy: false,
             uncovered: Vec::new(),
         }
+    }
+
+    /// A base waits, or does not any more.
+    pub(super) fn note_base(&mut self, event: &Event) -> bool {
+        let waits = match event {
+            Event::BaseWaits { reason } => Some(reason.clone()),
+            Event::BaseStarted { .. } | Event::BaseFailed { .. } => None,
+            _ => return false,
+        };
+        self.base_waits = waits;
+        true
     }
 
     /// How many tables wait for a base, and how many are only ever in bases.

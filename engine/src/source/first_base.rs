@@ -107,9 +107,6 @@ impl Work {
             let Err(error) = dumped else {
                 return;
             };
-            self.events.send(Event::BaseFailed {
-                error: chain(&error),
-            });
             self.note(&error);
         }
         loop {
@@ -138,6 +135,9 @@ impl Work {
 
     fn note(&self, error: &Error) {
         let error = chain(error);
+        self.events.send(Event::BaseFailed {
+            error: error.clone(),
+        });
         tracing::warn!(error, lineage = %self.file.id, "no base yet; trying again");
         self.failed.send_replace(Some(error));
     }

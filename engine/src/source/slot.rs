@@ -67,7 +67,9 @@ async fn waited_for(session: &Session) -> String {
     let shown = |row: &tokio_postgres::Row| row.try_get::<_, Option<String>>(0).ok().flatten();
     let writers: Vec<String> = rows.iter().flatten().filter_map(shown).collect();
     match writers.is_empty() {
-        true => "waiting for writing or prepared transactions to end".to_owned(),
+        true => "waiting for writing or prepared transactions to end (to a role with \
+                 pg_read_all_stats they can be named)"
+            .to_owned(),
         false => format!("waiting for {} to end", writers.join(", and ")),
     }
 }

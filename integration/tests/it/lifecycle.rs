@@ -223,6 +223,36 @@ async fn what_is_to_be_captured_and_is_not_there_is_told_of() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_base_waits_for_is_named() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    shop(&service, &database, &database.url()).await?;
+    let mut writer = database.connect().await?;
+    let writing = writer.transaction().await?;
+    writing
+        .batch_execute("INSERT INTO t VALUES (1, 'x')")
+        .await?;
+    let process: i32 = writing
+        .query_one("SELECT pg_backend_pid()", &[])
+        .await?
+        .get(0);
+    service.post(&format!("{SHOP}/bases"), json!({})).await?;
+    let named = format!("process {process}");
+    wait::until("who it waits for is named", || async {
+        let source = service.source("shop").await?;
+        let reason = source["reason"].as_str().unwrap_or_default();
+        let is_named = reason.starts_with("a base cannot begin yet") && reason.contains(&named);
+        Ok(is_named.then_some(()))
+    })
+    .await?;
+    writing.commit().await?;
+    service.wait_bases("shop", 2).await?;
+    ensure!(service.source("shop").await?["reason"].is_null());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_removal_says_what_it_could_not_drop() -> Result<()> {
     let storage = Storage::local()?;
     let service = Service::start(&storage).await?;
