@@ -160,7 +160,10 @@ pub enum Error {
     },
     #[error("cancelled")]
     Cancelled,
-    #[error("database \"{database}\" is the source itself")]
+    #[error(
+        "database \"{database}\" is the source itself; what is restored with --into-schema may go there all the same, \
+         if you say --allow-source: nothing else in it is touched"
+    )]
     IsSource { database: String },
     #[error(
         "another restore is writing to database \"{database}\"{}: wait until it has ended",
@@ -215,6 +218,8 @@ pub enum Error {
     InvalidTable { name: String, why: &'static str },
     #[error("the base has no table {name}{}", did_you_mean(near))]
     UnknownTable { name: String, near: Vec<String> },
+    #[error("no transaction changes {table}, as it is captured: {why}")]
+    NotCaptured { table: String, why: &'static str },
     #[error("{name} may be any of {}; name its schema", list(candidates))]
     AmbiguousTable {
         name: String,
@@ -408,6 +413,7 @@ impl Error {
             | Error::LatestNotRecoverable { .. }
             | Error::InvalidTable { .. }
             | Error::UnknownTable { .. }
+            | Error::NotCaptured { .. }
             | Error::NotWithoutRoot { .. }
             | Error::AmbiguousTable { .. }
             | Error::TableNeedsOther { .. }

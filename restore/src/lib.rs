@@ -74,7 +74,7 @@ pub use partial::{LeftOut, Partial, PartialTable};
 pub use plan::{NotCovered, Plan, PlanOptions, PlannedBase, PlannedSegment, Stop, plan};
 pub use report::{Phase, PhaseTime, Progress, Report};
 pub use retention::{Held, Pass, Pending, Unneeded, pass};
-pub use selection::{TableName, split_list};
+pub use selection::{TableName, split_list, written};
 pub use survey::{BaseInfo, Survey};
 pub use target::{ParseTargetError, Target, TargetKind};
 pub use transactions::{TransactionFilter, transactions};

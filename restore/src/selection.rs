@@ -69,6 +69,10 @@ impl TableName {
         }
     }
 
+    pub(crate) fn is(&self, schema: &str, table: &str) -> bool {
+        self.table == table && self.schema.as_ref().is_none_or(|own| own == schema)
+    }
+
     /// The table of that name.
     ///
     /// # Errors
@@ -76,10 +80,7 @@ impl TableName {
     pub(crate) fn find<'t>(&self, tables: &'t [TableEntry]) -> Result<&'t TableEntry, Error> {
         let found: Vec<&TableEntry> = tables
             .iter()
-            .filter(|table| {
-                table.name == self.table
-                    && self.schema.as_ref().is_none_or(|own| *own == table.schema)
-            })
+            .filter(|table| self.is(&table.schema, &table.name))
             .collect();
         match found.as_slice() {
             [table] if matches!(table.kind, 'r' | 'p') => Ok(table),
@@ -128,7 +129,8 @@ pub(crate) fn printed(table: &TableEntry) -> String {
     written(&table.schema, &table.name)
 }
 
-pub(crate) fn written(schema: &str, name: &str) -> String {
+#[must_use]
+pub fn written(schema: &str, name: &str) -> String {
     format!("{}.{}", plain(schema), plain(name))
 }
 

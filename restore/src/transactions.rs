@@ -6,13 +6,15 @@
 use std::collections::HashMap;
 
 use lastgood_proto::PgTimestamp;
-use lastgood_proto::key::SegmentKey;
+use lastgood_proto::key::{SegmentKey, SourceObject};
+use lastgood_proto::manifest::{BaseManifest, Protection};
 use lastgood_proto::segment::Record;
 use lastgood_store::SourceStore;
 
 use crate::Error;
 use crate::boundary::{Counted, Transaction};
 use crate::segments::scan;
+use crate::selection::{TableName, printed};
 use crate::survey::Survey;
 
 /// How much earlier than the latest commit before it a segment may hold one: commit times do not
@@ -26,8 +28,8 @@ pub struct TransactionFilter {
     pub since: Option<PgTimestamp>,
     /// Committed at or before this time.
     pub until: Option<PgTimestamp>,
-    /// Changed this table, by schema and name.
-    pub table: Option<(String, String)>,
+    /// Changed this table.
+    pub table: Option<TableName>,
     /// Changed at least this many rows, of the table if one is given. A TRUNCATE counts as any
     /// number.
     pub min_rows: u64,
@@ -36,7 +38,7 @@ pub struct TransactionFilter {
 /// The newest `limit` transactions that match, newest first.
 ///
 /// # Errors
-/// If the repository cannot be read.
+/// If the repository cannot be read; and if none matches because there is no such table, or it is not captured.
 pub async fn transactions(
     store: &SourceStore,
     filter: &TransactionFilter,
@@ -97,8 +99,33 @@ pub async fn transactions(
             found.extend(newest);
         }
     }
+    if let (true, Some(table)) = (found.is_empty(), &filter.table) {
+        is_captured(store, &survey, table).await?;
+    }
     found.truncate(limit);
     Ok(found)
+}
+
+/// That a table none of whose changes were found could have had some, by the newest base.
+async fn is_captured(store: &SourceStore, survey: &Survey, table: &TableName) -> Result<(), Error> {
+    let bases = survey.listing.lineages.iter().rev();
+    let mut bases = bases.flat_map(|lineage| lineage.bases.last().map(|base| (lineage.id, *base)));
+    let Some((lineage, base)) = bases.next() else {
+        return Ok(());
+    };
+    let manifest: BaseManifest = store
+        .get_json(&SourceObject::Manifest(lineage, base))
+        .await?;
+    let entry = table.find(&manifest.tables)?;
+    let why = match (entry.kind, entry.protection) {
+        ('p', _) => "its rows change in its partitions; name one of those",
+        (_, Protection::Full) => return Ok(()),
+        _ => "it is as old as a base, whatever the target",
+    };
+    Err(Error::NotCaptured {
+        table: printed(entry),
+        why,
+    })
 }
 
 impl TransactionFilter {
@@ -127,7 +154,7 @@ impl TransactionFilter {
         let rows = transaction.tables.iter().filter(|changes| {
             self.table
                 .as_ref()
-                .is_none_or(|(schema, table)| *schema == changes.schema && *table == changes.table)
+                .is_none_or(|table| table.is(&changes.schema, &changes.table))
         });
         let (mut count, mut any) = (0_u64, false);
         for changes in rows {
@@ -178,7 +205,7 @@ mod tests {
 
     #[test]
     fn rows_are_counted_in_the_table_asked_for() {
-        let table = Some(("public".to_owned(), "users".to_owned()));
+        let table = Some(TableName::parse("users").unwrap());
         let filter = TransactionFilter {
             table,
             min_rows: 10,

@@ -1,7 +1,7 @@
 //! `lastgood transactions`: when did it happen?
 
 use lastgood_proto::PgTimestamp;
-use lastgood_restore::TransactionFilter;
+use lastgood_restore::{TableName, TransactionFilter, written};
 use serde_json::Value;
 
 use super::failure::Failure;
@@ -9,6 +9,9 @@ use super::output::{Output, show, some, table};
 use super::place::{Place, PlaceArgs, SourceArg, source_path, source_store};
 use super::restore::committed;
 use crate::http::TransactionsView;
+
+/// Of a source: what was committed by then is durable.
+const OBSERVED: &str = "observed_through";
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -20,9 +23,9 @@ pub(super) struct Args {
     /// Committed at or before this time
     #[arg(long, value_name = "TIME")]
     until: Option<PgTimestamp>,
-    /// Changed this table
-    #[arg(long, value_name = "SCHEMA.TABLE", value_parser = table_name)]
-    table: Option<(String, String)>,
+    /// Changed this table, written as SQL has it: users, public.users, app."Order"
+    #[arg(long, value_parser = TableName::parse)]
+    table: Option<TableName>,
     /// Changed at least this many rows
     #[arg(long, value_name = "ROWS", default_value = "0")]
     min_rows: u64,
@@ -31,12 +34,6 @@ pub(super) struct Args {
     limit: u16,
     #[command(flatten)]
     place: PlaceArgs,
-}
-
-fn table_name(text: &str) -> Result<(String, String), String> {
-    text.split_once('.')
-        .map(|(schema, table)| (schema.to_owned(), table.to_owned()))
-        .ok_or_else(|| "a table is named with its schema: public.customers".to_owned())
 }
 
 pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
@@ -52,11 +49,15 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
             ];
             query.extend(args.since.map(|time| ("since", time.to_string())));
             query.extend(args.until.map(|time| ("until", time.to_string())));
-            let name = args.table.as_ref();
-            query.extend(name.map(|(schema, table)| ("table", format!("{schema}.{table}"))));
-            client
+            query.extend(args.table.map(|table| ("table", table.to_string())));
+            let mut found = client
                 .get_with(&format!("{path}/transactions"), &query)
-                .await?
+                .await?;
+            if found["items"].as_array().is_some_and(Vec::is_empty) {
+                let mut source = client.get(&path).await?;
+                found[OBSERVED] = source[OBSERVED].take();
+            }
+            found
         }
         Place::Repository(repository) => {
             let (_, store) = source_store(&repository, wanted).await?;
@@ -79,9 +80,13 @@ pub(super) async fn run(args: Args, output: &Output) -> Result<(), Failure> {
 fn describe(found: &Value, filtered: bool, source: Option<&str>) -> String {
     let items = found["items"].as_array().cloned().unwrap_or_default();
     if items.is_empty() {
-        return match filtered {
-            true => "no transaction in any recoverable window is like that\n".to_owned(),
-            false => "no transaction has been captured yet\n".to_owned(),
+        let found_none = match filtered {
+            true => "no transaction in any recoverable window is like that",
+            false => "no transaction has been captured yet",
+        };
+        return match found[OBSERVED].as_str() {
+            Some(time) => format!("{found_none}; what was committed by {time} is captured\n"),
+            None => format!("{found_none}\n"),
         };
     }
     let rows: Vec<Vec<String>> = items
@@ -117,10 +122,10 @@ fn changes(table: &Value) -> String {
         .filter(|kind| table[**kind].as_u64() != Some(0))
         .map(|kind| some(&table[*kind], kind.trim_end_matches('s')))
         .collect();
+    let name = |part: &str| table[part].as_str().unwrap_or_default().to_owned();
     format!(
-        "{}.{}: {}",
-        show(&table["schema"]),
-        show(&table["table"]),
+        "{}: {}",
+        show(&written(&name("schema"), &name("table")).into()),
         changes.join(", ")
     )
 }

@@ -320,6 +320,7 @@ impl From<lastgood_restore::Error> for Problem {
             }
             Error::UnknownTable { .. }
             | Error::InvalidTable { .. }
+            | Error::NotCaptured { .. }
             | Error::AmbiguousTable { .. } => Problem::field(Code::UnknownTable, "tables", detail),
             Error::InvalidSchema { .. } => {
                 Problem::field(Code::InvalidValue, "into_schema", detail)

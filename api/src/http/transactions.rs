@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use lastgood_proto::PgTimestamp;
-use lastgood_restore::TransactionFilter;
+use lastgood_restore::{TableName, TransactionFilter};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -26,7 +26,7 @@ pub(super) struct TransactionQuery {
     since: Option<String>,
     /// Committed at or before this time, RFC 3339.
     until: Option<String>,
-    /// Changed this table, `schema.table`.
+    /// Changed this table, written as SQL has it.
     #[param(example = "public.customers")]
     table: Option<String>,
     /// Changed at least this many rows; a TRUNCATE counts as any number.
@@ -62,17 +62,13 @@ impl TransactionQuery {
             let time = text.as_deref().map(str::parse::<PgTimestamp>).transpose();
             time.map_err(|error| Problem::field(Code::InvalidQuery, field, error.to_string()))
         };
-        let table = self.table.as_deref().map(|table| {
-            table.split_once('.').ok_or_else(|| {
-                let detail = "table is schema.table, such as public.customers";
-                Problem::field(Code::InvalidQuery, "table", detail)
-            })
-        });
-        let table = table.transpose()?;
+        let table = self.table.as_deref().map(TableName::parse).transpose();
+        let table = table
+            .map_err(|error| Problem::field(Code::InvalidQuery, "table", error.to_string()))?;
         Ok(TransactionFilter {
             since: time("since", &self.since)?,
             until: time("until", &self.until)?,
-            table: table.map(|(schema, table)| (schema.to_owned(), table.to_owned())),
+            table,
             min_rows: self.min_rows.unwrap_or(0),
         })
     }

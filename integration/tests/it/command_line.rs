@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use lastgood_integration::service::cli;
-use lastgood_integration::{Service, Storage, TestDatabase, history, wait};
+use lastgood_integration::{Service, Storage, TestDatabase, history, truth, wait};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -141,6 +141,58 @@ async fn refusals_are_the_same_through_the_service_and_without_it() -> Result<()
     check("cat into a closed pipe", &output, 0)?;
     ensure!(output.stderr.is_empty(), "{output:?}");
     database.execute("DROP ROLE limited").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_of_a_table_are_found_or_it_is_said_why_none_is() -> Result<()> {
+    let storage = Storage::local()?;
+    let service = Service::start(&storage).await?;
+    let database = TestDatabase::new(18).await?;
+    let tables = r#"CREATE TABLE users (id int PRIMARY KEY); CREATE TABLE "Order" (id int PRIMARY KEY); CREATE TABLE bare (a int);
+        CREATE TABLE root (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF root DEFAULT"#;
+    database.execute(tables).await?;
+    service
+        .add_source("shop", &database.url(), history::settings())
+        .await?;
+    service.wait_protected("shop").await?;
+    let client = database.connect().await?;
+    for table in ["users", r#""Order""#, "bare", "root"] {
+        let insert = format!("INSERT INTO {table} VALUES (1)");
+        client.batch_execute(&insert).await?;
+    }
+    let position = truth::wal_position(&client).await?;
+    service.wait_durable("shop", &position).await?;
+
+    let key = service.key_file().display().to_string();
+    let repository = ["--repository", storage.url(), "--key-file", &key];
+    for (table, exit, said) in [
+        ("users", 0, "public.users: 1 insert"),
+        (r#"public."Order""#, 0, r#"public."Order": 1 insert"#),
+        ("part", 0, "public.part: 1 insert"),
+        ("public.userss", 2, "it has public.users"),
+        ("Order", 2, r#"it has public."Order""#),
+        ("bare", 2, "it is as old as a base"),
+        ("root", 2, "name one of those"),
+        ("a.b.c", 2, "a name is schema.table"),
+    ] {
+        let words = ["transactions", "shop", "--table", table];
+        let without = [words.as_slice(), &repository].concat();
+        for output in [service.cli(&words).await?, alone(&without).await?] {
+            check(table, &output, exit)?;
+            let [out, error] =
+                [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
+            ensure!(
+                out.contains(said) || error.contains(said),
+                "{table}: {out}{error}"
+            );
+        }
+    }
+    let later = ["transactions", "shop", "--since", "2900-01-01T00:00:00Z"];
+    let output = service.cli(&later).await?;
+    check("later", &output, 0)?;
+    let out = String::from_utf8_lossy(&output.stdout);
+    ensure!(out.contains("; what was committed by 2"), "{out}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
