@@ -312,6 +312,7 @@ pub(crate) async fn dump(
         database: source.connection.database().to_owned(),
         encoding,
         locale: Some(fresh.locale().await?),
+        settings: catalog::settings(fresh.client()).await?,
         archives,
         borrowed,
         tables: contents.tables,

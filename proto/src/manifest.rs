@@ -253,6 +253,9 @@ pub struct BaseManifest {
     /// May be there from 0.1.0 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locale: Option<Locale>,
+    /// Of the database for all roles, `name=value` as in `pg_db_role_setting`. May be there from 0.1.0 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<String>,
     pub archives: Vec<Archive>,
     /// Tables whose rows are in archives of earlier bases of the lineage. May be there from 0.1.0 on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

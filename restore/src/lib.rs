@@ -55,6 +55,7 @@ mod rows;
 mod segments;
 mod selection;
 mod sequences;
+mod settings;
 mod sql;
 mod statements;
 mod survey;

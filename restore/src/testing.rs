@@ -335,6 +335,7 @@ impl Fixture {
             database: self.source.name.clone(),
             encoding: self.encoding.clone(),
             locale: None,
+            settings: Vec::new(),
             archives: vec![Archive {
                 name: ArchiveName::Main,
                 table: None,

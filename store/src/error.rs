@@ -28,7 +28,8 @@ pub enum Error {
     #[error("encryption is switched on, but this repository was made without it")]
     NotEncrypted,
     #[error(
-        "wrong master key: the repository's keys are wrapped by {expected}, the key given is {given}"
+        "wrong master key: the repository's keys are wrapped by {expected}, the key given is {given}; \
+         the repository's own is given by --key-file or LASTGOOD_MASTER_KEY"
     )]
     WrongMasterKey {
         expected: Fingerprint,

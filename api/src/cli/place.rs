@@ -20,7 +20,7 @@ pub(super) const CONNECTION_VARIABLE: &str = "LASTGOOD_CONNECTION";
 /// A source, named as the first argument or as `--source`; neither if there is only one.
 #[derive(Debug, Clone, Args)]
 pub(super) struct SourceArg {
-    /// Name or id of the source; not needed if there is only one
+    /// Name or id of the source; where there is only one, needed to change or remove it
     source: Option<String>,
     /// The same, as an option
     #[arg(

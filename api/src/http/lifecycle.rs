@@ -13,7 +13,8 @@ use crate::app::Shared;
 use crate::catalog::{Desired, SourceRow};
 use crate::supervisor::Error;
 
-const FORCE: &str = "nothing was removed; with ?force=true the source is forgotten all the same";
+const FORCE: &str =
+    "nothing was removed; with --force (?force=true) the source is forgotten all the same";
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

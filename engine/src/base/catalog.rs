@@ -157,6 +157,15 @@ async fn sequences(keeper: &Client, fresh: &Client) -> Result<Vec<SequenceEntry>
         .collect())
 }
 
+/// What the database sets for all roles, which no archive has.
+pub(super) async fn settings(client: &Client) -> Result<Vec<String>, Error> {
+    let sql = "SELECT unnest(s.setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+                WHERE d.datname = current_database() AND s.setrole = 0";
+    let rows = client.query(sql, &[]).await;
+    let rows = rows.map_err(Error::sql("reading the database's settings"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// How large tables are; nothing of those that are gone.
 ///
 /// # Errors

@@ -134,6 +134,13 @@ async fn of_locale(service: &Service, major: u32, at: usize, options: &str) -> R
              INSERT INTO t VALUES (1, 'straße'), (2, 'É é'), (3, 'ŉ Ǆ ﬁ'), (4, 'B')",
         )
         .await?;
+    let setting = r#"SET "search_path" TO public, "Odd one""#;
+    let alter = async |database: &str| {
+        let alter = format!("ALTER DATABASE \"{database}\" {setting}");
+        server.execute("postgres", &alter).await?;
+        anyhow::Ok(alter)
+    };
+    alter(&name).await?;
     service
         .add_source(&name, &database.url(), history::settings())
         .await?;
@@ -154,6 +161,12 @@ async fn of_locale(service: &Service, major: u32, at: usize, options: &str) -> R
     let same: String = restored.query_one(OF_LOCALE, &[]).await?.get(0);
     ensure!(locale == same, "{locale} became {same}");
     ensure!(!names_locale(&made), "{made:#}");
+    let note = format!("not kept: {}", alter(&copy).await?);
+    ensure!(made["report"]["notes"] == json!([note]), "{made:#}");
+    let own = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase WHERE datname = current_database()";
+    let [had, has] = [&client, &restored].map(async |client| client.query_one(own, &[]).await);
+    let (had, has): (Vec<String>, Vec<String>) = (had.await?.get(0), has.await?.get(0));
+    ensure!(had == has, "{had:?} became {has:?}");
     drop(restored);
     history::drop_database(&server, &copy).await?;
 
@@ -166,5 +179,9 @@ async fn of_locale(service: &Service, major: u32, at: usize, options: &str) -> R
 
 fn names_locale(restore: &serde_json::Value) -> bool {
     let notes = restore["report"]["notes"].as_array();
-    notes.is_some_and(|notes| notes.iter().any(|it| it.to_string().contains("locale")))
+    notes.is_some_and(|notes| {
+        notes
+            .iter()
+            .any(|it| it.to_string().contains("the database's locale is"))
+    })
 }

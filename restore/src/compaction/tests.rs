@@ -496,6 +496,7 @@ async fn source(backend: Backend) -> SourceStore {
         database: "shop".to_owned(),
         encoding: "UTF8".to_owned(),
         locale: None,
+        settings: Vec::new(),
         archives: Vec::new(),
         borrowed: Vec::new(),
         tables: Vec::new(),

@@ -23,6 +23,7 @@ use crate::progress_table::{self, Stage};
 use crate::report::{Phase, PhaseTime, Progress, Report};
 use crate::{
     Error, demands, gather, identity, indexes, leftover, locale, ownership, prune, sequences,
+    settings,
 };
 
 /// Tells of progress and keeps the time of each phase.
@@ -79,6 +80,11 @@ impl Run<'_> {
         if let Some(source) = &self.manifest.locale {
             self.notes
                 .extend(locale::note(source, &session.locale().await?));
+        }
+        if self.plan.partial.is_none() {
+            let settings = settings::statements(&self.manifest.settings, config.database());
+            self.notes
+                .extend(settings.map(|statement| format!("not kept: {statement}")));
         }
         let tools = PgTools::discover().await;
         let maker = ArchiveMaker(major(&self.manifest.pg_dump_version));

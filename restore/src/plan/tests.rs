@@ -89,6 +89,7 @@ async fn receiving(base_time: i64, segments: &[(u64, i64, Vec<Commit>)]) -> Sour
         database: "shop".to_owned(),
         encoding: "UTF8".to_owned(),
         locale: None,
+        settings: Vec::new(),
         archives: Vec::new(),
         borrowed: Vec::new(),
         tables: Vec::new(),

@@ -125,6 +125,7 @@ mod tests {
             database: "shop".to_owned(),
             encoding: "UTF8".to_owned(),
             locale: None,
+            settings: Vec::new(),
             archives: vec![Archive {
                 name: ArchiveName::Main,
                 table: None,
