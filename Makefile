@@ -19,7 +19,7 @@ demo: ## a shop, a disaster, the way back (KEEP=1 leaves it running)
 
 test: ## every test, on real PostgreSQL servers and a real S3 server
 	tools/setup.sh test
-	cargo build --workspace --all-targets
+	cargo build --workspace --bins --tests
 	RUST_LIB_BACKTRACE=0 RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} tools/with-s3.sh cargo test --workspace
 
 check: ## formatting and clippy, of the release build too, warnings are errors
