@@ -363,8 +363,12 @@ SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnames
  WHERE n.nspname = $1 AND c.relkind = 'S'";
 
 /// Whoever captures this database must be able to read all of it: else its next base fails, and with it everything.
+/// Anybody may make a publication of that name; who may replicate reads every change anyway.
 const CAPTURING: &str = "
-SELECT DISTINCT quote_ident(pg_get_userbyid(pubowner)) FROM pg_publication WHERE pubname ~ '^lastgood_[0-9a-f]{16}$'";
+SELECT DISTINCT quote_ident(r.rolname) FROM pg_publication p JOIN pg_roles r ON r.oid = p.pubowner
+ WHERE p.pubname ~ '^lastgood_[0-9a-f]{16}$'
+   AND (r.rolsuper OR r.rolreplication
+        OR EXISTS (SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER')))";
 
 /// What ALTER DEFAULT PRIVILEGES of the existing database has given away of the new objects. (Array and
 /// multirange types have the privileges of what they are made of.)

@@ -213,6 +213,12 @@ const MOVED: &str = "nothing was changed; if it has moved there for good, say so
 
 /// Take what is ours away from where a source was, while its connection is still the old one.
 async fn leave(app: &Shared, row: &SourceRow) {
+    // What stands there may be another service's by now.
+    if let Err(error) = app.supervisor.check_writer(row.id).await {
+        let error = chain(&error);
+        tracing::warn!(source = %row.id, endpoint = row.endpoint, error, "nothing was removed there");
+        return;
+    }
     app.bases.cancel(row.id);
     app.supervisor.stop(row.id).await;
     let removed = super::lifecycle::clean_up(app, row).await;

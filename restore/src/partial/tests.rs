@@ -400,11 +400,14 @@ async fn a_cancelled_one_leaves_an_existing_database_alone() {
     let plan = plan(&fixture.store, &Target::latest(), &options).await;
     let plan = plan.unwrap();
     let copy = fixture.source.sibling().await.unwrap();
-    let role = format!("keeper_of_{}", copy.name);
+    let roles = ["keeper", "nosy"].map(|role| format!("{role}_of_{}", copy.name));
+    let [role, nosy] = &roles;
     let captured = format!(
-        "CREATE TABLE mine (id int); INSERT INTO mine VALUES (1); CREATE ROLE {role};
-         CREATE PUBLICATION lastgood_0123456789abcdef; GRANT CREATE ON DATABASE {} TO {role};
-         ALTER PUBLICATION lastgood_0123456789abcdef OWNER TO {role}",
+        "CREATE TABLE mine (id int); INSERT INTO mine VALUES (1); CREATE ROLE {role} REPLICATION; CREATE ROLE {nosy};
+         CREATE PUBLICATION lastgood_0123456789abcdef; CREATE PUBLICATION lastgood_0123456789abcdee;
+         GRANT CREATE ON DATABASE {} TO {role}, {nosy};
+         ALTER PUBLICATION lastgood_0123456789abcdef OWNER TO {role};
+         ALTER PUBLICATION lastgood_0123456789abcdee OWNER TO {nosy}",
         copy.name
     );
     copy.execute(&captured).await.unwrap();
@@ -445,13 +448,15 @@ async fn a_cancelled_one_leaves_an_existing_database_alone() {
     let client = copy.connect().await.unwrap();
     let may = "SELECT has_schema_privilege($1, 'back', 'USAGE') AND has_table_privilege($1, 'back.animal', 'SELECT')
                   AND has_sequence_privilege($1, 'back.customer_id_seq', 'SELECT')
-              AND NOT has_table_privilege($1, 'back.animal', 'UPDATE')";
-    let row = client.query_one(may, &[&role]).await.unwrap();
+              AND NOT has_table_privilege($1, 'back.animal', 'UPDATE') AND NOT has_schema_privilege($2, 'back', 'USAGE')";
+    let row = client.query_one(may, &[role, nosy]).await.unwrap();
     assert!(row.get::<_, bool>(0));
     drop(client);
-    copy.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
-        .await
-        .unwrap();
+    copy.execute(&format!(
+        "DROP OWNED BY {role}, {nosy}; DROP ROLE {role}, {nosy}"
+    ))
+    .await
+    .unwrap();
     let again = run(&fixture, &plan, &copy).await.unwrap_err();
     assert!(
         matches!(again, Error::SchemaExists { .. }),
