@@ -47,22 +47,22 @@ bench: ## capture and restore beside PostgreSQL's own tools; prints the table of
 
 oracle: ## restores to random moments of random histories on all majors, SEEDS=n of them, two at a time
 	tools/setup.sh test
-	cargo build --workspace --all-targets
+	cargo build --workspace --bins --tests
 	LASTGOOD_ORACLE_SEEDS=$(SEEDS) tools/with-s3.sh cargo test -p lastgood-integration --test it oracle::oracle -- --exact --nocapture
 
 matrix: ## every major with every other, on each storage, with TLS or not, …: every two of these at least once; types and scenarios on every major; every step of the migrations
 	tools/setup.sh test
-	cargo build --workspace --all-targets
+	cargo build --workspace --bins --tests
 	LASTGOOD_MATRIX=all LASTGOOD_MAJORS=all tools/with-s3.sh cargo test -p lastgood-integration --test it -- --nocapture matrix:: types:: scenarios:: s3:: migrations:: borrowed:: ddl::
 
 extremes: ## values of 100 MB and rows of 300 MB, which `make test` has smaller
 	tools/setup.sh test
-	cargo build --workspace --all-targets
+	cargo build --workspace --bins --tests
 	LASTGOOD_EXTREMES=full LASTGOOD_TEST_PATIENCE=1800 cargo test -p lastgood-integration --test it extremes:: -- --nocapture
 
 soak: ## random faults and compared restores for MINUTES=n; memory and descriptors, as a curve, below target/soak
 	tools/setup.sh test
-	cargo build --workspace --all-targets
+	cargo build --workspace --bins --tests
 	LASTGOOD_SOAK_MINUTES=$(or $(MINUTES),30) LASTGOOD_TEST_PATIENCE=600 tools/with-s3.sh cargo test -p lastgood-integration --test it soak::soak -- --exact --nocapture
 
 sim: ## the capture loop against a simulated server and store, SEEDS=n crash schedules

@@ -352,6 +352,15 @@ mod tests {
     use lastgood_integration::TestDatabase;
     use lastgood_pg::Purpose;
 
+    /// All that can be, with the settings of a new source.
+    async fn published(database: &TestDatabase) -> (Session, SourceId, SourceSettings, Oid) {
+        let connection = database.url().parse().unwrap();
+        let session = Session::connect(&connection, Purpose::Base).await.unwrap();
+        let (source, settings) = (SourceId::from_bytes([9; 8]), SourceSettings::default());
+        let published = ensure(&session, source, &settings).await.unwrap();
+        (session, source, settings, published.oid)
+    }
+
     /// Whoever takes it out, a base that begins or the look itself.
     #[tokio::test]
     async fn a_table_that_lost_its_identity_is_told_of_once() {
@@ -359,13 +368,10 @@ mod tests {
             let database = TestDatabase::new(18).await.unwrap();
             let tables = "CREATE TABLE a(id int PRIMARY KEY); CREATE TABLE b(id int PRIMARY KEY)";
             database.execute(tables).await.unwrap();
-            let connection = database.url().parse().unwrap();
-            let session = Session::connect(&connection, Purpose::Base).await.unwrap();
-            let (source, settings) = (SourceId::from_bytes([9; 8]), SourceSettings::default());
-            let published = ensure(&session, source, &settings).await.unwrap();
+            let (session, source, settings, oid) = published(&database).await;
             let mut before = BTreeSet::new();
             let mut removed = async || {
-                let found = reconcile(&session, published.oid, source, &settings, &before);
+                let found = reconcile(&session, oid, source, &settings, &before);
                 let found = found.await.unwrap();
                 before = found.members;
                 found.removed
@@ -387,16 +393,13 @@ mod tests {
         let database = TestDatabase::new(18).await.unwrap();
         let table = "CREATE TABLE f(a int, b text); ALTER TABLE f REPLICA IDENTITY FULL; INSERT INTO f VALUES (1, 'x')";
         database.execute(table).await.unwrap();
-        let connection = database.url().parse().unwrap();
-        let session = Session::connect(&connection, Purpose::Base).await.unwrap();
-        let (source, settings) = (SourceId::from_bytes([9; 8]), SourceSettings::default());
-        let published = ensure(&session, source, &settings).await.unwrap();
+        let (session, source, settings, oid) = published(&database).await;
         let generated = "ALTER TABLE f ADD g int GENERATED ALWAYS AS (a * 2) STORED";
         database.execute(generated).await.unwrap();
         let update = "UPDATE f SET b = 'y'";
         database.execute(update).await.unwrap_err();
         let before = BTreeSet::new();
-        let found = reconcile(&session, published.oid, source, &settings, &before).await;
+        let found = reconcile(&session, oid, source, &settings, &before).await;
         let found = found.unwrap();
         assert_eq!((found.removed.len(), found.members.len()), (0, 1));
         database.execute(update).await.unwrap();

@@ -83,6 +83,15 @@ pub const SCATTERED: &str = "(c.relispartition AND EXISTS (
       JOIN pg_opclass o ON o.oid = ANY (t.partclass) JOIN pg_am m ON m.oid = o.opcmethod
      WHERE m.amname = 'hash' AND o.opcname = 'enum_ops' AND o.opcnamespace = 'pg_catalog'::regnamespace))";
 
+/// What values of `pg_type t` consist of: a query of type OIDs, 0 among them.
+pub const TYPE_PARTS: &str = "(
+    SELECT t.typelem
+    UNION ALL SELECT t.typbasetype
+    UNION ALL SELECT g.rngsubtype FROM pg_range g
+              WHERE g.rngtypid = t.oid OR to_jsonb(g)->>'rngmultitypid' = t.oid::text
+    UNION ALL SELECT a.atttypid FROM pg_attribute a
+              WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)";
+
 /// A section of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {

@@ -5,7 +5,7 @@
 //! chosen table may go, and is named; anything else of a chosen table may not, and then the restore
 //! fails rather than bring back less than the table. Repeatable.
 
-use lastgood_pg::dump::SCATTERED;
+use lastgood_pg::dump::{SCATTERED, TYPE_PARTS};
 use tokio_postgres::Client;
 
 use crate::gather::gather;
@@ -102,12 +102,7 @@ WITH RECURSIVE used(rel, att, typ) AS (
     SELECT a.attrelid, a.attnum, a.atttypid FROM lastgood_restore.chosen JOIN pg_attribute a ON a.attrelid = chosen.oid
      WHERE a.attnum > 0 AND NOT a.attisdropped
   UNION
-    SELECT used.rel, used.att, part.typ FROM used JOIN pg_type t ON t.oid = used.typ CROSS JOIN LATERAL (
-        SELECT t.typelem
-        UNION ALL SELECT t.typbasetype
-        UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = t.oid OR to_jsonb(g)->>'rngmultitypid' = t.oid::text
-        UNION ALL SELECT a.atttypid FROM pg_attribute a
-                   WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) part(typ)
+    SELECT used.rel, used.att, part.typ FROM used JOIN pg_type t ON t.oid = used.typ CROSS JOIN LATERAL {TYPE_PARTS} part(typ)
      WHERE part.typ <> 0)
 INSERT INTO lastgood_restore.left_out
 SELECT DISTINCT format('names in column %I of %I.%I', a.attname, n.nspname, c.relname),
@@ -193,7 +188,8 @@ async fn mark(client: &Client, partial: &Partial) -> Result<(), Error> {
                     VALUES ($1, 'it depends on a table or view that is not restored') ON CONFLICT DO NOTHING";
         client.execute(keep, &[&object]).await?;
     }
-    client.batch_execute(NAMING).await?;
+    let naming = NAMING.replace("{TYPE_PARTS}", TYPE_PARTS);
+    client.batch_execute(&naming).await?;
     Ok(())
 }
 

@@ -108,14 +108,11 @@ pub async fn transactions(
 
 /// That a table none of whose changes were found could have had some, by the newest base.
 async fn is_captured(store: &SourceStore, survey: &Survey, table: &TableName) -> Result<(), Error> {
-    let bases = survey.listing.lineages.iter().rev();
-    let mut bases = bases.flat_map(|lineage| lineage.bases.last().map(|base| (lineage.id, *base)));
-    let Some((lineage, base)) = bases.next() else {
+    let Some(base) = survey.bases.last() else {
         return Ok(());
     };
-    let manifest: BaseManifest = store
-        .get_json(&SourceObject::Manifest(lineage, base))
-        .await?;
+    let manifest = SourceObject::Manifest(base.lineage, base.id);
+    let manifest: BaseManifest = store.get_json(&manifest).await?;
     let entry = table.find(&manifest.tables)?;
     let why = match (entry.kind, entry.protection) {
         ('p', _) => "its rows change in its partitions; name one of those",

@@ -122,10 +122,10 @@ fn changes(table: &Value) -> String {
         .filter(|kind| table[**kind].as_u64() != Some(0))
         .map(|kind| some(&table[*kind], kind.trim_end_matches('s')))
         .collect();
-    let name = |part: &str| table[part].as_str().unwrap_or_default().to_owned();
+    let name = |part: &str| table[part].as_str().unwrap_or_default();
     format!(
         "{}: {}",
-        show(&written(&name("schema"), &name("table")).into()),
+        written(name("schema"), name("table")),
         changes.join(", ")
     )
 }

@@ -40,7 +40,7 @@ pub(super) struct RemovedSource {
     name: String,
     dropped: Vec<String>,
     /// What could not be dropped, with the SQL that does.
-    pub(super) left: Vec<LeftObject>,
+    left: Vec<LeftObject>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -54,9 +54,9 @@ pub(super) struct RemoveQuery {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LeftObject {
-    pub(super) object: String,
-    pub(super) sql: String,
-    pub(super) error: String,
+    object: String,
+    sql: String,
+    error: String,
 }
 
 impl From<lastgood_engine::Left> for LeftObject {
@@ -118,15 +118,27 @@ async fn take_away(app: &Shared, source: &str, force: bool) -> Result<RemovedSou
     };
     app.catalog.delete_source(row.id).await?;
     app.bases.changed();
-    for left in &removed.left {
-        let LeftObject { object, sql, .. } = left;
-        tracing::warn!(source = %row.id, object, sql, "left behind");
-    }
+    removed.warn(&row);
     tracing::info!(source = %row.id, name = row.name, "removed");
     Ok(removed)
 }
 
-pub(super) async fn clean_up(app: &Shared, row: &SourceRow) -> Result<RemovedSource, Error> {
+/// Take what is ours away from where a source was, while its connection is still the old one.
+pub(super) async fn leave(app: &Shared, row: &SourceRow) {
+    // What stands there may be another service's by now.
+    if let Err(error) = app.supervisor.check_writer(row.id).await {
+        let error = chain(&error);
+        tracing::warn!(source = %row.id, endpoint = row.endpoint, error, "nothing was removed there");
+        return;
+    }
+    app.bases.cancel(row.id);
+    app.supervisor.stop(row.id).await;
+    let removed = clean_up(app, row).await;
+    let removed = removed.unwrap_or_else(|error| nothing_dropped(row, &chain(&error)));
+    removed.warn(row);
+}
+
+async fn clean_up(app: &Shared, row: &SourceRow) -> Result<RemovedSource, Error> {
     let source = app.supervisor.source(row).await?;
     let removal = lastgood_engine::remove(&source).await?;
     Ok(RemovedSource {
@@ -138,6 +150,12 @@ pub(super) async fn clean_up(app: &Shared, row: &SourceRow) -> Result<RemovedSou
 }
 
 impl RemovedSource {
+    fn warn(&self, row: &SourceRow) {
+        for LeftObject { object, sql, error } in &self.left {
+            tracing::warn!(source = %row.id, endpoint = row.endpoint, object, sql, error, "left behind");
+        }
+    }
+
     fn nothing(row: &SourceRow) -> Self {
         Self {
             id: row.id.to_string(),
@@ -149,7 +167,7 @@ impl RemovedSource {
 }
 
 /// What a source that cannot be reached may still hold of ours.
-pub(super) fn nothing_dropped(row: &SourceRow, error: &str) -> RemovedSource {
+fn nothing_dropped(row: &SourceRow, error: &str) -> RemovedSource {
     let id = row.id;
     let left = [
         (

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::extract::{Body, Page, PageQuery, Params};
-use super::lifecycle::LeftObject;
+use super::lifecycle::leave;
 use super::openapi::{BadBody, BadQuery, Clash, Common, Missing};
 use super::plan::NotCoveredView;
 use super::probe::{Finding, Severity};
@@ -210,26 +210,6 @@ async fn elsewhere(
 
 const MOVED: &str = "nothing was changed; if it has moved there for good, say so (--moved, \"moved\": true): a new lineage \
     begins there with a new base, and what is ours on the old server is removed if that can be reached";
-
-/// Take what is ours away from where a source was, while its connection is still the old one.
-async fn leave(app: &Shared, row: &SourceRow) {
-    // What stands there may be another service's by now.
-    if let Err(error) = app.supervisor.check_writer(row.id).await {
-        let error = chain(&error);
-        tracing::warn!(source = %row.id, endpoint = row.endpoint, error, "nothing was removed there");
-        return;
-    }
-    app.bases.cancel(row.id);
-    app.supervisor.stop(row.id).await;
-    let removed = super::lifecycle::clean_up(app, row).await;
-    let left = match removed {
-        Ok(removed) => removed.left,
-        Err(error) => super::lifecycle::nothing_dropped(row, &chain(&error)).left,
-    };
-    for LeftObject { object, sql, error } in left {
-        tracing::warn!(source = %row.id, endpoint = row.endpoint, object, sql, error, "left behind");
-    }
-}
 
 /// Register a source
 #[utoipa::path(

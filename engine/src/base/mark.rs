@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use lastgood_pg::dump::SCATTERED;
+use lastgood_pg::dump::{SCATTERED, TYPE_PARTS};
 use lastgood_proto::Oid;
 use lastgood_proto::manifest::ColumnEntry;
 use tokio_postgres::types::FromSql;
@@ -32,14 +32,7 @@ used(root, typ) AS (
     UNION
     SELECT used.root, part.typ
     FROM used JOIN pg_type t ON t.oid = used.typ AND t.oid >= 16384
-    CROSS JOIN LATERAL (
-        SELECT t.typelem
-        UNION ALL SELECT t.typbasetype
-        UNION ALL SELECT g.rngsubtype FROM pg_range g
-                  WHERE g.rngtypid = t.oid OR to_jsonb(g)->>'rngmultitypid' = t.oid::text
-        UNION ALL SELECT a.atttypid FROM pg_attribute a
-                  WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0
-                    AND NOT a.attisdropped) part(typ)
+    CROSS JOIN LATERAL {TYPE_PARTS} part(typ)
     WHERE part.typ >= 16384 OR part.typ IN (SELECT typ FROM named)),
 types(typ, definition) AS (
     SELECT t.oid, concat_ws(' ', t.oid, t.xmin, t.typtype, t.typbasetype, t.typtypmod, t.typnotnull,
@@ -176,7 +169,9 @@ fn array<'r, T: FromSql<'r>>(row: &'r Row, at: usize) -> Vec<T> {
 pub(super) async fn marks(client: &Client, publication: Oid) -> Result<BTreeMap<Oid, Mark>, Error> {
     let rows = client
         .query(
-            &MARKS.replace("{SCATTERED}", SCATTERED),
+            &MARKS
+                .replace("{SCATTERED}", SCATTERED)
+                .replace("{TYPE_PARTS}", TYPE_PARTS),
             &[&publication.get()],
         )
         .await;
